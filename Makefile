@@ -1,0 +1,37 @@
+# make demo    everything on generated phantoms, in minutes; the report's path comes last
+# make test    the test suite; with MEDCLR_TEST_DATA=FOLDER also the tests on real data
+# make lint    ruff, mypy --strict, import-linter
+# make bench   side by side with other packages
+# The first of these makes .venv and installs the pinned versions into it; later ones reuse it.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint bench clean
+
+demo: $(INSTALLED)
+	.venv/bin/medclr demo --out runs/demo
+
+test: $(INSTALLED)
+	.venv/bin/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: $(INSTALLED)
+	@set -e; for script in benchmarks/*.py; do echo "$$script"; .venv/bin/python "$$script"; done
+
+# runs/ stays, except for the demo's: it holds people's work.
+clean:
+	rm -rf .venv build dist runs/demo .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find medclr tests benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing the pinned versions into .venv (minutes, once) ..."
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@

@@ -1,0 +1,62 @@
+"""Contrastive pre-training on unlabelled medical scans, and how many labels it saves.
+
+The public names are loaded when first used (PEP 562), so that importing medclr costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medclr.commands.efficiency import efficiency
+    from medclr.commands.finetune import finetune
+    from medclr.commands.prepare import prepare
+    from medclr.commands.pretrain import pretrain
+    from medclr.commands.scan import scan
+    from medclr.config import EfficiencyConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ScanConfig
+    from medclr.errors import MedclrError
+    from medclr.training.encode import load_encoder
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "EfficiencyConfig": "medclr.config",
+    "FinetuneConfig": "medclr.config",
+    "MedclrError": "medclr.errors",
+    "PrepareConfig": "medclr.config",
+    "PretrainConfig": "medclr.config",
+    "ScanConfig": "medclr.config",
+    "efficiency": "medclr.commands.efficiency",
+    "finetune": "medclr.commands.finetune",
+    "load_encoder": "medclr.training.encode",
+    "prepare": "medclr.commands.prepare",
+    "pretrain": "medclr.commands.pretrain",
+    "scan": "medclr.commands.scan",
+}
+
+__all__ = [
+    "EfficiencyConfig",
+    "FinetuneConfig",
+    "MedclrError",
+    "PrepareConfig",
+    "PretrainConfig",
+    "ScanConfig",
+    "__version__",
+    "efficiency",
+    "finetune",
+    "load_encoder",
+    "prepare",
+    "pretrain",
+    "scan",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'medclr' has no attribute {name!r}")
+    value: object = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""What medclr does, one module per command."""

@@ -1,0 +1,219 @@
+"""`medclr finetune`: from a handful of labels to a classifier, and how good it is on patients it never saw."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from medclr.commands.prepare import stock, stocked
+from medclr.config import FinetuneConfig, LabelsConfig, PrepareConfig
+from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
+from medclr.data.labels import LabelTable, read_labels
+from medclr.data.spec import DataSpec
+from medclr.data.store import Store
+from medclr.errors import DataError, LeakageError, UsageError
+from medclr.metrics import auroc, bootstrap_auroc, interval
+from medclr.models.bundle import check_dims
+from medclr.models.classifier import Classifier, save_classifier
+from medclr.models.encoder import Architecture, build_encoder
+from medclr.reporting.console import counted, say
+from medclr.reporting.run import Run, read_paths
+from medclr.training.classify import fit_full, fit_linear, training_device
+from medclr.training.encode import Encoder, embed_rows, load_encoder
+from medclr.transforms.presets import Views, build_views
+
+FINETUNE_CROP = (0.7, 1.0)  # a view for a classifier must still show what the label is about
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Everything that labels meet: the table, the volumes, the encoder, and what it saw of the test set.
+
+    Attributes:
+        table: labelled rows; manifest: all rows; store, spec: where and how to read them.
+        encoder: the pre-trained one; its architecture also serves a start from scratch.
+        verdict: of the leakage check.
+    """
+
+    table: LabelTable
+    manifest: pd.DataFrame
+    store: Store
+    spec: DataSpec
+    encoder: Encoder
+    verdict: Verdict
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.encoder.bundle.architecture
+
+    @property
+    def views(self) -> Views:
+        """Augmentations for training a whole network on labels."""
+        return build_views(self.spec.preset, self.spec.spatial_dims, self.spec.laterality, scale=FINETUNE_CROP)
+
+    def network(self, init: str, seed: int) -> torch.nn.Module:
+        """A fresh copy of the encoder, or one of the same architecture with random weights."""
+        if init == "encoder":
+            return copy.deepcopy(self.encoder.network)
+        torch.manual_seed(seed)
+        return build_encoder(self.architecture)
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Train a classifier on the train split of a label table, and measure it on the others.
+
+    Returns:
+        What metrics.json holds: per split, AUROC with its interval and the counts behind it.
+    """
+    run = Run.open("finetune", config, config.out)
+    if run.complete:
+        say(f"{run.folder} is complete already; use another --out to train again")
+        return run.outcome
+    data = gather(config, run)
+    rows, train = data.table.rows, data.table.of("train")
+    y, patients = rows["y"].to_numpy(), rows["patient_key"].to_numpy()
+    if len(set(y[train])) < 2:
+        raise DataError(
+            f"{config.labels.name}: the train split has {counted(len(train), 'labelled volume')} and not both classes of "
+            f"{data.table.column!r} ({' and '.join(data.table.classes)}); label at least one of each"
+        )
+    say(f"training on {counted(len(train), 'volume')} ({int(y[train].sum()):,} {data.table.classes[1]})")
+    classifier, how = _classifier(config, data, train)
+    logits = embed_rows(classifier, rows, data.store, data.spec).astype(np.float64)
+    metrics = {
+        "label": data.table.column,
+        "positive": data.table.classes[1],
+        "method": config.method,
+        "init": config.init,
+        **how,
+        "splits": {
+            split: measured(y[at], logits[at], patients[at], bool(rows["patient_known"].all()), config)
+            for split in ("val", "test")
+            if len(at := data.table.of(split))
+        },
+        "leakage": data.verdict.sentence,
+        "transductive": data.verdict.status == "leak",
+    }
+    save_classifier(run.folder / "classifier", classifier, data.architecture, {
+        "spec": data.spec.to_dict(), "label": data.table.column, "classes": list(data.table.classes),
+    })  # fmt: skip
+    run.write_json("metrics.json", metrics)
+    run.write_frame("metrics.csv", pd.DataFrame([{"split": s, **m} for s, m in metrics["splits"].items()]))
+    predictions = rows[["volume_id", "patient_key", "split", "y"]].assign(probability=expit(logits))
+    run.write_frame("predictions.csv", predictions)
+    run.finish(metrics)
+    _tell(config, run, metrics)
+    return metrics
+
+
+def gather(config: LabelsConfig, run: Run) -> Labelled:
+    """Find encoder, manifest and store, join the labels, and refuse a test set that pre-training saw."""
+    source = config.encoder or Run.newest("pretrain")
+    if source is None:
+        raise UsageError("no complete pretrain run under runs/; run `medclr pretrain --data DIR`, or name one with --encoder")
+    encoder = load_encoder(source)
+    if config.encoder is None:
+        say(f"encoder: {source}, the newest complete pretrain run")
+    paths = read_paths(source)
+    names = load_key(config.key_file or paths.get("key_file"))
+    spec, store, manifest = _volumes(config, run, encoder, source, paths)
+    table = read_labels(config.labels, manifest, names, config.label)
+    run.write_frame("private/unmatched.csv", pd.DataFrame({table.key: list(table.unmatched_keys)}))
+    say(
+        f"labels: {counted(len(table.rows), 'volume')} by {table.key}, column {table.column!r}; "
+        f"{counted(len(table.unmatched_keys), 'key')} without a volume (private/unmatched.csv), "
+        f"{counted(table.n_unlabelled, 'volume')} without a label"
+    )
+    if table.split_source == "patient hash":
+        say("no split column: patients are split 70/10/20 into train, val and test by the hash of their pseudonym")
+    verdict = _leakage(config, table, encoder, names)
+    return Labelled(table, manifest, store, spec, encoder, verdict)
+
+
+def measured(
+    y: NDArray[np.integer], scores: NDArray[np.floating], patients: NDArray[np.object_], known: bool, config: LabelsConfig
+) -> dict[str, Any]:
+    """AUROC with its interval over patients, or why there is none."""
+    counts = {
+        "n": len(y),
+        "n_positive": int(y.sum()),
+        "n_negative": int(len(y) - y.sum()),
+        "n_patients": len(set(patients)),
+        "interval_level": "patient" if known else "image (patients unknown)",
+    }
+    if len(set(y)) < 2:
+        return {"auroc": None, "low": None, "high": None, "reason": "n/a, because it has a single class", **counts}
+    rng = np.random.default_rng(config.seed)
+    low, high = interval(bootstrap_auroc(y, scores[None], patients, config.resamples, rng)[0])
+    return {"auroc": auroc(y, scores), "low": low, "high": high, "reason": "", **counts}
+
+
+def _volumes(
+    config: LabelsConfig, run: Run, encoder: Encoder, source: Path, paths: dict[str, Path | None]
+) -> tuple[DataSpec, Store, pd.DataFrame]:
+    """The volumes of --data, prepared as the encoder asks; without it, those of the pretrain run."""
+    if config.data is not None:
+        kept = stocked(run.folder) if run.resumed else None
+        if kept:
+            return kept[1], Store(config.store or run.folder.parent / "store"), kept[0]
+        reading = PrepareConfig(
+            data=config.data, store=config.store, key_file=config.key_file or paths.get("key_file"), workers=config.workers
+        )
+        manifest, _, spec, store = stock(reading, run, encoder.spec)
+        return spec, store, manifest
+    kept = stocked(source)
+    if kept is None:
+        raise UsageError(f"--encoder {source}: a bundle without its pretrain run's private/ and spec.yaml; give --data too")
+    check_dims(encoder.bundle, kept[1].spatial_dims)
+    return kept[1], Store(config.store or paths.get("store") or source.parent / "store"), kept[0]
+
+
+def _leakage(config: LabelsConfig, table: LabelTable, encoder: Encoder, names: Pseudonymiser) -> Verdict:
+    test = table.rows.iloc[table.of("test")]
+    seen = Seen.from_dict(encoder.bundle.details["seen"])
+    verdict = check_leakage(seen, names.fingerprint, test["patient_key"], test["pixel_hash"])
+    if verdict.status == "leak" and not config.transductive:
+        raise LeakageError(
+            f"{verdict.sentence} Pretrain again with --holdout {config.labels}, or pass --transductive to go on and "
+            "have the results marked"
+        )
+    return verdict
+
+
+def _classifier(config: FinetuneConfig, data: Labelled, train: NDArray[np.intp]) -> tuple[Classifier, dict[str, Any]]:
+    rows = data.table.rows.iloc[train].reset_index(drop=True)
+    network = data.network(config.init, config.seed)
+    width = data.architecture.feature_dim
+    if config.method == "full":
+        report = lambda step, loss: say(f"step {step}: loss {loss:.3f}")  # noqa: E731
+        full = fit_full(network, width, rows, data.store, data.spec, data.views, config, config.seed, report)
+        return full, {"n_train": len(rows)}
+    features = embed_rows(network.to(training_device(config.device)), rows, data.store, data.spec)
+    head = fit_linear(features, rows["y"].to_numpy(), rows["patient_key"].to_numpy(), config.seed)
+    classifier = Classifier(network, width)
+    with torch.no_grad():
+        classifier.head.weight.copy_(torch.from_numpy(head.weight)[None])
+        classifier.head.bias.fill_(head.bias)
+    how = {"n_train": len(rows), "strength": head.strength, "strength_chosen": head.chosen}
+    return classifier.to(next(network.parameters()).device).eval(), how
+
+
+def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:
+    for split, m in metrics["splits"].items():
+        counts = f"{m['n_positive']:,} positive and {m['n_negative']:,} negative of {counted(m['n_patients'], 'patient')}"
+        if m["auroc"] is None:
+            say(f"{split}: AUROC {m['reason']} ({counts})")
+        else:
+            say(f"{split}: AUROC {m['auroc']:.3f} (95% interval {m['low']:.3f} to {m['high']:.3f}, "
+                f"by {m['interval_level']}; {counts})")
+    if "test" not in metrics["splits"]:
+        say("no test split: nothing is known of how good this classifier is; add a split column with test rows")
+    say(metrics["leakage"])
+    say(f"wrote {run.folder}: metrics.json, predictions.csv, classifier/")
+    say(f"next: medclr efficiency --labels {config.labels}" + (f" --encoder {config.encoder}" if config.encoder else ""))

@@ -1,0 +1,93 @@
+"""`medclr prepare`: every volume into the store, once."""
+
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from medclr.commands.scan import check_skipped, summarise, survey
+from medclr.config import PrepareConfig
+from medclr.data.candidate import Skipped
+from medclr.data.manifest import skipped_frame, spatial_dims
+from medclr.data.prepare import prepare as fill_store
+from medclr.data.prepare import processes
+from medclr.data.spec import DataSpec, choose_spec, load_spec, parse_spec
+from medclr.data.store import Store
+from medclr.errors import DataError
+from medclr.reporting.console import counted, progress, say
+from medclr.reporting.run import Run
+
+
+def prepare(config: PrepareConfig) -> pd.DataFrame:
+    """Scan a folder and bring its volumes into the store.
+
+    Returns:
+        The manifest of the volumes in the store.
+    """
+    run = Run.open("prepare", config, config.out)
+    manifest, skipped, spec, store = stock(config, run)
+    run.finish({"volumes": len(manifest), "skipped_files": len(skipped), "store": spec.digest()})
+    say(f"wrote {run.folder}: scan.json, spec.yaml; private/ has manifest.parquet, skipped.csv and keys.csv")
+    say(f"store {store.root} has {counted(len(manifest), 'volume')}")
+    say(f"next: medclr pretrain --data {config.data}")
+    check_skipped(config, manifest, skipped)
+    return manifest
+
+
+def stock(
+    config: PrepareConfig, run: Run, spec: DataSpec | None = None
+) -> tuple[pd.DataFrame, list[Skipped], DataSpec, Store]:
+    """Scan and prepare into a run's `private/`.
+
+    Args:
+        config: what to read, and where the store is.
+        run: gets scan.json, spec.yaml and the tables in `private/`.
+        spec: with patch and spacing filled; None is the config's, or one chosen from the data.
+
+    Returns:
+        The manifest of the prepared volumes, what was skipped, the spec and the store.
+    """
+    store = Store(config.store or run.folder.parent / "store")
+    manifest, skipped = survey(config, run)
+    spec = spec or (load_spec(config.spec) if config.spec else choose_spec(manifest))
+    chosen = manifest[spec.accepts(manifest)]
+    if chosen.empty:
+        kinds = sorted({f"{m or 'unknown modality'} {d}D" for m, d in zip(manifest["modality"], spatial_dims(manifest))})
+        raise DataError(
+            f"no volume fits the spec {spec.name} ({' '.join(spec.modality)} {spec.spatial_dims}D); "
+            f"{config.data} has {', '.join(kinds)}. Choose another --spec"
+        )
+    if spec.patch is None or (spec.sizing == "spacing" and spec.spacing_mm is None):
+        spec = spec.filled(chosen)
+    run.write_text("spec.yaml", yaml.safe_dump(spec.to_dict(), sort_keys=False))
+    left_out = len(manifest) - len(chosen)
+    say(f"spec {spec.name}: {_described(spec)}" + (f"; {counted(left_out, 'volume')} of other kinds left out" * (left_out > 0)))
+    with progress("preparing volumes") as show, processes(config.workers, len(chosen)) as pool:
+        prepared, unreadable = fill_store(chosen, config.data, spec, store, pool, show)
+    skipped += unreadable
+    run.write_frame("private/skipped.csv", skipped_frame(skipped))
+    if prepared.empty:
+        raise DataError(f"--data {config.data}: not one of {counted(len(chosen), 'volume')} could be decoded; "
+                        f"{run.private / 'skipped.csv'} says why for each")
+    if unreadable:
+        say(f"{counted(len(chosen) - len(prepared), 'volume')} could not be decoded; private/skipped.csv says why")
+    run.write_json("scan.json", summarise(prepared, skipped))
+    run.write_frame("private/manifest.parquet", prepared)
+    return prepared, skipped, spec, store
+
+
+def stocked(folder: Path) -> tuple[pd.DataFrame, DataSpec] | None:
+    """The manifest and spec that an earlier `stock` left in a run folder; None where it did not finish."""
+    path, spec = folder / "private" / "manifest.parquet", folder / "spec.yaml"
+    if not (path.is_file() and spec.is_file()):
+        return None
+    manifest = pd.read_parquet(path)
+    if "store_key" not in manifest:
+        return None
+    return manifest, parse_spec(yaml.safe_load(spec.read_text()), str(spec))
+
+
+def _described(spec: DataSpec) -> str:
+    size = " x ".join(map(str, spec.patch or ()))
+    steps = " x ".join(f"{step:g}" for step in spec.spacing_mm or ())
+    return f"{spec.spatial_dims}D, patch {size}" + (f" at {steps} mm" if spec.sizing == "spacing" else "")

@@ -1,0 +1,159 @@
+"""`medclr pretrain`: from a folder of unlabelled scans to an encoder bundle."""
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medclr import __version__
+from medclr.commands.prepare import stock, stocked
+from medclr.commands.scan import check_skipped
+from medclr.config import PretrainConfig, paths_of
+from medclr.data.identity import Pseudonymiser, Seen, load_key
+from medclr.data.labels import LabelTable, held_out, read_labels
+from medclr.data.loader import Blocks
+from medclr.data.store import Store
+from medclr.errors import DataError, MedclrError
+from medclr.models.bundle import save_bundle
+from medclr.reporting.console import counted, progress, say
+from medclr.reporting.run import Run
+from medclr.training.encode import Encoder, load_encoder
+from medclr.training.health import health_check
+from medclr.training.trainer import checkpoint_path, pretrain_encoder
+from medclr.transforms.presets import build_views
+
+FEWEST_VOLUMES = 8  # to tell apart
+AT_CHANCE = 0.97  # share of the chance level above which the loss has not moved
+
+
+def pretrain(config: PretrainConfig) -> Encoder:
+    """Train an encoder with SimCLR on all volumes of a folder but those held out.
+
+    Returns:
+        The encoder, as `medclr.load_encoder` gives it.
+    """
+    run = Run.open("pretrain", config, config.out)
+    if run.complete:
+        say(f"{run.folder} is complete already; use another --out to train again")
+        return load_encoder(run.folder)
+    kept = stocked(run.folder) if run.resumed else None
+    if kept:
+        manifest, spec = kept
+        skipped = []
+        store = Store(config.store or run.folder.parent / "store")
+    else:
+        manifest, skipped, spec, store = stock(config, run)
+    names = load_key(config.key_file)
+    held = _held_out(config, manifest, names)
+    rows = manifest[~held].reset_index(drop=True)
+    if len(rows) < FEWEST_VOLUMES:
+        raise DataError(f"{counted(len(rows), 'volume')} to learn from; SimCLR needs {FEWEST_VOLUMES} to tell apart")
+    if config.batch_size > len(rows):
+        say(f"--batch-size {config.batch_size} is more than the {len(rows):,} volumes: a batch is all of them")
+
+    measures = _Measures(run)
+    views = build_views(spec.preset, spec.spatial_dims, spec.laterality)
+    say(f"SimCLR, ResNet-{config.depth} of width {config.width}, on {counted(len(rows), 'volume')}"
+        + (f" from epoch {measures.epochs + 1}" if checkpoint_path(run.folder).is_file() else ""))
+    with progress("pre-training") as show:
+
+        def on_epoch(row: dict[str, float]) -> None:
+            measures.add(row)
+            show(int(row["epoch"]) + 1, config.epochs)
+
+        module, architecture = pretrain_encoder(
+            config,
+            spec,
+            views,
+            Blocks(rows, store, spec, views, 2, config.seed),
+            run.folder,
+            os.cpu_count() or 1,
+            health_check(rows, _labels(config, manifest, names), store, spec, config.seed),
+            on_epoch,
+        )
+    last = measures.rows[-1]
+    seen = Seen(names.fingerprint, frozenset(rows["patient_key"]), frozenset(rows["pixel_hash"]))
+    settings = asdict(config)
+    details = {
+        "spec": spec.to_dict(),
+        "method": "simclr",
+        "hyperparameters": {name: settings[name] for name in settings if name not in paths_of(config)},
+        "code_version": __version__,
+        "manifest_hash": manifest_hash(rows),
+        "holdout": {"volumes": int(held.sum()), "patients": int(manifest["patient_key"][held].nunique())},
+        "seen": seen.to_dict(),
+    }
+    save_bundle(run.folder / "encoder", module.encoder, module.projector, architecture, details)
+    run.finish({**last, "volumes": len(rows), "held_out_volumes": int(held.sum()), "manifest": details["manifest_hash"]})
+    _tell(config, run, last)
+    check_skipped(config, manifest, skipped)
+    return load_encoder(run.folder)
+
+
+def manifest_hash(rows: pd.DataFrame) -> str:
+    """What a table of volumes holds, whatever its order: 16 hex digits."""
+    return Pseudonymiser(b"manifest").pseudonym("volumes", "\n".join(sorted(rows["volume_id"] + rows["pixel_hash"])))
+
+
+class _Measures:
+    """metrics.csv: one row an epoch, whole after each, taken up by a resumed run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        path = run.folder / "metrics.csv"
+        self.rows: list[dict[str, Any]] = []
+        if path.is_file() and checkpoint_path(run.folder).is_file():
+            self.rows = pd.read_csv(path).to_dict("records")
+
+    @property
+    def epochs(self) -> int:
+        return len(self.rows)
+
+    def add(self, row: dict[str, float]) -> None:
+        # A kill between metrics and checkpoint leaves a row of an epoch that is now run again.
+        self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
+        self.run.write_frame("metrics.csv", pd.DataFrame(self.rows))
+        knn = f", kNN AUROC {row['knn_auroc']:.3f}" if "knn_auroc" in row else ""
+        say(f"epoch {int(row['epoch']) + 1}: loss {row['loss']:.3f} (chance {row['chance']:.3f}), "
+            f"RankMe {row['rankme']:.1f}{knn}")
+
+
+def _held_out(config: PretrainConfig, manifest: pd.DataFrame, names: Pseudonymiser) -> "pd.Series[bool]":
+    """Which volumes pre-training must not see: those of held-out patients, and any with the very same pixels."""
+    if config.holdout is None:
+        return pd.Series(np.zeros(len(manifest), dtype=bool), index=manifest.index)
+    patients = manifest["patient_key"].isin(held_out(config.holdout, manifest, names))
+    pixels = manifest["pixel_hash"].isin(set(manifest["pixel_hash"][patients]))
+    twins = int((pixels & ~patients).sum())
+    say(
+        f"held out: {counted(int(patients.sum()), 'volume')} of "
+        f"{counted(manifest['patient_key'][patients].nunique(), 'patient')}"
+        + (f", and {counted(twins, 'volume')} of others with the very same pixels" if twins else "")
+    )
+    return patients | pixels
+
+
+def _labels(config: PretrainConfig, manifest: pd.DataFrame, names: Pseudonymiser) -> LabelTable | None:
+    """The labels for the online kNN; none where --holdout only says whom to leave out."""
+    if config.holdout is None:
+        return None
+    try:
+        return read_labels(config.holdout, manifest, names, config.label)
+    except MedclrError as error:
+        if config.label:
+            raise
+        say(f"no online kNN: {error}")
+        return None
+
+
+def _tell(config: PretrainConfig, run: Run, last: dict[str, float]) -> None:
+    if last["loss"] > AT_CHANCE * last["chance"]:
+        say(f"warning: the loss {last['loss']:.3f} is at its chance level {last['chance']:.3f}: the encoder learned "
+            "nothing. Try more --epochs, another --lr, or look whether all volumes look alike")
+    if last["rankme"] < 2:
+        say(f"warning: RankMe {last['rankme']:.2f}: the embedding has collapsed to one direction; try a lower --lr")
+    say(f"wrote {run.folder}: encoder/, metrics.csv, tensorboard/, scan.json, spec.yaml")
+    labels = config.holdout or "LABELS.csv"
+    say(f"next: medclr finetune --labels {labels} --encoder {run.folder}")

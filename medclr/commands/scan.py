@@ -1,0 +1,113 @@
+"""`medclr scan`: what is in a folder, what was skipped and why, and the manifest."""
+
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+
+from medclr.config import ScanConfig
+from medclr.data.candidate import Skipped
+from medclr.data.discover import discover
+from medclr.data.identity import load_key
+from medclr.data.manifest import build_manifest, skipped_frame, spatial_dims
+from medclr.errors import REASONS, DataError, TooManySkipped
+from medclr.reporting.console import counted, progress, say
+from medclr.reporting.run import Run
+
+_NO_FAULT = {"NOT_AN_IMAGE"}  # archives hold texts and reports; to skip those is no loss
+
+
+def scan(config: ScanConfig) -> pd.DataFrame:
+    """Find the volumes in a folder by their headers alone, and write the manifest.
+
+    Returns:
+        The manifest; pixel hashes are empty until `prepare` has decoded the pixels.
+    """
+    run = Run.open("scan", config, config.out)
+    manifest, skipped = survey(config, run)
+    summary = summarise(manifest, skipped)
+    run.write_json("scan.json", summary)
+    run.finish({"volumes": len(manifest), "skipped_files": len(skipped)})
+    say(f"wrote {run.folder}: scan.json; private/ has manifest.parquet, skipped.csv and keys.csv")
+    say(f"next: medclr pretrain --data {config.data}")
+    check_skipped(config, manifest, skipped)
+    return manifest
+
+
+def survey(config: ScanConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]]:
+    """Scan a folder into a run's `private/`, and say what was found."""
+    names = load_key(config.key_file)
+    with progress("reading headers") as show:
+        candidates, skipped = discover(config.data, config.workers, config.burned_in, show)
+    run.write_frame("private/skipped.csv", skipped_frame(skipped))
+    faults = _faults(skipped)
+    if config.strict and faults:
+        first = faults[0]
+        raise DataError(
+            f"--strict: {counted(len(faults), 'file')} cannot be used; the first is {first.reason}: {first.message}. "
+            f"All are listed in {run.private / 'skipped.csv'}"
+        )
+    if not candidates:
+        why = ", ".join(f"{reason} {n:,}" for reason, n in _reasons(skipped))
+        found = f"{counted(len(skipped), 'file')} skipped ({why})" if skipped else "the folder is empty"
+        raise DataError(f"--data {config.data}: no volume in it; {found}. Point --data at DICOM, NIfTI or MedMNIST files")
+    manifest, keys = build_manifest(candidates, names)
+    run.write_frame("private/keys.csv", keys)
+    run.write_frame("private/manifest.parquet", manifest)
+    _tell(manifest, skipped)
+    return manifest, skipped
+
+
+def check_skipped(config: ScanConfig, manifest: pd.DataFrame, skipped: list[Skipped]) -> None:
+    """Raise TooManySkipped where more files were skipped for a fault than --max-skipped allows."""
+    faults, files = len(_faults(skipped)), _files(manifest) + len(skipped)
+    if faults > config.max_skipped * files:
+        raise TooManySkipped(
+            f"{faults:,} of {counted(files, 'file')} skipped for a fault ({faults / files:.1%}), "
+            f"more than --max-skipped {config.max_skipped:g}; private/skipped.csv says why for each"
+        )
+
+
+def summarise(manifest: pd.DataFrame, skipped: list[Skipped]) -> dict[str, Any]:
+    """Counts that may be shared: every file is either used or skipped."""
+    columns = ("modality", "manufacturer", "model", "kernel", "orientation", "site")
+    return {
+        "files": {"all": _files(manifest) + len(skipped), "used": _files(manifest), "skipped": len(skipped)},
+        "volumes": len(manifest),
+        "patients": int(manifest["patient_key"].nunique()),
+        "patients_known": bool(manifest["patient_known"].all()),
+        "spatial_dims": _counts(spatial_dims(manifest)),
+        "shape": _counts(manifest["shape"].map(lambda shape: " x ".join(map(str, shape)))),
+        "spacing_mm": _counts(manifest["spacing_mm"].map(lambda steps: " x ".join(f"{s:.2f}" for s in steps))),
+        **{name: _counts(manifest[name]) for name in columns},
+        "skipped": {reason: {"files": n, "meaning": REASONS[reason]} for reason, n in _reasons(skipped)},
+    }
+
+
+def _tell(manifest: pd.DataFrame, skipped: list[Skipped]) -> None:
+    known = "" if manifest["patient_known"].all() else " (not all files name their patient)"
+    files = _files(manifest)
+    say(f"{counted(len(manifest), 'volume')} of {counted(manifest['patient_key'].nunique(), 'patient')}{known}")
+    kinds = manifest.groupby([manifest["modality"], spatial_dims(manifest), manifest["manufacturer"]], sort=True)
+    for (modality, dims, manufacturer), group in sorted(kinds, key=lambda kind: -len(kind[1])):
+        say(f"  {len(group):>8,}  {modality or 'unknown modality'} {dims}D  {manufacturer or 'unknown manufacturer'}")
+    say(f"{counted(files + len(skipped), 'file')}: {files:,} used, {len(skipped):,} skipped")
+    for reason, n in _reasons(skipped):
+        say(f"  {n:>8,}  {reason}: {REASONS[reason]}")
+
+
+def _files(manifest: pd.DataFrame) -> int:
+    """Files that volumes are made of; several volumes may come from one."""
+    return len({item for source in manifest["source"] for item in source})
+
+
+def _faults(skipped: list[Skipped]) -> list[Skipped]:
+    return [item for item in skipped if item.reason not in _NO_FAULT]
+
+
+def _reasons(skipped: list[Skipped]) -> list[tuple[str, int]]:
+    return Counter(item.reason for item in skipped).most_common()
+
+
+def _counts(values: "pd.Series[Any]") -> dict[str, int]:
+    return {str(value) or "unknown": int(n) for value, n in values.value_counts().items()}

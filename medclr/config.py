@@ -1,0 +1,155 @@
+"""One frozen dataclass per command: its command line, its YAML and its Python signature.
+
+Every field carries its help text as metadata; `cli` turns the class into flags, and a class cannot be built
+with a value that the command would have to refuse.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from medclr.errors import UsageError
+
+Arm = Literal["scratch", "simclr-linear", "simclr-full", "pca"]
+
+
+def _say(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+def _need(text: str) -> Any:
+    return field(metadata={"help": text})
+
+
+def _at_least(config: object, **bounds: float) -> None:
+    for name, bound in bounds.items():
+        value = getattr(config, name)
+        if value is not None and not value >= bound:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {bound}")
+
+
+def paths_of(config: Any) -> dict[str, Path | None]:
+    """The fields of a config that name files or folders: they stay in `private/`, since a path can name a patient."""
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.type in (Path, Path | None)}
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """What is here: series by modality, vendor and geometry; what was skipped and why; the manifest."""
+
+    data: Path = _need("folder with DICOM, NIfTI or MedMNIST .npz files, read recursively")
+    out: Path | None = _say(None, "run folder to write (default: runs/DATE-scan)")
+    key_file: Path | None = _say(None, "key of the pseudonyms (default: ~/.config/medclr/key, made when absent)")
+    workers: int | None = _say(None, "processes that read (default: one per core)")
+    burned_in: bool = _say(False, "keep secondary captures and images that say they have burned-in text")
+    strict: bool = _say(False, "stop at the first file that has to be skipped for a fault")
+    max_skipped: float = _say(1.0, "share of files that may be skipped for a fault before the exit code is 3")
+
+    def __post_init__(self) -> None:
+        _at_least(self, workers=0, max_skipped=0)
+
+
+@dataclass(frozen=True)
+class PrepareConfig(ScanConfig):
+    """Build or resume the store: every volume oriented, resampled and clipped, ready for random crops."""
+
+    store: Path | None = _say(None, "folder of prepared volumes (default: store/ beside the run folder, shared by all runs there)")
+    spec: Path | None = _say(None, "data spec: a YAML file, or the name of one that ships (default: chosen from the data)")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(PrepareConfig):
+    """Teach an encoder from unlabelled scans with SimCLR; scans and prepares first where needed."""
+
+    holdout: Path | None = _say(None, "label table whose val and test patients are left out of pre-training")
+    label: str | None = _say(None, "label column for the online kNN (default: the only one in --holdout)")
+    depth: Literal[10, 18, 34, 50] = _say(10, "layers of the ResNet")
+    width: int = _say(16, "channels of the first stage (64 is the usual ResNet; 16 suits two CPU cores)")
+    norm: Literal["batch", "group"] = _say("batch", "normalisation layers of the encoder")
+    epochs: int = _say(20, "passes over the volumes")
+    batch_size: int = _say(256, "volumes per step; each gives two views")
+    temperature: float = _say(0.1, "temperature of NT-Xent")
+    lr: float = _say(2e-3, "peak learning rate of AdamW at batch size 256, scaled by its square root")
+    weight_decay: float = _say(1e-4, "weight decay of AdamW")
+    warmup_epochs: float = _say(2.0, "epochs of linear warm-up before the cosine")
+    device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to train")
+    seed: int = _say(0, "seed of the weights, the order and the views")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, width=4, epochs=1, batch_size=2, temperature=0.001, lr=0, weight_decay=0, warmup_epochs=0, seed=0)
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    """What finetune and efficiency share: the label table, and where the encoder and the volumes are."""
+
+    labels: Path = _need("label table (.csv or .parquet): one key column, a label column, optional split")
+    encoder: Path | None = _say(None, "pretrain run or encoder bundle (default: the newest complete run under runs/)")
+    data: Path | None = _say(None, "folder of scans, if other than those of the pretrain run")
+    store: Path | None = _say(None, "folder of prepared volumes (default: the pretrain run's)")
+    out: Path | None = _say(None, "run folder to write (default: runs/DATE-COMMAND)")
+    key_file: Path | None = _say(None, "key of the pseudonyms (default: the pretrain run's)")
+    label: str | None = _say(None, "label column (default: the only one)")
+    epochs: int = _say(30, "passes over the labelled volumes when the whole network is trained")
+    batch_size: int = _say(64, "volumes per step when the whole network is trained")
+    lr: float = _say(1e-3, "peak learning rate when the whole network is trained")
+    min_steps: int = _say(100, "fewest steps when the whole network is trained, however few the labels")
+    max_steps: int = _say(600, "most steps when the whole network is trained, so that cost is known beforehand")
+    resamples: int = _say(2000, "bootstrap resamples of test patients behind each interval")
+    transductive: bool = _say(False, "allow test patients that pre-training saw, and mark the report")
+    workers: int | None = _say(None, "processes that read (default: one per core)")
+    device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to train")
+    seed: int = _say(0, "seed of the weights, the draws and the resamples")
+
+    def __post_init__(self) -> None:
+        _at_least(self, epochs=1, batch_size=2, lr=0, min_steps=1, max_steps=1, resamples=100, workers=0, seed=0)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(LabelsConfig):
+    """Turn labels into a classifier, and say how good it is on patients it never saw."""
+
+    method: Literal["linear", "full"] = _say("linear", "train a linear head on frozen features, or everything")
+    init: Literal["encoder", "scratch"] = _say("encoder", "start from the encoder, or from random weights")
+
+
+@dataclass(frozen=True)
+class EfficiencyConfig(LabelsConfig):
+    """Draw the label-efficiency curve: AUROC against the share of labelled patients, per arm, with intervals."""
+
+    fractions: list[float] = field(
+        default_factory=lambda: [0.01, 0.1, 1.0], metadata={"help": "shares of the labelled training patients"}
+    )
+    draws: int = _say(5, "random draws per fraction")
+    arms: list[Arm] = field(
+        default_factory=lambda: ["scratch", "simclr-linear", "simclr-full", "pca"],
+        metadata={"help": "ways of making a classifier"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, draws=1)
+        if not self.fractions or not all(0 < f <= 1 for f in self.fractions):
+            raise UsageError(f"--fractions {self.fractions}: each must be above 0 and at most 1")
+        if not self.arms:
+            raise UsageError("--arms: name at least one")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Run everything on generated phantoms: scans, encoder, classifier and curve, in minutes on a laptop."""
+
+    out: Path | None = _say(None, "folder for the phantoms and all runs (default: runs/demo)")
+    patients: int = _say(160, "phantom patients to generate")
+    seed: int = _say(0, "seed of the phantoms and of every step")
+
+    def __post_init__(self) -> None:
+        _at_least(self, patients=20, seed=0)
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Check this machine: versions, DICOM decoders, GPU, free disk, write permission."""
+
+    out: Path = _say(Path("runs"), "folder in which runs will be written")

@@ -1,0 +1,1 @@
+"""From files to prepared volumes: readers, manifest, store, labels. No torch here."""

@@ -1,0 +1,54 @@
+"""What discovery finds, and what it passes over."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Files that together should make one volume, known from their headers alone.
+
+    The identifiers are raw: they become pseudonyms in the manifest and never leave `private/`.
+
+    Attributes:
+        reader: which module reads it.
+        paths: relative to the root, with "/"; in geometric order along the slice normal.
+        member: index of the image inside an .npz, counted over train, val and test; else 0.
+        patient_known: False where the files name no patient and `patient_id` is only a stand-in.
+        modality: as DICOM writes it (CT, MR, DX, ...); "" where unknown.
+        field_strength: in tesla; NaN where unknown.
+        shape: the spatial shape that the volume will have.
+        spacing_mm: its spacing, of the same length; NaN where unknown.
+        orientation: where the file's own axes point (of L, R, A, P, S, I), e.g. "LPS".
+        notes: what had to be assumed, without patient data.
+    """
+
+    reader: Literal["dicom", "nifti", "npz"]
+    paths: tuple[str, ...]
+    member: int
+    patient_id: str
+    patient_known: bool
+    study_uid: str
+    series_uid: str
+    site: str
+    modality: str
+    manufacturer: str
+    model: str
+    kernel: str
+    field_strength: float
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    orientation: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One file that becomes part of no volume: a code of `medclr.errors.REASONS` and one line.
+
+    The message holds no tag value but numbers and what may be shown; only `item` is a path.
+    """
+
+    item: str
+    reason: str
+    message: str

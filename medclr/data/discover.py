@@ -1,0 +1,255 @@
+"""Folder -> candidates: what every file is, told by its content, never following a link out of the folder."""
+
+import multiprocessing
+import os
+import signal
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from medclr.data import dicom, image2d, nifti
+from medclr.data.candidate import Candidate, Skipped
+from medclr.errors import MedclrError, Unreadable, UsageError
+
+__all__ = ["Candidate", "Skipped", "discover"]
+
+_INLINE = 200  # files below which starting processes takes longer than reading
+_CHUNK = 128  # files a process is given at a time
+
+# Formats that are images, told by how they start or, where that says nothing, by how they are named.
+_OTHER_STARTS = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"CDF\x01": "MINC 1",
+    b"CDF\x02": "MINC 1",
+    b"\x89HDF": "HDF5 or MINC 2",
+    b"TRACK\0": "a tractogram",
+    b"mrtrix tracks": "a tractogram",
+    b"NRRD000": "NRRD",
+    b"ObjectType": "MetaImage",
+    b"MATRIX7": "ECAT",
+}
+_OTHER_NAMES = {
+    ".mnc": "MINC",
+    ".par": "Philips PAR/REC",
+    ".rec": "Philips PAR/REC",
+    ".head": "AFNI",
+    ".brik": "AFNI",
+    ".brik.gz": "AFNI",
+    ".mgz": "FreeSurfer MGH",
+    ".mgh": "FreeSurfer MGH",
+    ".trk": "a tractogram",
+    ".tck": "a tractogram",
+    ".gii": "GIFTI",
+    ".nrrd": "NRRD",
+    ".nhdr": "NRRD",
+    ".mha": "MetaImage",
+    ".mhd": "MetaImage",
+    ".v": "ECAT",
+    ".img": "an .img file without its .hdr",
+    ".hdr": "a header that is not NIfTI's",
+    ".zip": "an archive: unpack it first",
+    ".tar": "an archive: unpack it first",
+    ".tar.gz": "an archive: unpack it first",
+    ".tgz": "an archive: unpack it first",
+    ".7z": "an archive: unpack it first",
+}
+_DICOM_NAMES = (".dcm", ".dicom", ".ima")
+
+
+def discover(
+    root: Path,
+    workers: int | None = None,
+    burned_in: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Candidate], list[Skipped]]:
+    """Find every volume below a folder, from headers alone.
+
+    Args:
+        root: the folder.
+        workers: processes that read headers; None is one per core, 0 or 1 reads in this one.
+        burned_in: accept secondary captures and images that say they have burned-in text.
+        progress: called with the number of files read and the number of all, now and then.
+
+    Returns:
+        Candidates and skipped files, both in the order of their paths. Every regular file is in exactly one
+        candidate's paths (an .npz in those of all its images) or exactly one skipped item.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise UsageError(f"--data {root}: no such folder")
+    items, skipped = _walk(root)
+    candidates: list[Candidate] = []
+    headers: list[dicom.Header] = []
+    n_done = 0
+    for results in _read_all(root, items, workers, burned_in):
+        n_done += len(results)
+        for result in results:
+            if isinstance(result, dicom.Header):
+                headers.append(result)
+            elif isinstance(result[0], Skipped):
+                skipped += [one for one in result if isinstance(one, Skipped)]
+            else:
+                candidates += [one for one in result if isinstance(one, Candidate)]
+        if progress:
+            progress(n_done, len(items))
+    from_dicom, without_volume = dicom.group(headers)
+    candidates += from_dicom
+    skipped += without_volume
+    return sorted(candidates, key=lambda c: (min(c.paths), c.member)), sorted(skipped, key=lambda s: s.item)
+
+
+class _Item(NamedTuple):
+    path: str
+    companion: str = ""  # the .img of a .hdr
+
+
+_Result = dicom.Header | list[Candidate] | list[Skipped]
+
+
+def _walk(root: Path) -> tuple[list[_Item], list[Skipped]]:
+    """All regular files below the root in the order of their names, and what can't be one."""
+    inside = root.resolve()
+    items: list[_Item] = []
+    skipped: list[Skipped] = []
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.append(Skipped(folder or ".", "UNREADABLE", f"a folder: {error.strerror}"))
+            continue
+        files: list[str] = []
+        below: list[str] = []
+        for entry in entries:
+            relative = f"{folder}/{entry.name}" if folder else entry.name
+            if not _is_text(relative):
+                item = relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                skipped.append(Skipped(item, "UNREADABLE", "a name that is not UTF-8; rename it"))
+            elif entry.is_symlink():
+                skipped.append(_link(root, inside, relative))
+            elif entry.is_dir(follow_symlinks=False):
+                below.append(relative)
+            elif entry.is_file(follow_symlinks=False):
+                files.append(relative)
+        items += _paired(files)
+        folders += reversed(below)
+    return items, skipped
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _link(root: Path, inside: Path, relative: str) -> Skipped:
+    try:
+        target = (root / relative).resolve(strict=True)
+    except (OSError, RuntimeError):
+        return Skipped(relative, "UNREADABLE", "a link to nothing")
+    if target.is_relative_to(inside):
+        return Skipped(relative, "DUPLICATE", "a link within the folder; what it points to is read where it lies")
+    return Skipped(relative, "UNREADABLE", "a link out of the folder")
+
+
+def _paired(files: list[str]) -> list[_Item]:
+    """A .img goes with its .hdr."""
+    present = set(files)
+    companions = {}
+    for path in files:
+        for ending, other in ((".hdr", ".img"), (".HDR", ".IMG")):
+            if path.endswith(ending) and path[:-4] + other in present:
+                companions[path] = path[:-4] + other
+    taken = set(companions.values())
+    return [_Item(path, companions.get(path, "")) for path in files if path not in taken]
+
+
+def _read_all(root: Path, items: list[_Item], workers: int | None, burned_in: bool) -> Iterator[list[_Result]]:
+    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    look = partial(_look_at_chunk, root, burned_in)
+    n_workers = min(_n_cores() if workers is None else workers, len(chunks))
+    if n_workers < 2 or len(items) < _INLINE:
+        yield from map(look, chunks)
+        return
+    # Neither threads nor open files of this process go into a forkserver's children.
+    context = multiprocessing.get_context("forkserver")
+    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_leave_signals_to_the_parent)
+    try:
+        yield from pool.map(look, chunks)
+    except BrokenProcessPool:
+        fix = "try --workers 1, and in a script call medclr under `if __name__ == '__main__':`"
+        raise MedclrError(f"a process that reads headers died; {fix}") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _leave_signals_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _look_at_chunk(root: Path, burned_in: bool, items: Iterable[_Item]) -> list[_Result]:
+    return [_look_at(root, burned_in, item) for item in items]
+
+
+def _look_at(root: Path, burned_in: bool, item: _Item) -> _Result:
+    try:
+        return _classified(root, burned_in, item)
+    except Unreadable as error:
+        reason, message = error.reason, str(error)
+    except OSError as error:
+        reason, message = "UNREADABLE", f"cannot be opened: {error.strerror or type(error).__name__}"
+    paths = [item.path, item.companion] if item.companion else [item.path]
+    return [Skipped(path, reason, message) for path in paths]
+
+
+def _classified(root: Path, burned_in: bool, item: _Item) -> _Result:
+    path = root / item.path
+    name = path.name.lower()
+    with path.open("rb") as file:
+        start = file.read(1024)
+    if not start:
+        raise Unreadable("NOT_AN_IMAGE", "an empty file")
+    if start[128:132] == b"DICM":
+        return dicom.headers(path, item.path, burned_in)
+    if item.companion or nifti.is_header(_inflated(start)) or name.endswith((".nii", ".nii.gz")):
+        companion = root / item.companion if item.companion else None
+        return [nifti.header(path, item.path, companion, item.companion)]
+    if start.startswith(b"PK\x03\x04") and name.endswith(".npz"):
+        return list(image2d.header(path, item.path))
+    if start[:2] in (b"\x02\0", b"\x08\0") or name.endswith(_DICOM_NAMES):
+        try:
+            return dicom.headers(path, item.path, burned_in)
+        except Unreadable as error:
+            if error.reason != "NOT_DICOM" or name.endswith(_DICOM_NAMES):
+                raise
+    for magic, kind in _OTHER_STARTS.items():
+        if start.startswith(magic):
+            raise Unreadable("UNSUPPORTED", kind)
+    for ending, kind in _OTHER_NAMES.items():
+        if name.endswith(ending):
+            raise Unreadable("UNSUPPORTED", kind)
+    raise Unreadable("NOT_AN_IMAGE", "neither DICOM, NIfTI nor a MedMNIST archive")
+
+
+def _inflated(start: bytes) -> bytes:
+    """The first bytes of a file, inflated if it is a gzip stream."""
+    if not start.startswith(b"\x1f\x8b"):
+        return start
+    try:
+        return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(start, 540)
+    except zlib.error:
+        return b""

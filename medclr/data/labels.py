@@ -1,0 +1,387 @@
+"""From a label table to labelled volumes, patient-grouped splits and nested draws."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from medclr.data.identity import Pseudonymiser
+from medclr.errors import DataError, LeakageError, UsageError
+
+# From the most specific key to the least.
+KEYS = ("path", "series_uid", "study_uid", "patient_id")
+SPLITS = ("train", "val", "test")
+_DOMAINS = ("site", "modality", "manufacturer", "model", "kernel", "field_strength")
+_PSEUDONYMS = {
+    "series_uid": ("series", "series_key"),
+    "study_uid": ("study", "study_key"),
+    "patient_id": ("patient", "patient_key"),
+}
+# Of two values, one of these is the class 0.
+_NEGATIVE = {"0", "0.0", "false", "f", "no", "n", "negative", "neg", "-", "absent", "none", "normal", "no finding"}
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Volumes that have a label.
+
+    Attributes:
+        rows: their manifest rows in the manifest's order, with `split` ("train", "val", "test") and `y` (0 or 1).
+        column: the label column.
+        key: the key column by which table and manifest were joined.
+        classes: what the table calls y = 0 and y = 1.
+        split_source: the table's own split column, or the hash of each patient.
+        unmatched_keys: raw keys in the table that match no volume; for `private/` only.
+        n_unlabelled: volumes of the manifest without a label.
+    """
+
+    rows: pd.DataFrame
+    column: str
+    key: str
+    classes: tuple[str, str]
+    split_source: Literal["table", "patient hash"]
+    unmatched_keys: tuple[str, ...]
+    n_unlabelled: int
+
+    def of(self, split: str) -> NDArray[np.intp]:
+        """Positions in `rows` of one split, ascending."""
+        return np.flatnonzero(self.rows["split"].to_numpy() == split)
+
+
+def read_labels(
+    path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser, label: str | None = None
+) -> LabelTable:
+    """Join a label table to the volumes of a manifest.
+
+    Everything is read as text. The most specific key column present is used, and a study or a patient labels
+    every volume under it. A blank label is unknown. Without a split column, or with one that is blank
+    throughout, patients are split by `split_by_patient`.
+
+    Args:
+        path: .csv (UTF-8) or .parquet with one of the columns path, series_uid, study_uid, patient_id.
+        manifest: the volumes, under the same key as `pseudonymiser`.
+        pseudonymiser: turns the table's keys into the manifest's.
+        label: the label column; None is the only column that is no key, split or domain.
+
+    Raises:
+        UsageError: no such column, or several that could be meant.
+        DataError: no table, no match, conflicting rows, or other than two classes.
+        LeakageError: a patient in two splits.
+    """
+    table = _read_table(path)
+    key = _key_column(table, path)
+    column = _label_column(table, path, label)
+    labelled = table[table[column] != ""]
+    if labelled.empty:
+        raise DataError(
+            f"{path.name}: column {column!r} is blank in all {len(table):,} rows; name another with --label"
+        )
+    classes = _two_classes(labelled[column], path)
+    matches = _match(table, key, manifest, pseudonymiser)
+    if not any(matches.values()):
+        raise DataError(
+            f"{path.name}: none of {len(matches):,} {key} values matches the {len(manifest):,} volumes; "
+            "were they scanned with another --key-file, or is another column the key?"
+        )
+    labels = _one_value_each(labelled, column, key, matches, path)
+    if not labels:
+        raise DataError(f"{path.name}: no row with a {column!r} matches any of the {len(manifest):,} volumes")
+    if len(set(labels.values())) < 2:
+        raise DataError(
+            f"{path.name}: only one class of column {column!r} among the {len(labels):,} volumes that match; "
+            "scan the volumes of the other, or label more"
+        )
+    splits, split_source = _splits(table, key, matches, manifest, path)
+    positions = sorted(labels)
+    without = [position for position in positions if position not in splits]
+    if without:
+        raise DataError(
+            f"{path.name}: {len(without):,} of {len(positions):,} labelled volumes have a blank split; "
+            "fill it in, or leave the whole column blank to split by patient"
+        )
+    rows = manifest.iloc[positions].reset_index(drop=True)
+    rows["split"] = [splits[position] for position in positions]
+    rows["y"] = np.array([classes.index(labels[position]) for position in positions], dtype=np.int64)
+    return LabelTable(
+        rows=rows,
+        column=column,
+        key=key,
+        classes=classes,
+        split_source=split_source,
+        unmatched_keys=tuple(value for value, found in matches.items() if not found),
+        n_unlabelled=len(manifest) - len(rows),
+    )
+
+
+def held_out(path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -> set[str]:
+    """Patients that pre-training must not see: those of the table whose split is val or test.
+
+    The splits are those of `read_labels`, but no label column is needed. Patients whom the table does not
+    mention, or whose split it leaves blank while giving others one, are not held out.
+
+    Args:
+        path: the label table.
+        manifest: the volumes, under the same key as `pseudonymiser`.
+        pseudonymiser: turns the table's keys into the manifest's.
+
+    Returns:
+        patient keys (pseudonyms).
+
+    Raises:
+        DataError: no table, no match, or conflicting rows.
+        LeakageError: a patient in two splits.
+    """
+    table = _read_table(path)
+    key = _key_column(table, path)
+    matches = _match(table, key, manifest, pseudonymiser)
+    if not any(matches.values()):
+        raise DataError(
+            f"{path.name}: none of {len(matches):,} {key} values matches the {len(manifest):,} volumes, "
+            "so nobody would be held out; were they scanned with another --key-file, or is another column the key?"
+        )
+    splits, _ = _splits(table, key, matches, manifest, path)
+    patients = manifest["patient_key"].to_numpy()
+    return {str(patients[position]) for position, split in splits.items() if split != "train"}
+
+
+def split_by_patient(patient_key: str) -> str:
+    """The split of a patient where the table gives none: 20% test, 10% val, 70% train, the same for every command.
+
+    Args:
+        patient_key: the patient's pseudonym.
+    """
+    share = int.from_bytes(sha256(f"split\0{patient_key}".encode()).digest()[:8], "big") / 2**64
+    return "test" if share < 0.2 else "val" if share < 0.3 else "train"
+
+
+def nested_draws(
+    y: ArrayLike, patients: Sequence[str] | NDArray[Any], fractions: Sequence[float], n_draws: int, seed: int
+) -> dict[tuple[float, int], NDArray[np.intp]]:
+    """Random subsets of the labelled patients, the smaller within the larger.
+
+    Patients are drawn whole and stratified by whether they have any positive. Both strata give at least one,
+    so that a draw has a positive and a negative wherever the data has them.
+
+    Args:
+        y: (n,) 0 or 1.
+        patients: (n,) patient of each label.
+        fractions: shares of the patients, above 0 and at most 1.
+        n_draws: draws a fraction.
+        seed: of all draws; a draw does not depend on how many others there are.
+
+    Returns:
+        ascending positions into `y`, by (fraction, draw). The sizes of a fraction's draws are equal in patients.
+    """
+    y = np.asarray(y)
+    names, of_row = np.unique(np.asarray(patients), return_inverse=True)
+    n_positive = np.bincount(of_row, weights=y, minlength=len(names))
+    n_rows = np.bincount(of_row, minlength=len(names))
+    positive, negative = np.flatnonzero(n_positive > 0), np.flatnonzero(n_positive == 0)
+    mixed = n_positive < n_rows
+    draws: dict[tuple[float, int], NDArray[np.intp]] = {}
+    for draw in range(n_draws):
+        rng = np.random.default_rng([seed, draw])
+        orders = [rng.permutation(positive), rng.permutation(negative)]
+        if not len(negative) and mixed.any():
+            # Negatives exist only beside positives: a patient with both goes first, so that every draw has one.
+            first = np.argmax(mixed[orders[0]])
+            orders[0] = np.concatenate([orders[0][[first]], np.delete(orders[0], first)])
+        for fraction in fractions:
+            taken = [order[: max(1, round(fraction * len(order)))] for order in orders]
+            draws[float(fraction), draw] = np.flatnonzero(np.isin(of_row, np.concatenate(taken)))
+    return draws
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """All cells as stripped text, "" where missing. The index counts rows as a spreadsheet does: the header is 1."""
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise UsageError(f"label table {path.name}: must be .csv or .parquet; export it as one of them")
+    if not path.is_file():
+        raise UsageError(f"label table {path}: no such file")
+    try:
+        table = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
+    except OSError as error:
+        # pyarrow's errors about what it reads have no strerror.
+        reason = error.strerror or "damaged; write it again"
+        raise DataError(f"label table {path.name}: {reason}") from None
+    # pandas and R write their row numbers as a column without a name.
+    table = table.loc[:, [name != "" and not name.startswith("__index_level_") for name in table.columns]]
+    twice = sorted(set(table.columns[table.columns.duplicated()]))
+    if twice:
+        raise DataError(f"label table {path.name}: column {twice[0]!r} appears more than once; rename or drop one")
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
+        raise DataError(f"label table {path.name}: no rows below the header")
+    return table
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        # Without a header pandas counts the fields of every row against the first; with one it drops surplus fields.
+        cells = pd.read_csv(
+            path,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            skipinitialspace=True,
+            skip_blank_lines=False,
+        )
+    except pd.errors.EmptyDataError:
+        raise DataError(f"label table {path.name}: empty file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"label table {path.name}: byte {error.start:,} is not UTF-8; save it as 'CSV UTF-8'") from None
+    except pd.errors.ParserError as error:
+        reason = str(error).removeprefix("Error tokenizing data. C error: ").splitlines()[0]
+        raise DataError(f"label table {path.name}: malformed CSV ({reason}); check quotes and commas there") from None
+    # Short rows come back with NaN even so.
+    cells = cells.fillna("").map(str.strip)
+    header, table = cells.iloc[0].tolist(), cells.iloc[1:]
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+        raise DataError(f"label table {path.name}: one column only; separate the fields with commas")
+    table.columns = pd.Index(header, dtype=object)
+    table.index = pd.RangeIndex(2, 2 + len(table))
+    return table
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        with pq.ParquetFile(path) as file:
+            arrow = file.read()
+        columns = [[_text(value) for value in column.to_pylist()] for column in arrow.columns]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OverflowError):
+        raise DataError(f"label table {path.name}: not a parquet file, or a damaged one; write it again") from None
+    index = pd.RangeIndex(2, 2 + arrow.num_rows)
+    table = pd.DataFrame(dict(enumerate(columns)), index=index, dtype=object)
+    table.columns = pd.Index([name.strip() for name in arrow.column_names], dtype=object)
+    return table
+
+
+def _text(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    # A column of integers with a gap comes as floats.
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _key_column(table: pd.DataFrame, path: Path) -> str:
+    for key in KEYS:
+        if key in table.columns:
+            return key
+    raise DataError(
+        f"label table {path.name}: no key among its {len(table.columns)} columns; "
+        f"name one of them {', '.join(KEYS[:-1])} or {KEYS[-1]}"
+    )
+
+
+def _label_column(table: pd.DataFrame, path: Path, label: str | None) -> str:
+    candidates = [name for name in table.columns if name not in (*KEYS, "split", *_DOMAINS)]
+    if label is not None:
+        if label not in table.columns:
+            others = f"it has {', '.join(candidates)}" if candidates else "it has no label column"
+            raise UsageError(f"--label {label}: no such column in {path.name}; {others}")
+        return label
+    if not candidates:
+        raise UsageError(f"label table {path.name}: only keys, split and domains; add a label column")
+    if len(candidates) > 1:
+        raise UsageError(
+            f"label table {path.name}: several columns may be the label; choose with --label: {', '.join(candidates)}"
+        )
+    return candidates[0]
+
+
+def _two_classes(labels: pd.Series, path: Path) -> tuple[str, str]:
+    values = sorted(labels.unique(), key=lambda value: (value.casefold(), value))
+    # A column with about as many values as rows may hold names or ids, which no message may show.
+    shown = f": {', '.join(values)}" if len(values) <= min(10, len(labels) // 3) else ""
+    where = f"{path.name}: column {labels.name!r}"
+    if len({value.casefold() for value in values}) < len(values):
+        raise DataError(f"{where} spells a class in several ways that differ in capitals only{shown}; make them one")
+    if len(values) == 1:
+        raise DataError(f"{where} has a single class in all {len(labels):,} labelled rows{shown}; two are needed")
+    if len(values) > 2:
+        raise DataError(
+            f"{where} has {len(values):,} classes{shown}; two are needed. Choose another with --label, "
+            "or blank the rows of the others"
+        )
+    negative = [value.casefold() in _NEGATIVE for value in values]
+    return (values[1], values[0]) if negative == [False, True] else (values[0], values[1])
+
+
+def _match(table: pd.DataFrame, key: str, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -> dict[str, list[int]]:
+    """Manifest positions under each key of the table, in the table's order; an empty list where there is none."""
+    positions: dict[str, list[int]] = defaultdict(list)
+    if key == "path":
+        for position, source in enumerate(manifest["source"]):
+            for name in {name for file in source for name in (file, str(PurePosixPath(file).parent))}:
+                positions[name].append(position)
+    else:
+        kind, column = _PSEUDONYMS[key]
+        for position, pseudonym in enumerate(manifest[column]):
+            positions[pseudonym].append(position)
+
+    def name_of(raw: str) -> str:
+        return str(PurePosixPath(raw.replace("\\", "/"))) if key == "path" else pseudonymiser.pseudonym(kind, raw)
+
+    return {raw: positions.get(name_of(raw), []) for raw in table[key].unique() if raw != ""}
+
+
+def _one_value_each(
+    rows: pd.DataFrame, column: str, key: str, matches: dict[str, list[int]], path: Path
+) -> dict[int, str]:
+    """The one value of `column` for each manifest position that has any."""
+    blank = rows.index[rows[key] == ""]
+    if len(blank):
+        raise DataError(
+            f"{path.name}: {len(blank):,} rows have a {column} but no {key} (first: row {blank[0]}); "
+            "fill it in, or delete them"
+        )
+    found: dict[int, tuple[str, int]] = {}
+    for row, raw, value in zip(rows.index, rows[key], rows[column], strict=True):
+        for position in matches[raw]:
+            earlier, earlier_row = found.setdefault(position, (value, row))
+            if earlier != value:
+                raise DataError(
+                    f"{path.name}: rows {earlier_row} and {row} give one volume two values of {column!r}; drop one"
+                )
+    return {position: value for position, (value, _) in found.items()}
+
+
+def _splits(
+    table: pd.DataFrame, key: str, matches: dict[str, list[int]], manifest: pd.DataFrame, path: Path
+) -> tuple[dict[int, str], Literal["table", "patient hash"]]:
+    """The split of each manifest position that the table mentions and gives one, and where it comes from."""
+    patients = manifest["patient_key"].to_numpy()
+    # Over the whole table, labelled or not, so that pre-training and fine-tuning never disagree.
+    if "split" not in table.columns or (table["split"] == "").all():
+        mentioned = {position for found in matches.values() for position in found}
+        return {position: split_by_patient(str(patients[position])) for position in mentioned}, "patient hash"
+    given = table[table["split"] != ""].assign(split=table["split"].str.lower())
+    wrong = given.index[~given["split"].isin(SPLITS)]
+    if len(wrong):
+        raise DataError(
+            f"{path.name}: {len(wrong):,} rows have a split other than train, val or test (first: row {wrong[0]})"
+        )
+    splits = _one_value_each(given, "split", key, matches, path)
+    of_patient: dict[str, set[str]] = defaultdict(set)
+    for position, split in splits.items():
+        of_patient[str(patients[position])].add(split)
+    torn = sorted(patient for patient, its in of_patient.items() if len(its) > 1)
+    if torn:
+        raise LeakageError(
+            f"{path.name}: {len(torn):,} of {len(of_patient):,} patients are in more than one split "
+            f"(pseudonym{'s' if len(torn) > 1 else ''} {', '.join(torn[:3])}{', …' if len(torn) > 3 else ''}); "
+            "give each patient one, or leave the column blank to split by patient"
+        )
+    return splits, "table"

@@ -1,0 +1,166 @@
+"""Blocks from the store for the network, and the one factory of loaders."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from medclr.data.spec import DataSpec
+from medclr.data.store import Store
+
+Batch = dict[str, Any]
+
+
+class Draws(Protocol):
+    """A transform, as far as data need to know it: it draws the parameters of one view."""
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]: ...
+
+
+def view_rng(seed: int, epoch: int, item: int, view: int) -> np.random.Generator:
+    """The random numbers of one view of one item: a pure function, whichever worker asks, in whatever order.
+
+    Counter-based (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): nothing is shared
+    between workers that could repeat, and a resumed run draws what the first would have drawn.
+    """
+    return np.random.Generator(np.random.Philox(key=(seed << 32) + view, counter=[0, 0, epoch, item]))
+
+
+class Blocks(Dataset[Batch]):
+    """Fixed-size blocks of stored volumes, a batch at a time.
+
+    Items are asked for as (epoch, row), which is all that their randomness depends on. With `views` None, an item
+    is the one block at the centre of the volume.
+
+    A batch holds blocks, float32 (B, V, C, *patch), with low and high, (B, V), the grey values that become 0 and 1;
+    params, a dict of (B, V, ...); row, (B,); and patient, (B,), equal where the patient is.
+    """
+
+    def __init__(
+        self, rows: pd.DataFrame, store: Store, spec: DataSpec, views: Draws | None = None, n_views: int = 2, seed: int = 0
+    ) -> None:
+        assert spec.patch is not None
+        self.store, self.patch, self.views, self.seed = store, spec.patch, views, seed
+        self.n_views = n_views if views else 1
+        self.keys = rows["store_key"].to_numpy(str)
+        self.shapes = np.array(rows["store_shape"].tolist())
+        self.low, self.high = grey_range(rows, spec)
+        self.patients = torch.from_numpy(pd.factorize(rows["patient_key"])[0])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
+        rows = np.array([row for _, row in items])
+        blocks, params = [], []
+        for epoch, row in items:
+            for view in range(self.n_views):
+                rng = view_rng(self.seed, epoch, row, view)
+                start = self._start(self.shapes[row], rng if self.views else None)
+                params.append(self.views.draw(rng) if self.views else {})
+                if view == 0 or start != previous:  # both views of a small image read the same block
+                    block = self.store.read(self.keys[row], start, self.patch, fill=self.low[row])
+                blocks.append(block)
+                previous = start
+        shape = (len(rows), self.n_views)
+        each = np.repeat(rows, self.n_views)
+        return {
+            "blocks": torch.from_numpy(np.stack(blocks)).unflatten(0, shape),
+            "low": torch.from_numpy(self.low[each]).unflatten(0, shape),
+            "high": torch.from_numpy(self.high[each]).unflatten(0, shape),
+            "params": {
+                name: torch.from_numpy(np.stack([p[name] for p in params])).unflatten(0, shape) for name in params[0]
+            },
+            "row": torch.from_numpy(rows),
+            "patient": self.patients[rows],
+        }
+
+    def _start(self, shape: Any, rng: np.random.Generator | None) -> tuple[int, ...]:
+        """First voxel of a block: at random where the volume is longer than the patch, else centred."""
+        return tuple(
+            int(rng.integers(room + 1)) if rng and room > 0 else room // 2
+            for room in (int(n) - p for n, p in zip(shape, self.patch, strict=True))
+        )
+
+
+class Steps(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, row) for a number of steps, from any step on: each epoch another order, drawn from the seed.
+
+    Only whole batches are given, so that every step of SimCLR sees the same number of negatives.
+    """
+
+    def __init__(self, n_rows: int, batch_size: int, seed: int) -> None:
+        self.n_rows, self.batch_size, self.seed = n_rows, min(batch_size, n_rows), seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by whoever runs the epochs, before each."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n_rows // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # View numbers are small: the largest 32-bit one is free for the order of the epoch.
+        order = view_rng(self.seed, self.epoch, 0, 2**32 - 1).permutation(self.n_rows)
+        for step in range(len(self)):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [(self.epoch, int(row)) for row in rows]
+
+
+def train_loader(blocks: Blocks, batch_size: int, workers: int, seed: int) -> "DataLoader[Batch]":
+    """A loader whose batches and views depend on nothing but the seed and the epoch."""
+    return _loader(blocks, Steps(len(blocks), batch_size, seed), workers)
+
+
+def eval_loader(blocks: Blocks, workers: int, batch_size: int = 256) -> "DataLoader[Batch]":
+    """A loader over all rows, once, in order."""
+    items = [(0, row) for row in range(len(blocks))]
+    batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+    return _loader(blocks, batches, workers)
+
+
+def default_workers(spec: DataSpec, cores: int) -> int:
+    """Loader processes: none where a block is read in less time than a process takes to hand it over."""
+    assert spec.patch is not None
+    return 0 if np.prod(spec.patch) <= 64**2 or cores < 4 else min(cores - 2, 12)
+
+
+def grey_range(rows: pd.DataFrame, spec: DataSpec) -> tuple[Any, Any]:
+    """The grey values of each volume that become 0 and 1, float32 (n,) each, by the spec's normalisation."""
+    if spec.normalisation == "window":
+        assert spec.window is not None
+        low, high = (np.full(len(rows), edge) for edge in spec.window)
+    elif spec.normalisation == "percentile":
+        low, high = rows["low"].to_numpy(), rows["high"].to_numpy()
+    else:
+        mean, std = rows["mean"].to_numpy(), rows["std"].to_numpy()
+        low, high = mean - 3 * std, mean + 3 * std
+    # A volume of one grey value has no range; any will do, since it shows nothing.
+    return low.astype(np.float32), np.where(high > low, high, low + 1).astype(np.float32)
+
+
+def _loader(blocks: Blocks, batches: Any, workers: int) -> "DataLoader[Batch]":
+    return DataLoader(
+        blocks,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_quiet if workers else None,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _quiet(worker: int) -> None:
+    """Leave signals to the main process, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

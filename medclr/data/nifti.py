@@ -1,0 +1,248 @@
+"""One NIfTI file (.nii, .nii.gz, or .hdr with .img) -> Volume.
+
+The header is nibabel's; the bytes are read here, never more of them than the header claims.
+"""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.imageglobals import LoggingOutputSuppressor
+from numpy.typing import NDArray
+
+from medclr.data.candidate import Candidate
+from medclr.data.volume import Volume, canonical
+from medclr.errors import Unreadable
+
+_MAX_VOXELS = 2**29  # 2 GiB as float32
+_MAX_INFLATION = 1032  # the most that deflate can compress
+_CIFTI = range(3000, 3100)  # intent codes of surfaces and matrices in a NIfTI-2 wrapper
+_TO_MM = {"meter": 1000.0, "micron": 0.001}
+
+
+def header(path: Path, relative: str, companion: Path | None = None, companion_relative: str = "") -> Candidate:
+    """What a NIfTI file will be as a volume.
+
+    Args:
+        path: the .nii, .nii.gz or .hdr file.
+        relative: its path below the root; without its ending it stands in for patient and series.
+        companion: the .img file that belongs to a .hdr.
+        companion_relative: the same below the root.
+
+    Raises:
+        Unreadable: it is no NIfTI file, or not one volume in grey.
+    """
+    with _as_unreadable():
+        parsed = _parse(path)
+        shape, affine, notes = _check(parsed, path, companion)
+        turn = nib.orientations.io_orientation(affine)
+    order = np.argsort(turn[:, 0])
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    identity = _identity(relative)
+    return Candidate(
+        reader="nifti",
+        paths=(relative, companion_relative) if companion else (relative,),
+        member=0,
+        patient_id=identity,
+        patient_known=False,
+        study_uid=identity,
+        series_uid=identity,
+        site="",
+        modality="",
+        manufacturer="",
+        model="",
+        kernel="",
+        field_strength=float("nan"),
+        shape=tuple(shape[i] for i in order),
+        spacing_mm=tuple(float(spacing[i]) for i in order),
+        orientation="".join(nib.orientations.ornt2axcodes(turn)),
+        notes=notes,
+    )
+
+
+def read(root: Path, candidate: Candidate) -> Volume:
+    """The volume of a NIfTI file: (1, X, Y, Z) in RAS, scaled by the header's slope and intercept.
+
+    Args:
+        root: the folder that the candidate's paths are relative to.
+        candidate: one that `header` returned.
+
+    Raises:
+        Unreadable: the file is damaged, or holds a single value.
+    """
+    path = root / candidate.paths[0]
+    companion = root / candidate.paths[1] if len(candidate.paths) > 1 else None
+    with _as_unreadable():
+        parsed = _parse(path)
+        shape, affine, notes = _check(parsed, path, companion)
+        stored = _voxels(parsed, companion or path, shape)
+        array, more = _scaled(stored, parsed)
+        return canonical(array[None], affine, notes + more)
+
+
+def is_header(start: bytes) -> bool:
+    """Whether a file's first 540 (inflated) bytes are a NIfTI header."""
+    return start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] in (b"n+2\0", b"ni2\0")
+
+
+@contextmanager
+def _as_unreadable() -> Iterator[None]:
+    try:
+        # nibabel logs what it finds odd; the candidate's notes and reasons say what matters.
+        with LoggingOutputSuppressor(), np.errstate(all="ignore"):
+            yield
+    except Unreadable:
+        raise
+    except gzip.BadGzipFile as error:
+        reason = "TRUNCATED" if "Compressed file ended" in str(error) else "DECODE"
+        raise Unreadable(reason, "the gzip stream is damaged") from None
+    except OSError as error:
+        raise Unreadable("UNREADABLE", f"cannot be opened: {error.strerror or type(error).__name__}") from None
+    except EOFError:
+        raise Unreadable("TRUNCATED", "the file ends before its voxels do") from None
+    except zlib.error:
+        raise Unreadable("DECODE", "the gzip stream is damaged") from None
+    except MemoryError:
+        raise Unreadable("TOO_LARGE", "not enough memory for the volume") from None
+    except Exception as error:
+        raise Unreadable("DECODE", f"the header makes no sense ({type(error).__name__})") from None
+
+
+def _open(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if zipped else path.open("rb")  # type: ignore[return-value]
+
+
+def _parse(path: Path) -> Any:
+    with _open(path) as file:
+        start = file.read(540)
+    if not is_header(start):
+        raise Unreadable("UNSUPPORTED", "no NIfTI header (Analyze 7.5 says nothing of left and right)")
+    if start[4:8] in (b"n+2\0", b"ni2\0"):
+        if len(start) < 540:
+            raise EOFError
+        return nib.Nifti2Header.from_fileobj(BytesIO(start))
+    return nib.Nifti1Header.from_fileobj(BytesIO(start[:348]))
+
+
+def _check(
+    parsed: Any, path: Path, companion: Path | None
+) -> tuple[tuple[int, ...], NDArray[np.float64], tuple[str, ...]]:
+    """Shape without trailing axes of one, affine in mm, notes; refuses what is not one grey volume."""
+    if int(parsed["intent_code"]) in _CIFTI:
+        raise Unreadable("UNSUPPORTED", "CIFTI: surfaces or a matrix, no volume")
+    if companion is None and bytes(parsed["magic"])[:2] == b"ni":
+        raise Unreadable("TRUNCATED", "a .hdr without its .img")
+    try:
+        dtype = parsed.get_data_dtype()
+    except nib.spatialimages.HeaderDataError:
+        raise Unreadable("UNSUPPORTED", "a data type that NIfTI does not define") from None
+    if dtype.fields is not None:
+        raise Unreadable("COLOUR", "RGB voxels")
+    if dtype.kind not in "iuf" or dtype.itemsize not in (1, 2, 4, 8):
+        raise Unreadable("UNSUPPORTED", f"voxels of type {dtype}")
+    shape = tuple(int(n) for n in parsed.get_data_shape())
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or min(shape) < 3:
+        raise Unreadable("UNSUPPORTED", f"shape {_by(shape)}; one volume of at least 3 voxels a side is needed")
+    n_voxels = shape[0] * shape[1] * shape[2]
+    if n_voxels > _MAX_VOXELS:
+        raise Unreadable("TOO_LARGE", f"shape {_by(shape)} is {n_voxels * 4 / 2**30:.1f} GiB as float32")
+    pixels = companion or path
+    with pixels.open("rb") as file:
+        inflation = _MAX_INFLATION if file.read(2) == b"\x1f\x8b" else 1
+    size = pixels.stat().st_size
+    if parsed.get_data_offset() + n_voxels * dtype.itemsize > size * inflation:
+        raise Unreadable("TRUNCATED", f"{n_voxels} voxels of {dtype.itemsize} bytes do not fit in {size} bytes")
+    affine, notes = _affine(parsed)
+    return shape, affine, notes
+
+
+def _affine(parsed: Any) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    tried: list[tuple[NDArray[np.float64], tuple[str, ...]]] = []
+    if int(parsed["sform_code"]) > 0:
+        tried.append((np.asarray(parsed.get_sform(), dtype=np.float64), ()))
+    if int(parsed["qform_code"]) > 0:
+        with suppress(ValueError, nib.spatialimages.HeaderDataError):
+            tried.append((np.asarray(parsed.get_qform(), dtype=np.float64), ()))
+    if not tried:
+        note = "no sform or qform: axes as NIfTI's method 1 has them, so left and right may be exchanged"
+        tried.append((np.asarray(parsed.get_base_affine(), dtype=np.float64), (note,)))
+    for affine, notes in tried:
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        # The determinant of the directions is one for right angles; near nought, two axes coincide.
+        if np.isfinite(affine).all() and (spacing > 0).all() and abs(np.linalg.det(affine[:3, :3] / spacing)) > 0.1:
+            return _in_mm(affine, spacing, parsed, notes)
+    raise Unreadable("NO_GEOMETRY", "sform and qform are singular or not finite")
+
+
+def _in_mm(
+    affine: NDArray[np.float64], spacing: NDArray[np.float64], parsed: Any, notes: tuple[str, ...]
+) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    try:
+        unit = parsed.get_xyzt_units()[0]
+    except KeyError:
+        unit = "unknown"
+    factor = _TO_MM.get(unit, 1.0)
+    if factor != 1.0:
+        # Many a file says metres or microns and means millimetres.
+        if (spacing * factor).min() > 0.005 and (spacing * factor).max() < 50:
+            affine = np.diag([factor, factor, factor, 1.0]) @ affine
+            notes += (f"spacing converted from {unit} to mm",)
+        else:
+            notes += (f"the unit says {unit}; the spacing was taken as mm",)
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    skew = np.degrees(np.arcsin(min(1.0, np.abs(directions.T @ directions - np.eye(3)).max())))
+    if skew > 0.5:
+        notes += (f"axes {skew:.1f} degrees off right angles",)
+    return affine, notes
+
+
+def _voxels(parsed: Any, path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+    dtype = parsed.get_data_dtype()
+    n_bytes = shape[0] * shape[1] * shape[2] * dtype.itemsize
+    with _open(path) as file:
+        file.seek(int(parsed.get_data_offset()))
+        content = file.read(n_bytes)
+        if len(content) < n_bytes:
+            raise EOFError
+        file.read(1)  # at its end a gzip stream is checked against its checksum
+    return np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
+
+
+def _scaled(stored: NDArray[Any], parsed: Any) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    slope, intercept = parsed.get_slope_inter()
+    scaled = stored if slope is None else stored * np.float64(slope) + np.float64(intercept)
+    array = scaled.astype(np.float32)
+    notes: tuple[str, ...] = ()
+    finite = np.isfinite(array)
+    if not finite.all():
+        n_bad = int(array.size - finite.sum())
+        if n_bad == array.size:
+            raise Unreadable("NOT_FINITE", "no finite value")
+        array[~finite] = array[finite].min()
+        notes = (f"{n_bad} voxels that are not finite set to the minimum",)
+    if array.min() == array.max():
+        raise Unreadable("NOT_FINITE", "a single value everywhere")
+    return array, notes
+
+
+def _identity(relative: str) -> str:
+    path = PurePosixPath(relative)
+    name = path.name
+    for ending in (".gz", ".nii", ".hdr"):
+        if name.lower().endswith(ending):
+            name = name[: -len(ending)]
+    return str(path.with_name(name)) if name else relative
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "×".join(str(n) for n in shape)

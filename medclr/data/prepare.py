@@ -1,0 +1,181 @@
+"""Manifest + spec -> store: each volume decoded, resampled and clipped once, by as many processes as wanted."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medclr.data import dicom, image2d, nifti
+from medclr.data.candidate import Candidate, Skipped
+from medclr.data.identity import pixel_hash
+from medclr.data.manifest import candidate_of
+from medclr.data.spec import DataSpec
+from medclr.data.store import Store
+from medclr.data.volume import Volume
+from medclr.errors import DataError, Unreadable
+
+READERS: dict[str, Callable[[Path, Candidate], Volume]] = {
+    "dicom": dicom.read,
+    "nifti": nifti.read,
+    "npz": image2d.read,
+}
+MAX_VOXELS = 1 << 31  # of one volume in the store; more is a wrong spacing, not a scan
+
+
+def prepare(
+    manifest: pd.DataFrame,
+    root: Path,
+    spec: DataSpec,
+    store: Store,
+    executor: Executor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[pd.DataFrame, list[Skipped]]:
+    """Bring every volume of a manifest into the store; what is there already, and sound, is kept.
+
+    Args:
+        manifest: rows that the spec accepts.
+        root: folder that the manifest's sources are relative to.
+        spec: with patch and spacing filled.
+        store: where entries go.
+        executor: any `concurrent.futures.Executor`; None works in this process.
+        progress: called with volumes done and volumes in all.
+
+    Returns:
+        The manifest of the volumes that are in the store, with pixel_hash and the columns store_key, store_shape,
+        mean, std, low and high filled; and the files of those that could not be decoded, with reason codes.
+    """
+    tasks = [(candidate_of(row), root, spec, store) for row in manifest.itertuples(index=False)]
+    done: list[dict[str, Any]] = []
+    kept: list[int] = []
+    skipped: list[Skipped] = []
+    for position, outcome in enumerate(_map(executor, tasks)):
+        if isinstance(outcome, Unreadable):
+            files = manifest["source"].iloc[position]
+            skipped += [Skipped(item, outcome.reason, str(outcome)) for item in files]
+        else:
+            done.append(outcome)
+            kept.append(position)
+        if progress:
+            progress(position + 1, len(tasks))
+    measured = pd.DataFrame(done, index=kept)
+    table = manifest.iloc[kept].drop(columns="pixel_hash").reset_index(drop=True)
+    return pd.concat([table, measured.reset_index(drop=True)], axis=1), skipped
+
+
+def prepared_array(volume: Volume, spec: DataSpec) -> NDArray[np.generic]:
+    """A volume as the store keeps it: resampled to the spec and clipped; CT as int16 HU, all else float32.
+
+    Args:
+        volume: float32 (C, *spatial) with spec.spatial_dims spatial axes.
+        spec: with patch and spacing filled.
+
+    Raises:
+        Unreadable: the result would be larger than any scan is.
+    """
+    shape = np.array(volume.array.shape[1:])
+    if spec.sizing == "fit" or not np.isfinite(volume.spacing_mm).all():
+        assert spec.patch is not None
+        factor = np.full(len(shape), min(1.0, *(np.array(spec.patch) / shape)))
+    else:
+        factor = np.array(volume.spacing_mm) / np.array(spec.spacing_mm)
+    if np.prod(shape * factor) > MAX_VOXELS:
+        raise Unreadable("TOO_LARGE", f"{tuple(shape)} voxels become more than 2^31 at the spacing of the spec")
+    array = np.stack([_resampled(channel, factor) for channel in volume.array])
+    if spec.clip is not None:
+        array = np.clip(array, *spec.clip)
+    return np.rint(array).astype(np.int16) if "CT" in spec.modality else array
+
+
+def statistics(array: NDArray[np.generic]) -> dict[str, float]:
+    """Mean and standard deviation of the non-zero voxels, and the 0.5 and 99.5 percentiles of all."""
+    values = array.astype(np.float64)
+    low, high = np.percentile(values, (0.5, 99.5))
+    tissue = values[values != 0]
+    if not tissue.size:
+        tissue = values.ravel()
+    if low == high:  # almost all of the image is one value: its full range still shows the rest
+        low, high = values.min(), values.max()
+    measured = {"mean": tissue.mean(), "std": tissue.std(), "low": low, "high": high}
+    return {name: float(value) for name, value in measured.items()}
+
+
+@contextmanager
+def processes(workers: int | None, n_items: int) -> Iterator[Executor | None]:
+    """Processes for `prepare`, one per core by default; None where starting them would take longer than the work."""
+    workers = min(os.cpu_count() or 1 if workers is None else workers, n_items // 32)
+    if workers < 2:
+        yield None
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"), _leave_signals_to_the_parent)
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise DataError("a process that prepares volumes died; out of memory? Run again with fewer --workers") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_signals_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _map(executor: Executor | None, tasks: list[Any]) -> Iterator[dict[str, Any] | Unreadable]:
+    if executor is None:
+        return map(_prepare_one, tasks)
+    return executor.map(_prepare_one, tasks, chunksize=max(1, min(32, len(tasks) // 64)))
+
+
+def _prepare_one(task: tuple[Candidate, Path, DataSpec, Store]) -> dict[str, Any] | Unreadable:
+    candidate, root, spec, store = task
+    try:
+        key = f"{_content_hash(root, candidate)}{spec.digest()}"
+        facts = store.facts(key)
+        if facts is None:
+            volume = READERS[candidate.reader](root, candidate)
+            array = prepared_array(volume, spec)
+            facts = {name: repr(value) for name, value in statistics(array).items()}
+            facts |= {"pixel_hash": pixel_hash(volume.array), "shape": " ".join(map(str, array.shape[1:]))}
+            store.write(key, array, facts)
+    except Unreadable as reason:
+        return reason
+    return {
+        "pixel_hash": facts["pixel_hash"],
+        "store_key": key,
+        "store_shape": [int(side) for side in facts["shape"].split()],
+        **{name: float(facts[name]) for name in ("mean", "std", "low", "high")},
+    }
+
+
+def _content_hash(root: Path, candidate: Candidate) -> str:
+    """What the input holds, never when it was written: 16 hex digits over the bytes of its files, in their order."""
+    digest = hashlib.blake2b(str(candidate.member).encode(), digest_size=8)
+    for item in candidate.paths:
+        try:
+            with open(root / item, "rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+        except OSError as error:
+            raise Unreadable("UNREADABLE", f"cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+def _resampled(array: NDArray[np.float32], factor: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Linear interpolation between voxel centres; blurred first along axes that shrink, against aliasing."""
+    if np.allclose(factor, 1, atol=1e-3):
+        return array
+    sigma = np.maximum(0, (1 / factor - 1) / 2)
+    smooth = ndimage.gaussian_filter(array, sigma, mode="nearest")
+    factor = np.maximum(np.rint(factor * array.shape), 1) / array.shape
+    result: NDArray[np.float32] = ndimage.zoom(smooth, factor, order=1, mode="nearest", grid_mode=True)
+    return result

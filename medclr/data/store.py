@@ -1,0 +1,96 @@
+"""Prepared volumes on disk: one file a volume, written once and whole, read by the block."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from medclr.errors import DataError
+
+
+class Store:
+    """A folder of prepared volumes, safe for several writers and for `kill -9`.
+
+    An entry is a safetensors file: the array, (C, *spatial), and in its header a checksum and what prepare
+    measured. Its key names content, spec and version, so an entry is never stale; it is written under a temporary
+    name in the same folder, synced and renamed, so it is never partial.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def write(self, key: str, array: NDArray[np.generic], facts: dict[str, str]) -> None:
+        """Add or replace an entry; `facts` are short texts kept in its header."""
+        payload = save({"volume": array}, metadata={**facts, "checksum": _checksum(array)})
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def facts(self, key: str) -> dict[str, str] | None:
+        """What prepare noted of a sound entry; None where it is missing or damaged."""
+        try:
+            with safe_open(self._path(key), framework="numpy") as file:
+                facts: dict[str, str] = file.metadata()
+                return facts if facts["checksum"] == _checksum(file.get_tensor("volume")) else None
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return None
+
+    def read(self, key: str, start: tuple[int, ...], size: tuple[int, ...], fill: float) -> NDArray[np.float32]:
+        """Read a block of a volume without reading the volume.
+
+        Args:
+            key: the entry.
+            start: first voxel of the block along each spatial axis; may be negative.
+            size: voxels along each spatial axis.
+            fill: value of voxels that lie outside the volume.
+
+        Returns:
+            float32 (C, *size).
+
+        Raises:
+            DataError: the entry is not there, or is damaged.
+        """
+        try:
+            with safe_open(self._path(key), framework="numpy") as file:
+                stored = file.get_slice("volume")
+                return cut_block(stored, tuple(stored.get_shape()), start, size, fill)
+        except (OSError, SafetensorError):
+            raise DataError(
+                f"store {self.root}: entry {key[:8]}… is missing or damaged; run `medclr prepare` on the data again"
+            ) from None
+
+    def _path(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}.safetensors"
+
+
+def cut_block(
+    volume: Any, shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], fill: float
+) -> NDArray[np.float32]:
+    """A block of anything that can be sliced, of shape (C, *spatial); see `Store.read`."""
+    inside = [slice(max(0, a), min(n, a + s)) for a, s, n in zip(start, size, shape[1:], strict=True)]
+    part = volume[(slice(None), *inside)]
+    if part.shape[1:] == size:
+        return np.asarray(part, dtype=np.float32)
+    block = np.full((shape[0], *size), fill, dtype=np.float32)
+    place = [slice(i.start - a, i.stop - a) for a, i in zip(start, inside, strict=True)]
+    block[(slice(None), *place)] = part
+    return block
+
+
+def _checksum(array: NDArray[np.generic]) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()

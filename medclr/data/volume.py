@@ -1,0 +1,42 @@
+"""A volume: one float32 array, channel first, in RAS millimetres."""
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One image of one patient.
+
+    Attributes:
+        array: float32, (C, X, Y, Z) or, for a radiograph, (C, X, Y). CT in Hounsfield units.
+        affine: (4, 4) float64, from voxel indices to RAS millimetres.
+        notes: what the reader had to assume, in words without patient data.
+    """
+
+    array: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Distance between neighbouring voxels along each spatial axis; NaN where unknown."""
+        lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return tuple(float(length) for length in lengths[: self.array.ndim - 1])
+
+
+def canonical(array: NDArray[np.float32], affine: NDArray[np.float64], notes: tuple[str, ...] = ()) -> Volume:
+    """Turn a 3D array so that its axes run closest to right, anterior and superior; no resampling.
+
+    Args:
+        array: float32 (C, I, J, K) in any axis order.
+        affine: (4, 4) from (i, j, k) to RAS millimetres, invertible.
+        notes: passed on to the volume.
+    """
+    turn = nib.orientations.io_orientation(affine)
+    turned = nib.orientations.apply_orientation(np.moveaxis(array, 0, -1), turn)
+    moved = affine @ nib.orientations.inv_ornt_aff(turn, array.shape[1:])
+    return Volume(np.ascontiguousarray(np.moveaxis(turned, -1, 0), dtype=np.float32), moved, notes)

@@ -1,0 +1,1 @@
+"""How good a classifier is, with how many labels and on whose scans."""

@@ -1,0 +1,99 @@
+"""The encoder: MONAI's ResNet in 2D and 3D, of any width, with a stem that suits the patch."""
+
+from dataclasses import dataclass
+
+import torch
+from monai.networks.nets.resnet import ResNet, ResNetBlock, ResNetBottleneck
+from torch import Tensor, nn
+
+from medclr.errors import UsageError
+
+_LAYERS = {10: [1, 1, 1, 1], 18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3]}
+_NORMS = ("batch", "group")
+_GROUPS = 8
+# Above this, a stem at full resolution costs more than it sees.
+_SMALL_PATCH = 40
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that `build_encoder` needs to build the same network again.
+
+    Attributes:
+        depth: 10, 18, 34 or 50 layers.
+        width: channels of the first stage; 64 is the usual ResNet.
+        spatial_dims: 2 or 3.
+        channels: of the input.
+        norm: "batch" or "group" (of 8 groups).
+        patch: spatial size of the views in voxels; decides the stem.
+    """
+
+    depth: int
+    width: int
+    spatial_dims: int
+    channels: int
+    norm: str
+    patch: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.depth not in _LAYERS:
+            raise UsageError(f"encoder depth {self.depth}: choose one of {', '.join(map(str, _LAYERS))}")
+        if self.spatial_dims not in _CHANNELS_LAST:
+            raise UsageError(f"encoder for {self.spatial_dims} spatial dimensions: choose 2 or 3")
+        if self.norm not in _NORMS:
+            raise UsageError(f"encoder norm {self.norm!r}: choose one of {', '.join(_NORMS)}")
+        if self.norm == "group" and self.width % _GROUPS:
+            raise UsageError(f"encoder width {self.width} with group norm: must be a multiple of {_GROUPS}")
+        if len(self.patch) != self.spatial_dims:
+            raise UsageError(f"patch {self.patch} for an encoder in {self.spatial_dims}D: give one size per dimension")
+        if min(self.width, self.channels, *self.patch) < 1:
+            raise UsageError(
+                f"encoder of width {self.width} for {self.channels} channels, patch {self.patch}: all must be above 0"
+            )
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of the feature vector."""
+        return 8 * self.width * (ResNetBottleneck if self.depth >= 50 else ResNetBlock).expansion
+
+
+def build_encoder(architecture: Architecture) -> nn.Module:
+    """A network with random weights that maps (B, channels, *patch) to features (B, feature_dim).
+
+    Its weights lie channels-last, and it turns its input to match: 1.3 (2D) to 2 times (3D) as fast on a CPU.
+    Loading a state dict keeps that. Inputs of other sizes than the patch work too.
+    """
+    a = architecture
+    small = max(a.patch) <= _SMALL_PATCH
+    encoder = ResNet(
+        block=ResNetBottleneck if a.depth >= 50 else ResNetBlock,
+        layers=_LAYERS[a.depth],
+        block_inplanes=[a.width, 2 * a.width, 4 * a.width, 8 * a.width],
+        spatial_dims=a.spatial_dims,
+        n_input_channels=a.channels,
+        conv1_t_size=3 if small else 7,
+        conv1_t_stride=1 if small else 2,
+        no_max_pool=small,
+        feed_forward=False,
+        bias_downsample=False,
+    )
+    if a.norm == "group":
+        _use_group_norm(encoder)
+    encoder.to(memory_format=_CHANNELS_LAST[a.spatial_dims])  # type: ignore[call-overload]  # missing in torch's stubs
+    encoder.register_forward_pre_hook(_to_channels_last)
+    return encoder
+
+
+def _use_group_norm(module: nn.Module) -> None:
+    # MONAI 1.6's ResNet hands its norm to the stem alone; the blocks stay with batch norm unless replaced.
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
+            setattr(module, name, nn.GroupNorm(_GROUPS, child.num_features))
+        else:
+            _use_group_norm(child)
+
+
+def _to_channels_last(encoder: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    (batch,) = inputs
+    return (batch.contiguous(memory_format=_CHANNELS_LAST[batch.ndim - 2]),)

@@ -1,0 +1,1 @@
+"""Run folders, tables, figures and pages: the only layer that writes results."""

@@ -1,0 +1,390 @@
+"""The run folder: what `--out` names, what may be shared of it, and how it survives a crash or a full disk.
+
+Everything is written to a temporary name in the same folder, synced and renamed, so that a file is whole or absent.
+`run.json` is the record of the run; `private/` (mode 0700) holds all that could show a patient.
+"""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import MISSING, Field, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from medclr.config import paths_of
+from medclr.errors import MedclrError, UsageError
+
+# They say where and with how many hands, not what is computed: a run may go on with others.
+FREE_FIELDS = ("out", "workers")
+# What spreadsheets take for the start of a formula, with the full-width forms that some of them accept.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+class Run:
+    """One run folder, held for writing by this process.
+
+    folder: the folder; private: its private/; resumed: it held this run already; command_line: the command with
+    every setting that is not a default, paths as placeholders, so that it can be shown to anyone.
+    """
+
+    def __init__(
+        self, folder: Path, command: str, config: Any, record: dict[str, Any], resumed: bool, lock: int
+    ) -> None:
+        self.folder = folder
+        self.private = folder / "private"
+        self.resumed = resumed
+        self.command_line = command_line(command, config)
+        self._command = command
+        self._seed = getattr(config, "seed", None)
+        self._record = record
+        self._lock = lock
+        self._clock = time.monotonic()
+
+    @staticmethod
+    def open(command: str, config: Any, out: Path | None) -> "Run":
+        """Create the run folder, or take up the run that is in it.
+
+        command: its name, such as "pretrain"; config: its frozen dataclass; out: the folder, or None for a fresh
+        runs/DATE-TIME-COMMAND. Raises UsageError where the folder holds something else, the run of another
+        configuration, or a run that another process is writing; MedclrError where it cannot be written.
+        """
+        folder = _fresh(command) if out is None else out
+        private = folder / "private"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            others = {entry.name for entry in folder.iterdir()} - {"private"}
+            if others and not (folder / "run.json").exists() and not (private / "lock").exists():
+                raise UsageError(f"--out {folder}: not empty, and not a run of medclr; use another --out")
+            private.mkdir(mode=0o700, exist_ok=True)
+            private.chmod(0o700)  # a copied folder may have come with wider permissions
+            lock = _lock(folder)
+        try:
+            return _take_up(folder, command, config, lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @staticmethod
+    def newest(command: str, root: Path = Path("runs")) -> Path | None:
+        """The run of `command` directly under `root` that was completed last, or None."""
+        done = []
+        for path in root.glob("*/run.json"):
+            with suppress(MedclrError):
+                record = read_record(path.parent)
+                if record["command"] == command and record["complete"]:
+                    done.append((record["finished"], path.parent))
+        return max(done)[1] if done else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has finished, now or when the folder was opened."""
+        return bool(self._record["complete"])
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """What `finish` was given; empty before that."""
+        return dict(self._record["outcome"])
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Write the file `name` (may start with "private/"), whole or not at all; returns its path."""
+        path = self.folder / name
+        with writing(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, data, mode=0o600 if name.startswith("private/") else 0o666)
+        return path
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write text as UTF-8."""
+        return self.write_bytes(name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write plain types and NumPy's as JSON; what is not finite becomes null, which JSON can say."""
+        return self.write_text(name, _json(value))
+
+    def write_frame(self, name: str, frame: pd.DataFrame) -> Path:
+        """Write a table without its index: parquet where `name` ends so, else CSV in which no text is a formula."""
+        if name.endswith(".parquet"):
+            buffer = BytesIO()
+            frame.to_parquet(buffer, index=False)
+            return self.write_bytes(name, buffer.getvalue())
+        safe = frame.rename(columns=_no_formula)
+        for name in safe.columns:
+            if not pd.api.types.is_numeric_dtype(safe[name]):
+                safe[name] = safe[name].map(_no_formula)
+        return self.write_text(name, safe.to_csv(index=False, lineterminator="\n"))
+
+    def finish(self, outcome: Mapping[str, Any]) -> None:
+        """Mark the run complete and record its outcome, versions and hardware: no path, host or user name."""
+        self._record = self._record | {
+            "complete": True,
+            "finished": _now(),
+            "seconds": round(time.monotonic() - self._clock, 3),
+            "seed": self._seed,
+            "versions": versions(),
+            "hardware": hardware(),
+            "git": _git(),
+            "outcome": _plain(outcome),
+        }
+        self.write_json("run.json", self._record)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The contents of a run's run.json: command, complete, outcome, ...; MedclrError where it is none."""
+    try:
+        record = json.loads((folder / "run.json").read_bytes())
+    except OSError as error:
+        raise MedclrError(f"{folder / 'run.json'}: {error.strerror}; is this the folder of a run?") from error
+    except ValueError as error:
+        raise MedclrError(f"{folder / 'run.json'}: damaged, not JSON; use another run folder") from error
+    if not isinstance(record, dict) or not {"medclr", "command", "complete", "outcome"} <= record.keys():
+        raise MedclrError(f"{folder / 'run.json'}: not written by medclr; use another run folder")
+    return record
+
+
+def read_paths(folder: Path) -> dict[str, Path | None]:
+    """The absolute paths that a run was given, by field; empty where its private/ is not at hand."""
+    stored = _read_yaml(folder / "private" / "paths.yaml") or {}
+    return {name: None if text is None else Path(text) for name, text in stored.items()}
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Around writes: what the operating system refuses becomes a MedclrError of one line that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise MedclrError(_explain(error, folder)) from error
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file whole or not at all: a temporary name beside it, synced, renamed. Raises OSError."""
+    # A fixed name: the run is locked, and what a kill leaves is overwritten instead of piling up.
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    # The rename is atomic already; some network file systems cannot sync a folder.
+    with suppress(OSError):
+        parent = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+
+
+def command_line(command: str, config: Any) -> str:
+    """The command with every setting that is not its default; a path becomes the name of its flag in capitals."""
+    words = ["medclr", command]
+    paths = paths_of(config)
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in FREE_FIELDS or value == _default(field):
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        if field.name in paths:
+            words += [flag, field.name.upper()]
+        elif isinstance(value, list):
+            words += [flag, "[" + ",".join(str(item) for item in value) + "]"]
+        else:
+            words += [flag, str(value).lower() if isinstance(value, bool) else str(value)]
+    return shlex.join(words)
+
+
+def versions() -> dict[str, str]:
+    """Versions of medclr, Python and the libraries behind the numbers; of those not loaded, none."""
+    found = {"medclr": _version("medclr"), "python": platform.python_version()}
+    loaded = ("numpy", "scipy", "sklearn", "pandas", "pydicom", "torch", "monai", "pytorch_lightning")
+    return found | {name: str(sys.modules[name].__version__) for name in loaded if name in sys.modules}
+
+
+def hardware() -> dict[str, Any]:
+    """System, machine, cores and, where torch is loaded and sees any, the GPU: nothing that names a host or a user."""
+    found: dict[str, Any] = {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count()}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found |= {"gpu": torch.cuda.get_device_name(0), "gpus": torch.cuda.device_count()}
+    return found
+
+
+def _fresh(command: str) -> Path:
+    stem = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{command}"
+    with writing(stem):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1000):
+            folder = stem if attempt == 1 else stem.with_name(f"{stem.name}-{attempt}")
+            # Two commands may start in the same second: whoever makes the folder has it.
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    raise MedclrError(f"{stem}: a thousand runs of this name; name one with --out")
+
+
+def _lock(folder: Path) -> int:
+    """Hold the run until this process ends, however it ends; returns the open file."""
+    file = os.open(folder / "private" / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        # lockf, not flock: a flock lives on in forked workers, which may outlast a killed parent.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(file)
+            raise UsageError(f"--out {folder}: another medclr is writing this run; wait or use another --out") from None
+        # Some cluster file systems are mounted without locks; the run itself needs none.
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            os.close(file)
+            raise
+    return file
+
+
+def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
+    paths = {name: _absolute(name, path) for name, path in paths_of(config).items()}
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in paths}
+    if (folder / "run.json").exists():
+        record = read_record(folder)
+        if record["command"] != command:
+            raise UsageError(f"--out {folder}: holds a run of `medclr {record['command']}`; use another --out")
+        _refuse_other(folder, settings, paths)
+        return Run(folder, command, config, record, resumed=True, lock=lock)
+    record = {
+        "medclr": _version("medclr"),
+        "command": command,
+        "complete": False,
+        "started": _now(),
+        "outcome": {},
+    }
+    run = Run(folder, command, config, record, resumed=False, lock=lock)
+    run.write_text("private/paths.yaml", yaml.safe_dump(paths, sort_keys=False, allow_unicode=True))
+    header = f"# medclr {command}: every setting but the paths, which are in private/paths.yaml\n"
+    run.write_text("config.yaml", header + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    run.write_json("run.json", record)  # last: it makes the folder a run
+    return run
+
+
+def _refuse_other(folder: Path, settings: Mapping[str, Any], paths: Mapping[str, str | None]) -> None:
+    """UsageError that names the first field in which the run in the folder differs."""
+    stored = _read_yaml(folder / "config.yaml")
+    if stored is not None:
+        for name in [*settings, *(set(stored) - set(settings))]:
+            was, now = stored.get(name), settings.get(name)
+            if name not in FREE_FIELDS and was != now:
+                raise UsageError(
+                    f"--out {folder}: holds a run with {name} {_show(was)}, not {_show(now)}; "
+                    "use another --out or the old setting"
+                )
+    stored = _read_yaml(folder / "private" / "paths.yaml")  # absent from a run that was shared
+    if stored is not None:
+        for name, path in paths.items():
+            if name not in FREE_FIELDS and stored.get(name) != path:
+                raise UsageError(f"--out {folder}: holds a run with another --{name}; use another --out or the old one")
+
+
+def _read_yaml(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        stored = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise MedclrError(f"{path}: cannot be read; restore it, or use another --out") from error
+    if not isinstance(stored, dict):
+        raise MedclrError(f"{path}: damaged; restore it, or use another --out")
+    return stored
+
+
+def _absolute(name: str, path: Path | None) -> str | None:
+    if path is None:
+        return None
+    # A spec that is no file is the name of one that ships, wherever the command is started.
+    return str(path) if name == "spec" and not path.exists() else os.path.abspath(path)
+
+
+def _show(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _default(field: "Field[Any]") -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _explain(error: OSError, folder: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the device of {folder}; free some or use another --out"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"no permission to write {folder}; change it or use another --out"
+    if error.errno == errno.EROFS:
+        return f"{folder} is on a read-only file system; use another --out"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"{folder}: a file stands where a folder is needed; use another --out"
+    return f"cannot write {folder}: {error.strerror or type(error).__name__}; use another --out"
+
+
+def _no_formula(cell: Any) -> Any:
+    return "'" + cell if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout that this code runs from; None for an installed copy, even inside someone's repository."""
+    package = Path(__file__).parents[1]
+
+    def git(*words: str) -> str:
+        # In a hook, git's own variables point at another repository.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        return subprocess.run(
+            ["git", "-C", str(package), *words],
+            capture_output=True, text=True, check=True, timeout=10, env=environment,
+        ).stdout.strip()  # fmt: skip
+
+    try:
+        git("ls-files", "--error-unmatch", "errors.py")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,1 @@
+"""Learning: SimCLR, classifiers, features, and the trainer behind them."""

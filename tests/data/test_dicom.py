@@ -1,0 +1,386 @@
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+
+from medclr.data import dicom
+from medclr.data.candidate import Candidate, Skipped
+from medclr.data.volume import Volume
+from medclr.errors import Unreadable
+
+Write = Callable[..., Any]
+DX = {"Modality": "DX", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1"}
+
+
+def look(root: Path, burned_in: bool = False) -> tuple[list[Candidate], list[Skipped]]:
+    paths = sorted(p for p in root.rglob("*") if p.is_file())
+    return dicom.group([dicom.headers(p, p.relative_to(root).as_posix(), burned_in) for p in paths])
+
+
+def only(root: Path) -> Volume:
+    candidates, skipped = look(root)
+    assert (len(candidates), skipped) == (1, [])
+    volume = dicom.read(root, candidates[0])
+    assert volume.array.shape[1:] == candidates[0].shape
+    np.testing.assert_allclose(volume.spacing_mm, candidates[0].spacing_mm)
+    return volume
+
+
+def reasons(root: Path) -> set[str]:
+    candidates, skipped = look(root)
+    assert candidates == []
+    assert len(skipped) == sum(p.is_file() for p in root.rglob("*"))
+    return {one.reason for one in skipped}
+
+
+def test_axial_slices_are_ordered_by_position_and_turned_to_ras(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path, stored, PixelSpacing=[0.5, 0.75], RescaleSlope=2, RescaleIntercept=-1000)
+    volume = only(tmp_path)
+    # Columns run to the left and rows to the back, so both are turned round.
+    expected = 2.0 * stored.transpose(2, 1, 0)[::-1, ::-1] - 1000
+    np.testing.assert_array_equal(volume.array[0], expected)
+    assert volume.spacing_mm == (0.75, 0.5, 2.0)
+    # Voxel (column 5, row 4, slice 0), at LPS (-5 + 5·0.75, -7 + 4·0.5, 0), is now the first.
+    np.testing.assert_allclose(volume.affine[:3, 3], [1.25, 5.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [([1, 0, 0], [0, 1, 0]), ([0, 1, 0], [0, 0, -1]), ([1, 0, 0], [0, 0, -1]), ([-1, 0, 0], [0, -1, 0])],
+)
+def test_every_voxel_lies_where_the_standard_puts_it(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], rows: list[int], columns: list[int]
+) -> None:
+    normal = np.cross(rows, columns)
+    angle = np.radians(7)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    directions = np.concatenate([turn @ rows, turn @ columns])
+    paths = write_series(
+        tmp_path, stored, ImageOrientationPatient=[round(x, 8) for x in directions], PixelSpacing=[2, 3]
+    )
+    corners = [np.array([10.0, 20.0, 30.0]) + 4 * k * (turn @ normal) for k in range(len(paths))]
+    for path, corner in zip(paths, corners, strict=True):
+        ds = pydicom.dcmread(path)
+        ds.ImagePositionPatient = [round(x, 6) for x in corner]
+        ds.save_as(path)
+    volume = only(tmp_path)
+    for k, r, c in [(0, 0, 0), (3, 4, 5), (1, 2, 3), (2, 0, 5)]:
+        lps = corners[k] + 3 * c * directions[:3] + 2 * r * directions[3:]  # PS3.3 C.7.6.2.1.1
+        index = np.linalg.solve(volume.affine, [-lps[0], -lps[1], lps[2], 1])[:3]
+        assert volume.array[0][tuple(np.rint(index).astype(int))] == stored[k, r, c]
+        np.testing.assert_allclose(index, np.rint(index), atol=1e-5)
+    assert np.diag(volume.affine)[:3].min() > 0
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, RLELossless, ExplicitVRBigEndian])
+def test_transfer_syntaxes_give_the_same_values(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], syntax: str
+) -> None:
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    write_series(tmp_path, (stored - 60).astype(f"{order}i2"), syntax=syntax)
+    assert np.array_equal(np.sort(only(tmp_path).array, axis=None), np.arange(120) - 60)
+
+
+def test_a_file_without_preamble_is_read(tmp_path: Path, write_series: Write, stored: NDArray[np.int16]) -> None:
+    for path in write_series(tmp_path, stored):
+        ds = pydicom.dcmread(path)
+        del ds.file_meta
+        ds.preamble = None
+        ds.save_as(path, enforce_file_format=False, implicit_vr=True, little_endian=True)
+    assert only(tmp_path).array.max() == 119
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_above_those_stored_are_dropped_and_the_sign_extended(
+    tmp_path: Path, write_series: Write, signed: bool
+) -> None:
+    wanted = np.arange(-60, 60) if signed else np.arange(120)
+    pixels = (wanted & 0x0FFF).astype(np.uint16) | 0xA000  # an overlay in the high bits
+    write_series(
+        tmp_path,
+        pixels.reshape(4, 5, 6),
+        BitsStored=12,
+        HighBit=11,
+        PixelRepresentation=int(signed),
+        RescaleIntercept=0,
+    )
+    assert np.array_equal(np.sort(only(tmp_path).array, axis=None), wanted)
+
+
+def test_the_rescale_of_each_slice_is_its_own(tmp_path: Path, write_dicom: Write) -> None:
+    for k in range(3):
+        pixels = np.full((4, 4), 10, np.uint16)
+        write_dicom(
+            tmp_path / f"{k}.dcm",
+            pixels,
+            Modality="PT",
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            ImagePositionPatient=[0, 0, k],
+            RescaleSlope=k + 1,
+            RescaleIntercept=0,
+        )
+    assert only(tmp_path).array[0, 0, 0].tolist() == [10.0, 20.0, 30.0]
+
+
+@pytest.mark.parametrize("vr_value", [-2000, 63536])
+def test_ct_padding_becomes_air_whatever_its_sign(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], vr_value: int
+) -> None:
+    stored[0, 0, 0] = -2000
+    write_series(tmp_path, stored, syntax=ImplicitVRLittleEndian)
+    for path in tmp_path.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.add_new("PixelPaddingValue", "US" if vr_value > 0 else "SS", vr_value)
+        ds.save_as(path)
+    assert only(tmp_path).array.min() == -1024
+
+
+def test_padding_that_could_be_tissue_is_ignored_and_noted(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path, stored, PixelPaddingValue=0)
+    volume = only(tmp_path)
+    assert volume.array.min() == 0
+    assert any("padding" in note for note in volume.notes)
+
+
+@pytest.mark.parametrize(("photometric", "expected"), [("MONOCHROME1", 4095 - 7), ("MONOCHROME2", 7)])
+def test_monochrome1_is_inverted_once(tmp_path: Path, write_dicom: Write, photometric: str, expected: int) -> None:
+    pixels = np.full((3, 4), 7, np.uint16)
+    pixels[0, 0] = 100
+    write_dicom(tmp_path / "a.dcm", pixels, PhotometricInterpretation=photometric, BitsStored=12, HighBit=11, **DX)
+    volume = only(tmp_path)
+    assert volume.array.shape == (1, 4, 3)
+    assert volume.array[0, 0, 0] == expected
+
+
+def test_ct_in_monochrome1_keeps_its_hu(tmp_path: Path, write_series: Write, stored: NDArray[np.int16]) -> None:
+    write_series(tmp_path, stored, PhotometricInterpretation="MONOCHROME1")
+    assert only(tmp_path).array.min() == 0
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        (["L", "F"], lambda p: p.T[::-1, ::-1]),
+        (["R", "F"], lambda p: p.T[:, ::-1]),
+        (["A", "F"], lambda p: p.T[:, ::-1]),
+        (["P", "FL"], lambda p: p.T[::-1, ::-1]),
+        (["F", "L"], lambda p: p[::-1, ::-1]),
+        (["H", "A"], lambda p: p),
+        (["L", "L"], lambda p: p.T[::-1, ::-1]),
+        (None, lambda p: p.T[::-1, ::-1]),
+    ],
+)
+def test_a_radiograph_is_turned_by_its_patient_orientation(
+    tmp_path: Path, write_dicom: Write, orientation: list[str] | None, turned: Callable[[Any], Any]
+) -> None:
+    pixels = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    given_ = {"PatientOrientation": orientation} if orientation else {}
+    write_dicom(tmp_path / "a.dcm", pixels, PixelSpacing=[0.2, 0.3], **given_, **DX)
+    volume = only(tmp_path)
+    np.testing.assert_array_equal(volume.array[0], turned(pixels))
+    transposed = orientation is not None and orientation[0] in "FH"
+    assert volume.spacing_mm == ((0.2, 0.3) if transposed else (0.3, 0.2))
+    assert any("orientation" in note for note in volume.notes) == (orientation in (None, ["L", "L"]))
+
+
+def test_the_radiographs_of_one_series_are_volumes_each(tmp_path: Path, write_dicom: Write) -> None:
+    for k in range(2):
+        write_dicom(tmp_path / f"{k}.dcm", np.arange(9, dtype=np.uint8).reshape(3, 3), PixelSpacing=None, **DX)
+    candidates, skipped = look(tmp_path)
+    assert [c.paths for c in candidates] == [("0.dcm",), ("1.dcm",)]
+    assert skipped == []
+    assert np.isnan(dicom.read(tmp_path, candidates[0]).spacing_mm).all()
+
+
+def test_a_missing_slice_is_nonuniform(tmp_path: Path, write_series: Write, stored: NDArray[np.int16]) -> None:
+    write_series(tmp_path, np.concatenate([stored, stored]))[3].unlink()
+    candidates, skipped = look(tmp_path)
+    assert candidates == []
+    assert {one.reason for one in skipped} == {"NONUNIFORM"}
+    assert "gap 2–4 mm" in skipped[0].message
+
+
+@pytest.mark.parametrize(("jitter", "accepted"), [(0.04, True), (0.2, False)])
+def test_positions_may_be_rounded_but_not_uneven(
+    tmp_path: Path, write_dicom: Write, jitter: float, accepted: bool
+) -> None:
+    for k in range(5):
+        write_dicom(
+            tmp_path / f"{k}.dcm",
+            np.arange(9, dtype=np.int16).reshape(3, 3),
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            ImagePositionPatient=[0, 0, k * 0.625 + jitter * (k == 2)],
+        )
+    candidates, _ = look(tmp_path)
+    assert bool(candidates) == accepted
+
+
+def test_two_images_at_one_position_are_duplicates(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path / "a", stored)
+    write_series(tmp_path / "b", stored)
+    assert reasons(tmp_path) == {"DUPLICATE"}
+
+
+def test_series_of_other_patients_or_studies_stay_apart(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path / "a", stored)
+    write_series(tmp_path / "b", stored, PatientID="P2")
+    write_series(tmp_path / "c", stored, StudyInstanceUID="1.2.9")
+    candidates, skipped = look(tmp_path)
+    assert [c.paths[0][0] for c in candidates] == ["a", "b", "c"]
+    assert skipped == []
+
+
+def test_without_a_series_uid_the_folder_is_the_series(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path / "a", stored, SeriesInstanceUID=None, PatientID="")
+    write_series(tmp_path / "b", stored, SeriesInstanceUID=None, PatientID="")
+    candidates, _ = look(tmp_path)
+    assert [len(c.paths) for c in candidates] == [4, 4]
+    assert not any(c.patient_known for c in candidates)
+
+
+def test_a_tilted_gantry_is_told(tmp_path: Path, write_dicom: Write) -> None:
+    for k in range(4):
+        write_dicom(
+            tmp_path / f"{k}.dcm",
+            np.arange(9, dtype=np.int16).reshape(3, 3),
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            ImagePositionPatient=[0, k * 0.5, k * 2.0],
+        )
+    assert reasons(tmp_path) == {"GANTRY_TILT"}
+    assert "14.0 degrees" in look(tmp_path)[1][0].message
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ({"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "NONUNIFORM"),
+        ({"PixelSpacing": [1.0, 1.5]}, "NONUNIFORM"),
+        ({"ImagePositionPatient": None}, "NO_GEOMETRY"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "NO_GEOMETRY"),
+    ],
+)
+def test_one_odd_slice_spoils_the_series(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], odd: dict[str, Any], reason: str
+) -> None:
+    path = write_series(tmp_path, stored)[1]
+    ds = pydicom.dcmread(path)
+    for name, value in odd.items():
+        if value is None:
+            delattr(ds, name)
+        else:
+            setattr(ds, name, value)
+    ds.save_as(path)
+    assert reasons(tmp_path) == {reason}
+
+
+def test_two_slices_are_no_volume(tmp_path: Path, write_series: Write, stored: NDArray[np.int16]) -> None:
+    write_series(tmp_path, stored[:2])
+    assert reasons(tmp_path) == {"NONUNIFORM"}
+
+
+def test_a_truncated_slice_takes_its_series_with_it(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
+) -> None:
+    paths = write_series(tmp_path / "a", stored)
+    paths[2].write_bytes(paths[2].read_bytes()[:-10])
+    write_series(tmp_path / "b", stored, SeriesInstanceUID="1.2.3.5")
+    candidates, skipped = look(tmp_path)
+    assert [c.paths[0][0] for c in candidates] == ["b"]
+    assert {one.reason for one in skipped} == {"TRUNCATED"}
+    own = next(one for one in skipped if one.item.endswith(paths[2].name))
+    assert own.message == "50 of 60 bytes of pixels"
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"NumberOfFrames": 2}, "UNSUPPORTED"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "UNSUPPORTED"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "COLOUR"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "Rows": 1}, "COLOUR"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "BURNED_IN"),
+        ({"BurnedInAnnotation": "YES"}, "BURNED_IN"),
+    ],
+)
+def test_what_never_becomes_a_volume_is_refused(
+    tmp_path: Path, write_dicom: Write, tags: dict[str, Any], reason: str
+) -> None:
+    path = write_dicom(tmp_path / "a.dcm", np.arange(9, dtype=np.int16).reshape(3, 3), **tags)
+    with pytest.raises(Unreadable) as raised:
+        dicom.headers(path, "a.dcm")
+    assert raised.value.reason == reason
+    if reason == "BURNED_IN":
+        dicom.headers(path, "a.dcm", burned_in=True)
+
+
+def test_header_claims_are_checked_before_anything_is_allocated(tmp_path: Path, write_dicom: Write) -> None:
+    write_dicom(tmp_path / "a.dcm", np.arange(9, dtype=np.int16).reshape(3, 3), Rows=60000, Columns=60000)
+    assert reasons(tmp_path) == {"TOO_LARGE"}
+
+
+def test_one_value_everywhere_is_not_finite(tmp_path: Path, write_series: Write) -> None:
+    write_series(tmp_path, np.zeros((3, 4, 4), np.int16))
+    candidates, _ = look(tmp_path)
+    with pytest.raises(Unreadable) as raised:
+        dicom.read(tmp_path, candidates[0])
+    assert raised.value.reason == "NOT_FINITE"
+
+
+def test_a_damaged_codestream_is_a_decode_error_without_tag_values(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_series(tmp_path, stored, syntax=RLELossless, ImageComments="CANARY")[0]
+    content = bytearray(path.read_bytes())
+    start = content.index(b"\xfe\xff\x00\xe0", content.index(b"\xfe\xff\x00\xe0") + 4) + 8
+    content[start : start + 64] = b"\xff" * 64
+    path.write_bytes(content)
+    candidates, _ = look(tmp_path)
+    with caplog.at_level(logging.DEBUG), pytest.raises(Unreadable) as raised:
+        dicom.read(tmp_path, candidates[0])
+    assert raised.value.reason == "DECODE"
+    assert "CANARY" not in str(raised.value) + caplog.text
+    assert path.name not in str(raised.value)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_mutated_file_is_a_volume_or_a_reason(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], data: st.DataObject
+) -> None:
+    path = write_series(tmp_path, stored)[1]
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(128, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    headers = []
+    for one in sorted(tmp_path.iterdir()):
+        try:
+            headers.append(dicom.headers(one, one.name))
+        except Unreadable:
+            assert one == path
+    candidates, skipped = dicom.group(headers)
+    assert sum(len(c.paths) for c in candidates) + len(skipped) == len(headers)
+    for candidate in candidates:
+        try:
+            volume = dicom.read(tmp_path, candidate)
+        except Unreadable:
+            continue
+        assert np.isfinite(volume.array).all()

@@ -1,0 +1,122 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from medclr.data import discover as module
+from medclr.data.discover import discover
+from medclr.errors import UsageError
+
+Write = Callable[..., Any]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, write_dicom: Write, write_series: Write, stored: NDArray[np.int16]) -> Path:
+    """One of everything."""
+    root = tmp_path / "data"
+    write_series(root / "ct", stored)
+    write_dicom(root / "odd/report.dcm", stored[0], SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Rows=0)
+    write_dicom(root / "odd/capture", stored[0], SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="OT")
+    (root / "odd/text.dcm").write_text("not at all")
+    (root / "odd/nothing").touch()
+    (root / "odd/notes.txt").write_text("a note")
+    (root / "odd/photo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (root / "odd/scan.mgz").write_bytes(b"\x1f\x8b\x08\0junk")
+    (root / "odd/all.zip").write_bytes(b"PK\x03\x04")
+    (root / "nii").mkdir()
+    nib.save(nib.Nifti1Image(stored, np.eye(4)), root / "nii/a.nii.gz")
+    nib.save(nib.Nifti1Pair(stored, np.eye(4)), root / "nii/pair.hdr")
+    nib.save(nib.Nifti1Pair(stored[:, :1], np.eye(4)), root / "nii/thin.hdr")
+    (root / "nii/alone.img").write_bytes(b"\0" * 64)
+    np.savez(root / "small.npz", train_images=np.zeros((3, 4, 4), np.uint8), test_images=np.ones((2, 4, 4), np.uint8))
+    return root
+
+
+def test_every_file_is_in_one_place(tree: Path) -> None:
+    candidates, skipped = discover(tree, workers=0)
+    files = sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*") if p.is_file())
+    used = {path for candidate in candidates for path in candidate.paths}
+    assert sorted([*used, *(one.item for one in skipped)]) == files
+    assert [(c.reader, len(c.paths), c.member) for c in candidates] == [
+        ("dicom", 4, 0),
+        ("nifti", 1, 0),
+        ("nifti", 2, 0),
+        *(("npz", 1, k) for k in range(5)),
+    ]
+    assert {one.item: one.reason for one in skipped} == {
+        "nii/alone.img": "UNSUPPORTED",
+        "nii/thin.hdr": "UNSUPPORTED",
+        "nii/thin.img": "UNSUPPORTED",
+        "odd/all.zip": "UNSUPPORTED",
+        "odd/capture": "BURNED_IN",
+        "odd/nothing": "NOT_AN_IMAGE",
+        "odd/notes.txt": "NOT_AN_IMAGE",
+        "odd/photo.png": "UNSUPPORTED",
+        "odd/report.dcm": "NOT_AN_IMAGE",
+        "odd/scan.mgz": "UNSUPPORTED",
+        "odd/text.dcm": "NOT_DICOM",
+    }
+    assert not any("CANARY" in one.message or "P1" in one.message for one in skipped)
+
+
+def test_names_do_not_matter(tree: Path) -> None:
+    (tree / "nii/a.nii.gz").rename(tree / "nii/a.bin")
+    for path in (tree / "ct").iterdir():
+        path.rename(path.with_suffix(".txt"))
+    candidates, _ = discover(tree, workers=0)
+    assert [c.reader for c in candidates][:3] == ["dicom", "nifti", "nifti"]
+
+
+def test_processes_give_what_one_process_gives(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_INLINE", 0)
+    monkeypatch.setattr(module, "_CHUNK", 5)
+    told: list[tuple[int, int]] = []
+    assert repr(discover(tree, workers=2, progress=lambda n, of: told.append((n, of)))) == repr(
+        discover(tree, workers=0)
+    )
+    # The .img files travel with their .hdr.
+    assert [n for n, _ in told] == [5, 10, 15, 17]
+
+
+def test_no_link_is_followed_out(tree: Path, tmp_path: Path) -> None:
+    before = discover(tree, workers=0)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/secret.dcm").write_bytes(next((tree / "ct").iterdir()).read_bytes())
+    os.symlink(tmp_path / "outside", tree / "folder")
+    os.symlink(tmp_path / "outside/secret.dcm", tree / "file.dcm")
+    os.symlink(tree / "ct", tree / "inside")
+    os.symlink(tree, tree / "loop")
+    os.symlink(tmp_path / "nowhere", tree / "broken")
+    candidates, skipped = discover(tree, workers=0)
+    assert repr(candidates) == repr(before[0])
+    assert {one.item: one.reason for one in set(skipped) - set(before[1])} == {
+        "folder": "UNREADABLE",
+        "file.dcm": "UNREADABLE",
+        "broken": "UNREADABLE",
+        "inside": "DUPLICATE",
+        "loop": "DUPLICATE",
+    }
+
+
+def test_a_link_to_the_folder_itself_is_fine(tree: Path, tmp_path: Path) -> None:
+    os.symlink(tree, tmp_path / "alias")
+    assert repr(discover(tmp_path / "alias", workers=0)) == repr(discover(tree, workers=0))
+
+
+def test_names_that_are_no_text_and_files_that_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.dcm")).write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe")
+    candidates, skipped = discover(tmp_path, workers=0)
+    assert candidates == []
+    assert [(one.item, one.reason) for one in skipped] == [("caf\\xe9.dcm", "UNREADABLE")]
+
+
+def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:
+    assert discover(tmp_path, workers=0) == ([], [])
+    with pytest.raises(UsageError, match="no such folder"):
+        discover(tmp_path / "none")

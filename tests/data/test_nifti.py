@@ -1,0 +1,179 @@
+import gzip
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from medclr.data import nifti
+from medclr.data.volume import Volume
+from medclr.errors import Unreadable
+
+VALUES = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
+AFFINE = np.array([[0, 0, 2.0, 1], [-3, 0, 0, 2], [0, 4.0, 0, 3], [0, 0, 0, 1]])
+
+
+def write(path: Path, values: NDArray[Any] = VALUES, affine: NDArray[Any] | None = AFFINE, **header: Any) -> Path:
+    image = nib.Nifti1Image(values, affine, dtype=values.dtype)
+    for name, value in header.items():
+        image.header[name] = value
+    nib.save(image, path)
+    return path
+
+
+def load(path: Path) -> Volume:
+    candidate = nifti.header(path, path.name)
+    volume = nifti.read(path.parent, candidate)
+    assert volume.array.shape[1:] == candidate.shape
+    np.testing.assert_allclose(volume.spacing_mm, candidate.spacing_mm)
+    return volume
+
+
+def reason(path: Path) -> str:
+    with pytest.raises(Unreadable) as raised:
+        load(path)
+    return raised.value.reason
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("dtype", [np.uint8, ">i2", np.float64])
+def test_agrees_with_nibabel(tmp_path: Path, name: str, dtype: str) -> None:
+    path = write(tmp_path / name, VALUES.astype(dtype))
+    expected = nib.as_closest_canonical(nib.load(path))
+    volume = load(path)
+    np.testing.assert_array_equal(volume.array[0], expected.get_fdata())
+    np.testing.assert_allclose(volume.affine, expected.affine)
+    assert nifti.header(path, "x/a.nii.gz").orientation == "PSR"
+    assert nifti.header(path, "x/a.nii.gz").series_uid == "x/a"
+
+
+def test_nifti2_and_pairs(tmp_path: Path) -> None:
+    nib.save(nib.Nifti2Image(VALUES, AFFINE), tmp_path / "two.nii")
+    np.testing.assert_array_equal(np.sort(load(tmp_path / "two.nii").array, axis=None), np.arange(60))
+    nib.save(nib.Nifti1Pair(VALUES, AFFINE), tmp_path / "pair.hdr")
+    candidate = nifti.header(tmp_path / "pair.hdr", "pair.hdr", tmp_path / "pair.img", "pair.img")
+    assert candidate.paths == ("pair.hdr", "pair.img")
+    np.testing.assert_array_equal(nifti.read(tmp_path, candidate).array.sum(), VALUES.sum())
+    assert reason(tmp_path / "pair.hdr") == "TRUNCATED"
+
+
+def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VALUES, np.eye(4))
+    image.header.set_slope_inter(0.5, -10)
+    with (tmp_path / "a.nii").open("wb") as file:
+        image.header.set_data_offset(352)
+        image.header.write_to(file)
+        file.write(VALUES.tobytes(order="F"))
+    np.testing.assert_allclose(load(tmp_path / "a.nii").array[0], VALUES * 0.5 - 10)
+
+
+def test_the_sform_wins_then_the_qform_then_a_note(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VALUES, None)
+    image.header.set_sform(np.diag([2.0, 2, 2, 1]), 1)
+    image.header.set_qform(np.diag([3.0, 3, 3, 1]), 1)
+    found = []
+    for sform, qform in [(1, 1), (0, 1), (0, 0)]:
+        image.header["sform_code"], image.header["qform_code"] = sform, qform
+        with (tmp_path / "a.nii").open("wb") as file:
+            image.header.set_data_offset(352)
+            image.header.write_to(file)
+            file.write(VALUES.tobytes(order="F"))
+        volume = load(tmp_path / "a.nii")
+        found.append((volume.spacing_mm[0], len(volume.notes)))
+    assert found == [(2.0, 0), (3.0, 0), (3.0, 1)]
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("mm", 1), ("micron", 0.001), ("meter", 1)])
+def test_units_are_converted_where_that_is_plausible(tmp_path: Path, unit: str, factor: float) -> None:
+    image = nib.Nifti1Image(VALUES, np.diag([600.0, 600, 600, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii")
+    assert load(tmp_path / "a.nii").spacing_mm[0] == pytest.approx(600 * factor)
+
+
+def test_trailing_axes_of_one_are_dropped(tmp_path: Path) -> None:
+    assert load(write(tmp_path / "a.nii", VALUES[..., None, None])).array.shape == (1, 5, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.zeros((4, 4, 4, 2), np.int16), "UNSUPPORTED"),
+        (np.zeros((4, 4, 1), np.int16), "UNSUPPORTED"),
+        (np.zeros((4, 4, 4), np.complex64), "UNSUPPORTED"),
+        (np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "COLOUR"),
+        (np.zeros((4, 4, 4), np.int16), "NOT_FINITE"),
+        (np.full((4, 4, 4), np.nan, np.float32), "NOT_FINITE"),
+    ],
+)
+def test_what_is_no_grey_volume_is_refused(tmp_path: Path, values: NDArray[Any], expected: str) -> None:
+    assert reason(write(tmp_path / "a.nii", values)) == expected
+
+
+def test_values_that_are_not_finite_become_the_minimum(tmp_path: Path) -> None:
+    values = VALUES.astype(np.float32)
+    values[0, 0, 0], values[1, 1, 1] = np.nan, np.inf
+    volume = load(write(tmp_path / "a.nii", values, np.eye(4)))
+    assert volume.array[0, 0, 0, 0] == volume.array[0, 1, 1, 1] == 1
+    assert volume.notes == ("2 voxels that are not finite set to the minimum",)
+
+
+def test_truncation_is_told_from_the_header_or_the_stream(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(Unreadable) as raised:
+        nifti.header(path, "a.nii")
+    assert raised.value.reason == "TRUNCATED"
+    rng = np.random.default_rng(0)
+    zipped = write(tmp_path / "b.nii.gz", rng.integers(0, 9999, (20, 20, 20), np.int16))
+    zipped.write_bytes(zipped.read_bytes()[:-2000])
+    nifti.header(zipped, "b.nii.gz")
+    assert reason(zipped) == "TRUNCATED"
+
+
+def test_a_wrong_checksum_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii.gz")
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    assert reason(path) == "DECODE"
+
+
+@pytest.mark.parametrize(("side", "expected"), [(300, "TRUNCATED"), (30000, "TOO_LARGE")])
+def test_claims_beyond_the_file_are_refused_unread(tmp_path: Path, side: int, expected: str) -> None:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header["dim"] = [3, side, side, side, 1, 1, 1, 1]
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(header.binaryblock + b"\0" * 99))
+    with pytest.raises(Unreadable) as raised:
+        nifti.header(tmp_path / "a.nii.gz", "a.nii.gz")
+    assert raised.value.reason == expected
+
+
+def test_a_singular_affine_is_no_geometry(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii", sform_code=1, qform_code=0)
+    content = bytearray(path.read_bytes())
+    content[280:328] = b"\0" * 48
+    path.write_bytes(content)
+    assert reason(path) == "NO_GEOMETRY"
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), zipped=st.booleans())
+def test_a_mutated_file_is_a_volume_or_a_reason(tmp_path: Path, data: st.DataObject, zipped: bool) -> None:
+    path = write(tmp_path / ("a.nii.gz" if zipped else "a.nii"))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, min(len(content), 400) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        volume = load(path)
+    except Unreadable:
+        return
+    assert np.isfinite(volume.array).all()
+    assert np.isfinite(volume.affine).all()
