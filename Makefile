@@ -32,6 +32,6 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing the pinned versions into .venv (minutes, once) ..."
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet -c constraints.txt torch
-	.venv/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	.venv/bin/python -m pip install -qq -c constraints.txt torch
+	.venv/bin/python -m pip install -qq -c constraints.txt -e ".[dev]"
 	@touch $@

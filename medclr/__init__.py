@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from medclr.commands.pretrain import pretrain
     from medclr.commands.scan import scan
     from medclr.config import EfficiencyConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ScanConfig
+    from medclr.data.phantoms import write_phantoms
     from medclr.errors import MedclrError
     from medclr.training.encode import load_encoder
 
@@ -31,6 +32,7 @@ _HOME = {
     "prepare": "medclr.commands.prepare",
     "pretrain": "medclr.commands.pretrain",
     "scan": "medclr.commands.scan",
+    "write_phantoms": "medclr.data.phantoms",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "scan",
+    "write_phantoms",
 ]
 
 

@@ -41,7 +41,13 @@ class Blocks(Dataset[Batch]):
     """
 
     def __init__(
-        self, rows: pd.DataFrame, store: Store, spec: DataSpec, views: Draws | None = None, n_views: int = 2, seed: int = 0
+        self,
+        rows: pd.DataFrame,
+        store: Store,
+        spec: DataSpec,
+        views: Draws | None = None,
+        n_views: int = 2,
+        seed: int = 0,
     ) -> None:
         assert spec.patch is not None
         self.store, self.patch, self.views, self.seed = store, spec.patch, views, seed
@@ -113,7 +119,7 @@ class Steps(Sampler[list[tuple[int, int]]]):
 
 
 def train_loader(blocks: Blocks, batch_size: int, workers: int, seed: int) -> "DataLoader[Batch]":
-    """A loader whose batches and views depend on nothing but the seed and the epoch."""
+    """A loader whose batches and views depend on nothing but the seed and the epoch that its Steps was last told."""
     return _loader(blocks, Steps(len(blocks), batch_size, seed), workers)
 
 

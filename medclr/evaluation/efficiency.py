@@ -247,10 +247,13 @@ def _outcomes(
     return outcomes
 
 
-def _estimate(by_draw: np.ndarray, resampled: np.ndarray, shares: np.ndarray) -> tuple[float, float, float]:
-    """Mean over draws, and its interval over resamples of draws and patients together."""
+def _estimate(
+    by_draw: np.ndarray, resampled: np.ndarray, shares: np.ndarray, lowest: float
+) -> tuple[float, float, float]:
+    """Mean over draws, and its interval over resamples of draws and patients together, within lowest and 1."""
     low, high = interval(np.einsum("rd,dr->r", shares, resampled), _LEVEL)
-    return float(by_draw.mean()), low, high
+    # The widening for few draws can reach past what an AUROC, or a difference of two, can be.
+    return float(by_draw.mean()), max(low, lowest), min(high, 1.0)
 
 
 def _p_value(by_draw: np.ndarray, resampled: np.ndarray) -> float:
@@ -281,7 +284,7 @@ def _points(outcomes: Mapping[tuple[str, float], _Outcome], shares: np.ndarray) 
         if outcome.reason:
             row |= dict.fromkeys(("auroc", "low", "high"), math.nan)
         else:
-            value, low, high = _estimate(outcome.by_draw, outcome.resampled, shares)
+            value, low, high = _estimate(outcome.by_draw, outcome.resampled, shares, lowest=0.0)
             # Widened draws can step over the ends of the scale.
             row |= {"auroc": value, "low": max(low, 0.0), "high": min(high, 1.0)}
         rows.append(row | {"reason": outcome.reason})
@@ -302,7 +305,7 @@ def _differences(outcomes: Mapping[tuple[str, float], _Outcome], shares: np.ndar
             else:
                 by_draw = outcome.by_draw - baseline.by_draw
                 resampled = outcome.resampled - baseline.resampled
-                value, low, high = _estimate(by_draw, resampled, shares)
+                value, low, high = _estimate(by_draw, resampled, shares, lowest=-1.0)
                 row |= {"difference": value, "low": low, "high": high, "p": _p_value(by_draw, resampled)}
             rows.append(row | {"reason": reason})
 

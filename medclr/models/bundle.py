@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from medclr.errors import BundleError, MedclrError, UsageError
-from medclr.models.encoder import Architecture, build_encoder
+from medclr.models.encoder import Architecture, build_encoder, channels_last
 from medclr.models.projector import build_projector
 
 SCHEMA_VERSION = 1
@@ -110,6 +110,8 @@ def load_bundle(path: Path) -> Bundle:
         module.to_empty(device="cpu")
         module.load_state_dict({k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")})
         module.eval()
+    # Making room anew drops the layout where there is a single input channel.
+    channels_last(encoder, architecture.spatial_dims)
     details = {key: value for key, value in record.items() if key not in _OWN}
     return Bundle(encoder, projector, architecture, details)
 

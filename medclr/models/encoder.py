@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from monai.networks.nets.resnet import ResNet, ResNetBlock, ResNetBottleneck
-from torch import Tensor, nn
+from torch import nn
 
 from medclr.errors import UsageError
 
@@ -61,8 +61,8 @@ class Architecture:
 def build_encoder(architecture: Architecture) -> nn.Module:
     """A network with random weights that maps (B, channels, *patch) to features (B, feature_dim).
 
-    Its weights lie channels-last, and it turns its input to match: 1.3 (2D) to 2 times (3D) as fast on a CPU.
-    Loading a state dict keeps that. Inputs of other sizes than the patch work too.
+    Its weights lie channels-last, which is 1.3 (2D) to 2 times (3D) as fast on a CPU; loading a state dict keeps that.
+    Inputs of other sizes than the patch work too.
     """
     a = architecture
     small = max(a.patch) <= _SMALL_PATCH
@@ -80,9 +80,13 @@ def build_encoder(architecture: Architecture) -> nn.Module:
     )
     if a.norm == "group":
         _use_group_norm(encoder)
-    encoder.to(memory_format=_CHANNELS_LAST[a.spatial_dims])  # type: ignore[call-overload]  # missing in torch's stubs
-    encoder.register_forward_pre_hook(_to_channels_last)
+    channels_last(encoder, a.spatial_dims)
     return encoder
+
+
+def channels_last(encoder: nn.Module, spatial_dims: int) -> None:
+    """Lay the weights out channels-last, in place; convolutions then give their output the same layout."""
+    encoder.to(memory_format=_CHANNELS_LAST[spatial_dims])  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 def _use_group_norm(module: nn.Module) -> None:
@@ -92,8 +96,3 @@ def _use_group_norm(module: nn.Module) -> None:
             setattr(module, name, nn.GroupNorm(_GROUPS, child.num_features))
         else:
             _use_group_norm(child)
-
-
-def _to_channels_last(encoder: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    (batch,) = inputs
-    return (batch.contiguous(memory_format=_CHANNELS_LAST[batch.ndim - 2]),)

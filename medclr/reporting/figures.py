@@ -18,12 +18,6 @@ from matplotlib.figure import Figure
 
 from medclr.reporting.run import write_atomic, writing
 
-ARM_NAMES = {
-    "scratch": "from scratch",
-    "simclr-linear": "SimCLR, linear",
-    "simclr-full": "SimCLR, fine-tuned",
-    "pca": "PCA + logistic",
-}
 # Okabe and Ito's palette, told apart by any eye; shape and dash tell the arms apart without colour too.
 _STYLES: dict[str, tuple[str, str, str]] = {
     "simclr-full": ("#0072b2", "o", "-"),
@@ -83,7 +77,7 @@ def _rendered(
 ) -> bytes:
     if suffix not in ("png", "svg"):
         raise ValueError(f"figure of kind {suffix!r}; png and svg are known")
-    settings: dict[str, Any] = {
+    settings: dict[Any, Any] = {
         "font.family": "DejaVu Sans",
         "font.size": 9.5,
         "svg.fonttype": "path" if text_as_shapes else "none",
@@ -126,7 +120,7 @@ def _draw(figure: Figure, points: pd.DataFrame, title: str, narrow: bool) -> Non
         axes.vlines(x, low, high, color=colour, linewidth=1.6, alpha=0.55)
         axes.plot(
             x, y, color=colour, marker=marker, linestyle=dash, linewidth=1.9, markersize=6,
-            label=ARM_NAMES.get(arm, arm),
+            label=arm,
         )  # fmt: skip
     _axes_of(axes, points, known, fractions, narrow)
     if title:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medclr.config import LabelsConfig
-from medclr.data.loader import Blocks, train_loader
+from medclr.data.loader import Blocks, Steps, train_loader
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 from medclr.metrics import auroc
@@ -122,6 +122,8 @@ def fit_full(
     device = training_device(config.device)
     classifier = Classifier(encoder, feature_dim).to(device).train()
     loader = train_loader(Blocks(rows, store, spec, views, 1, seed), config.batch_size, 0, seed)
+    order = loader.batch_sampler
+    assert isinstance(order, Steps)
     y = torch.tensor(rows["y"].to_numpy(), dtype=torch.float32, device=device)
     balance = (1 - y).sum() / y.sum()
     total = int(np.clip(config.epochs * len(loader), config.min_steps, config.max_steps))
@@ -129,7 +131,7 @@ def fit_full(
     schedule = warmup_cosine(optimizer, min(len(loader), total // 10), total)
     step, epoch = 0, 0
     while step < total:
-        loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        order.set_epoch(epoch)
         losses = []
         for batch in loader:
             params = {name: value.flatten(0, 1).to(device) for name, value in batch["params"].items()}

@@ -3,15 +3,17 @@
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from medclr.config import PretrainConfig
-from medclr.data.loader import Blocks, default_workers, train_loader
+from medclr.data.loader import Blocks, Steps, default_workers, train_loader
 from medclr.data.spec import DataSpec
 from medclr.errors import MedclrError
 from medclr.losses.nt_xent import chance_level
@@ -54,8 +56,11 @@ def pretrain_encoder(
     """
     assert spec.patch is not None
     seed_everything(config.seed, verbose=False)
-    loader = train_loader(blocks, config.batch_size, config.workers or default_workers(spec, cores), config.seed)
-    batch_size, steps = min(config.batch_size, len(blocks)), len(loader)
+    workers = default_workers(spec, cores) if config.workers is None else config.workers
+    loader = train_loader(blocks, config.batch_size, workers, config.seed)
+    order = loader.batch_sampler
+    assert isinstance(order, Steps)
+    batch_size, steps = order.batch_size, len(order)
     architecture = Architecture(config.depth, config.width, spec.spatial_dims, 1, config.norm, spec.patch)
     module = SimCLR(
         build_encoder(architecture),
@@ -73,7 +78,7 @@ def pretrain_encoder(
             devices=1,
             max_epochs=config.epochs,
             logger=TensorBoardLogger(folder, name=None, version="tensorboard"),
-            callbacks=[_Epochs(batch_size, health, on_epoch), _Checkpoint(folder)],
+            callbacks=[_Epochs(order, health, on_epoch), _Checkpoint(folder)],
             plugins=[SafeCheckpointIO()],
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -104,38 +109,48 @@ class _Checkpoint(Callback):
 class _Epochs(Callback):
     """The order and views of each epoch before it, its row of measures after it."""
 
-    def __init__(self, batch_size: int, health: Callable[[SimCLR], Row], on_epoch: Callable[[Row], None]) -> None:
-        self.chance, self.health, self.on_epoch = chance_level(batch_size), health, on_epoch
+    def __init__(self, order: Steps, health: Callable[[SimCLR], Row], on_epoch: Callable[[Row], None]) -> None:
+        self.order, self.chance = order, chance_level(order.batch_size)
+        self.health, self.on_epoch = health, on_epoch
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Now, not when the epoch starts: loader processes ask for their first batches before that.
+        self.order.set_epoch(checkpoint["epoch"] + 1)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: object, *rest: object) -> None:
         assert isinstance(outputs, dict)
         if not torch.isfinite(outputs["loss"]):
-            raise MedclrError(
-                f"the loss is {float(outputs['loss'])} in epoch {trainer.current_epoch}; lower --lr or raise "
-                "--temperature. The checkpoint of the last good epoch is kept"
-            )
+            raise MedclrError(_diverged(f"the loss is {float(outputs['loss'])} in epoch {trainer.current_epoch}"))
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, SimCLR)
         loss = float(trainer.callback_metrics["loss"])
+        if not all(torch.isfinite(p).all() for p in module.parameters()):
+            raise MedclrError(_diverged(f"weights are not finite after epoch {trainer.current_epoch}"))
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         module.eval()
         measured = self.health(module)
         module.train()
         if trainer.logger:
             trainer.logger.log_metrics({"chance": self.chance, **measured}, step=trainer.global_step)
+        # Lightning tells only samplers of single rows which epoch it is.
+        self.order.set_epoch(trainer.current_epoch + 1)
         self.on_epoch({"epoch": trainer.current_epoch, "loss": loss, "chance": self.chance, "lr": lr, **measured})
 
 
-class _quiet_lightning(warnings.catch_warnings):  # noqa: N801 - a context manager, used as a function
+def _diverged(how: str) -> str:
+    return f"{how}; lower --lr or raise --temperature. The checkpoint of the last good epoch, if any, is kept"
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
     """Lightning prints tips and warns of what is meant here (few batches, few workers, no validation)."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")
-        self.level = logging.getLogger("pytorch_lightning").level
-        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-
-    def __exit__(self, *error: object) -> None:
-        logging.getLogger("pytorch_lightning").setLevel(self.level)
-        super().__exit__(*error)
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

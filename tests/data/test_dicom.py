@@ -117,6 +117,27 @@ def test_bits_above_those_stored_are_dropped_and_the_sign_extended(
     assert np.array_equal(np.sort(only(tmp_path).array, axis=None), wanted)
 
 
+def test_pixels_in_the_high_bits_are_moved_down(tmp_path: Path, write_series: Write) -> None:
+    pixels = (np.arange(120, dtype=np.uint16) << 4 | 5).reshape(4, 5, 6)
+    write_series(tmp_path, pixels, BitsStored=12, HighBit=15)
+    assert np.array_equal(np.sort(only(tmp_path).array, axis=None), np.arange(120))
+
+
+def test_what_pydicom_finds_odd_is_not_told(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in write_series(tmp_path, stored):
+        content = path.read_bytes()
+        assert content.count(b"1.2.840.10008.1.2.1\0") == 1
+        path.write_bytes(content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2\0\0\0"))
+    with caplog.at_level(logging.DEBUG):
+        assert only(tmp_path).array.max() == 119
+        assert caplog.records == []
+        with pytest.warns(UserWarning, match="found explicit"):
+            pydicom.dcmread(path)
+    assert caplog.records  # pydicom does tell, and is not left silent
+
+
 def test_the_rescale_of_each_slice_is_its_own(tmp_path: Path, write_dicom: Write) -> None:
     for k in range(3):
         pixels = np.full((4, 4), 10, np.uint16)

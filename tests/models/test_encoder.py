@@ -69,19 +69,17 @@ def test_channels_last_is_the_same_network_and_survives_loading_and_copying(arch
     encoder = build_encoder(architecture).eval()
     plain = build_encoder(architecture).eval().to(memory_format=torch.contiguous_format)
     plain.load_state_dict(encoder.state_dict())
-    plain._forward_pre_hooks.clear()
     loaded = build_encoder(architecture).eval()
     loaded.load_state_dict({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()})
     batch = torch.rand(2, 1, *architecture.patch)
     for other in (plain, loaded, copy.deepcopy(encoder)):
         torch.testing.assert_close(other(batch), encoder(batch), atol=1e-5, rtol=1e-4)
     for same in (encoder, loaded, copy.deepcopy(encoder)):
-        inner = same.layer4[0].conv1
-        assert inner.weight.is_contiguous(memory_format=last)
         seen = []
-        inner.register_forward_hook(lambda m, i, out, seen=seen: seen.append(out.is_contiguous(memory_format=last)))
+        for layer in (same.conv1, same.layer1, same.layer4[0].conv2):
+            layer.register_forward_hook(lambda m, i, out, seen=seen: seen.append(out.is_contiguous(memory_format=last)))
         same(batch.repeat(1, 1, *[2] * architecture.spatial_dims))
-        assert seen == [True]
+        assert seen == [True] * 3
 
 
 @both

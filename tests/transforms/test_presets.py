@@ -98,6 +98,12 @@ def test_only_ct_moves_its_window_since_only_hounsfield_units_have_one():
     assert moved == {"ct": True, "mr": False, "xray": False, "us": False}
 
 
+@presets
+def test_the_share_that_a_view_shows_can_be_chosen(preset):
+    assert some(build_views(preset, 2), 60)["crop.size"].prod(dim=1).min() < 0.4
+    assert some(build_views(preset, 2, scale=(0.8, 1.0)), 60)["crop.size"].prod(dim=1).min() > 0.8 - 1e-5
+
+
 def test_its_steps_make_a_monai_compose():
     compose = Compose(list(build_views("xray", 2).steps.values())).set_random_state(seed=3)
     image = torch.rand(1, 12, 12)

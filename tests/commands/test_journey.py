@@ -1,0 +1,277 @@
+"""The whole way a user goes, through the command line, on phantoms: scan, pretrain, finetune, efficiency."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import medclr
+from medclr.cli import main
+from medclr.data.phantoms import write_phantoms
+
+PRETRAIN = ["pretrain", "--data", "phantoms/dicom", "--holdout", "phantoms/labels.csv", "--spec", "tiny.yaml"]
+SETTINGS = ["--key-file", "key", "--epochs", "3", "--batch-size", "16", "--width", "8", "--workers", "0"]
+SPEC = """
+name: tiny
+modality: [CT]
+spatial_dims: 3
+normalisation: window
+window: [-1000, 400]
+clip: [-1024, 1500]
+sizing: spacing
+max_patch: 12
+preset: ct
+"""
+CURVE = ["--fractions", "0.4", "1", "--draws", "2", "--resamples", "200", "--min-steps", "2", "--max-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory):
+    """A folder in which a user has run every command; yields it, and leaves the tests in it."""
+    folder = tmp_path_factory.mktemp("journey")
+    before = Path.cwd()
+    os.chdir(folder)
+    write_phantoms(folder / "phantoms", patients=30, seed=1)
+    (folder / "tiny.yaml").write_text(SPEC)
+    assert main(["scan", "--data", "phantoms/dicom", "--out", "runs/scan", "--key-file", "key", "--workers", "0"]) == 0
+    assert main([*PRETRAIN, *SETTINGS, "--out", "runs/pretrain"]) == 0
+    assert main(["finetune", "--labels", "phantoms/labels.csv", "--out", "runs/finetune", "--resamples", "200"]) == 0
+    assert main(["efficiency", "--labels", "phantoms/labels.csv", "--out", "runs/efficiency", *CURVE]) == 0
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture
+def said(capsys, journey):
+    """Run a command; its exit code and the lines it wrote to standard error."""
+
+    def run(*words: str) -> tuple[int, list[str]]:
+        capsys.readouterr()
+        code = main(list(words))
+        return code, capsys.readouterr().err.strip().splitlines()
+
+    return run
+
+
+def record(path: str):
+    return json.loads(Path(path).read_text())
+
+
+def test_scan_accounts_for_every_file(journey):
+    on_disk = {str(p.relative_to("phantoms/dicom")) for p in Path("phantoms/dicom").rglob("*") if p.is_file()}
+    manifest = pd.read_parquet("runs/scan/private/manifest.parquet")
+    used = {item for source in manifest["source"] for item in source}
+    skipped = set(pd.read_csv("runs/scan/private/skipped.csv")["item"])
+    assert used | skipped == on_disk
+    assert not used & skipped
+    assert record("runs/scan/scan.json")["files"] == {
+        "all": len(on_disk),
+        "used": len(used),
+        "skipped": len(skipped),
+    }
+    assert {"TRUNCATED", "NO_GEOMETRY", "NONUNIFORM", "BURNED_IN"} <= record("runs/scan/scan.json")["skipped"].keys()
+
+
+def test_pretrain_learns_and_holds_out(journey):
+    rows = pd.read_csv("runs/pretrain/metrics.csv")
+    assert list(rows["epoch"]) == [0, 1, 2]
+    assert rows["loss"].iloc[-1] < rows["loss"].iloc[0]
+    assert np.allclose(rows["chance"], np.log(2 * 16 - 1))
+    bundle = medclr.load_encoder("runs/pretrain").bundle
+    labels = pd.read_csv("phantoms/labels.csv", dtype=str)
+    keys = pd.read_csv("runs/pretrain/private/keys.csv", dtype=str)
+    raw = dict(zip(keys["pseudonym"], keys["raw"], strict=True))
+    seen = {raw[key] for key in bundle.details["seen"]["patients"]}
+    assert seen == set(labels["patient_id"][labels["split"] == "train"])
+
+
+def test_finetune_reports_what_its_predictions_say(journey):
+    metrics = record("runs/finetune/metrics.json")
+    table = pd.read_csv("runs/finetune/predictions.csv")
+    for split in ("val", "test"):
+        part = table[table["split"] == split]
+        if metrics["splits"][split]["auroc"] is not None:
+            assert metrics["splits"][split]["auroc"] == pytest.approx(roc_auc_score(part["y"], part["probability"]))
+    test = metrics["splits"]["test"]
+    assert test["low"] <= test["auroc"] <= test["high"]
+    assert metrics["leakage"].startswith("Pre-training saw none")
+
+
+def test_curve_is_the_mean_of_its_cells(journey):
+    points = pd.read_csv("runs/efficiency/curve.csv")
+    assert set(points["arm"]) == {"scratch", "simclr-linear", "simclr-full", "pca"}
+    assert len(points) == 8
+    cells = pd.DataFrame([json.loads(p.read_text()) for p in Path("runs/efficiency/cells").glob("*.json")])
+    assert len(cells) == 16
+    for point in points.itertuples():
+        mine = cells[(cells["arm"] == point.arm) & (cells["fraction"] == point.fraction)]
+        assert point.auroc == pytest.approx(mine["auroc"].mean())
+        assert point.low <= point.auroc <= point.high
+
+
+def test_report_shows_the_curve_and_says_what_it_is_of(journey):
+    page = Path("runs/efficiency/report.html").read_text()
+    points = pd.read_csv("runs/efficiency/curve.csv")
+    for value in points["auroc"]:
+        assert f"{value:.3f}" in page
+    assert "phantom" in page
+    assert record("runs/efficiency/report.json")["verdict"] in page.replace("&#39;", "'")
+    assert "src=\"http" not in page
+    for figure in ("curve.png", "curve.svg"):
+        assert Path("runs/efficiency", figure).stat().st_size > 5000
+
+
+def test_no_patient_data_outside_private(journey):
+    """Every byte written outside private/, and not part of the input or the key."""
+    raw = pd.read_csv("runs/pretrain/private/keys.csv", dtype=str)["raw"].dropna()
+    secrets = [b"CANARY", *(text.encode() for text in raw if len(text) > 4)]
+    looked_at = 0
+    for path in Path("runs").rglob("*"):
+        if path.is_file() and "private" not in path.parts:
+            looked_at += 1
+            content = path.read_bytes()
+            assert not [secret for secret in secrets if secret in content], path
+            assert "CANARY" not in str(path)
+    assert looked_at > 40
+    for private in Path("runs").glob("*/private"):
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert b"CANARY" in Path("runs/pretrain/private/keys.csv").read_bytes()  # so the search can find it
+
+
+def test_a_finished_command_is_not_run_again(journey, capsys):
+    before = Path("runs/pretrain/encoder/encoder.safetensors").stat().st_mtime_ns
+    assert main([*PRETRAIN, *SETTINGS, "--out", "runs/pretrain"]) == 0
+    assert "complete already" in capsys.readouterr().out
+    assert Path("runs/pretrain/encoder/encoder.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_refused(said):
+    code, lines = said(*PRETRAIN, *SETTINGS, "--out", "runs/pretrain", "--temperature", "0.2")
+    assert code == 2
+    assert len(lines) == 1
+    assert "temperature" in lines[0]
+
+
+def test_resumed_after_kill_equals_uninterrupted(journey):
+    """kill -9 once the first epoch is saved; the second run ends with the same bytes as a run in one go."""
+    command = [sys.executable, "-c", "from medclr.cli import entry; entry()"]
+    words = [*command, *PRETRAIN, *SETTINGS, "--out", "runs/killed", "--store", "runs/store"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2"):
+            process.kill()
+            break
+    process.wait()
+    assert not record("runs/killed/run.json")["complete"]
+    assert subprocess.run(words, capture_output=True, timeout=300, check=False).returncode == 0
+    one, other = (Path("runs", name, "encoder/encoder.safetensors").read_bytes() for name in ("pretrain", "killed"))
+    assert one == other
+    assert list(pd.read_csv("runs/killed/metrics.csv")["epoch"]) == [0, 1, 2]
+
+
+def test_ctrl_c_ends_in_one_line(journey):
+    command = [sys.executable, "-c", "from medclr.cli import entry; entry()"]
+    words = [*command, *PRETRAIN, *SETTINGS, "--out", "runs/stopped", "--seed", "7"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert len(errors.strip().splitlines()) == 1
+    assert "again" in errors
+
+
+def test_test_patients_in_pretraining_are_refused(said):
+    assert main([*PRETRAIN[:3], "--spec", "tiny.yaml", *SETTINGS, "--out", "runs/leaky", "--store", "runs/store"]) == 0
+    words = ["finetune", "--labels", "phantoms/labels.csv", "--encoder", "runs/leaky", "--resamples", "200"]
+    code, lines = said(*words, "--out", "runs/leak")
+    assert code == 1
+    assert len(lines) == 1
+    assert "test patients" in lines[0]
+    assert "--holdout" in lines[0]
+    assert main([*words, "--out", "runs/transductive", "--transductive"]) == 0
+    assert record("runs/transductive/metrics.json")["transductive"] is True
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words", "named"),
+    [
+        (lambda p: p.mkdir(), ["scan", "--data", "{}"], "empty"),
+        (lambda p: (p.mkdir(), (p / "a.txt").write_text("x")), ["scan", "--data", "{}"], "NOT_AN_IMAGE"),
+        (lambda p: None, ["scan", "--data", "{}"], "no such folder"),
+        (lambda p: p.write_text("series_uid,label\n1.2,0\n1.3,1\n"), ["finetune", "--labels", "{}"], "matches"),
+        (lambda p: p.write_text("series_uid,label\n1.2,1\n1.3,1\n"), ["finetune", "--labels", "{}"], "single class"),
+        (lambda p: p.write_text("nothing\n"), ["finetune", "--labels", "{}"], "key"),
+        (lambda p: p.write_bytes(os.urandom(300)), ["finetune", "--labels", "{}"], "bad"),
+        (lambda p: None, ["finetune", "--labels", "phantoms/labels.csv", "--encoder", "{}"], "does not exist"),
+    ],
+)
+def test_bad_input_is_one_clear_line(said, tmp_path, prepare, words, named):
+    path = tmp_path / "bad"
+    prepare(path)
+    code, lines = said(*[word.format(path) for word in words], "--key-file", "key", "--out", str(tmp_path / "out"))
+    assert code in (1, 2)
+    assert len(lines) == 1
+    assert named in lines[0]
+
+
+def test_corrupt_bundle_is_named(said, tmp_path):
+    shutil.copytree("runs/pretrain/encoder", tmp_path / "encoder")
+    weights = tmp_path / "encoder/encoder.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    words = ["finetune", "--labels", "phantoms/labels.csv", "--encoder", str(tmp_path / "encoder")]
+    code, lines = said(*words, "--out", str(tmp_path / "out"))
+    assert code == 1
+    assert len(lines) == 1
+    assert "encoder.safetensors" in lines[0]
+
+
+def test_bundle_of_other_dimensions_is_refused(said, tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (12, 28, 28), dtype=np.uint8)
+    arrays = {f"{s}_{kind}": images if kind == "images" else np.zeros((12, 1)) for s in ("train", "val", "test") for kind in ("images", "labels")}
+    (tmp_path / "flat").mkdir()
+    np.savez(tmp_path / "flat" / "pneumoniamnist.npz", **arrays)
+    words = ["finetune", "--labels", "phantoms/labels.csv", "--encoder", "runs/pretrain", "--data", str(tmp_path / "flat")]
+    code, lines = said(*words, "--out", str(tmp_path / "out"))
+    assert code == 1
+    assert len(lines) == 1
+    assert "3D" in lines[0]
+    assert "2D" in lines[0]
+
+
+def test_out_that_cannot_be_written(said, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, lines = said("scan", "--data", "phantoms/dicom", "--key-file", "key", "--out", str(tmp_path / "file" / "run"))
+    assert code == 1
+    assert len(lines) == 1
+    assert "--out" in lines[0]
+
+
+def test_too_many_skipped_is_exit_code_three(said, tmp_path):
+    code, lines = said(
+        "scan", "--data", "phantoms/dicom", "--key-file", "key", "--out", str(tmp_path / "out"), "--max-skipped", "0.01"
+    )
+    assert code == 3
+    assert "--max-skipped" in lines[0]
+    assert record(str(tmp_path / "out" / "run.json"))["complete"]
+    code, lines = said("scan", "--data", "phantoms/dicom", "--key-file", "key", "--out", str(tmp_path / "s"), "--strict")
+    assert code == 1
+    assert "--strict" in lines[0]
+
+
