@@ -38,7 +38,8 @@ def main() -> None:
         for i in range(N_IMAGES):
             image = rng.random((1, SIDE, SIDE), dtype=np.float32)
             store.write(f"{i:032x}", image, {})
-            rows.append({"store_key": f"{i:032x}", "store_shape": [SIDE, SIDE], "patient_key": str(i), **statistics(image)})
+            row = {"store_key": f"{i:032x}", "store_shape": [SIDE, SIDE], "patient_key": str(i)}
+            rows.append(row | statistics(image))
         spec = load_spec(Path("radiograph")).filled(pd.DataFrame({"shape": [[SIDE, SIDE]]}))
         architecture = Architecture(config.depth, config.width, 2, 1, config.norm, (SIDE, SIDE))
         views = build_views(spec.preset, 2)
@@ -76,7 +77,7 @@ def main() -> None:
                 alone.append(between - start)
                 whole.append(end - between)
     shares = [1 - a / w for a, w in zip(alone, whole, strict=True)]
-    print(f"torch threads {torch.get_num_threads()}, ResNet-{config.depth} width {config.width}, batch {config.batch_size}")
+    print(f"ResNet-{config.depth} width {config.width}, batch {config.batch_size}, {torch.get_num_threads()} threads")
     print(f"encoder alone    {median(alone):.3f} s (limit)")
     print(f"whole step       {median(whole):.3f} s, {median(whole) / median(alone):.2f} of the limit")
     print(f"outside encoder  {median(shares):.1%} of the step (target: below 25%)")

@@ -53,8 +53,12 @@ class ScanConfig:
 class PrepareConfig(ScanConfig):
     """Build or resume the store: every volume oriented, resampled and clipped, ready for random crops."""
 
-    store: Path | None = _say(None, "folder of prepared volumes (default: store/ beside the run folder, shared by all runs there)")
-    spec: Path | None = _say(None, "data spec: a YAML file, or the name of one that ships (default: chosen from the data)")
+    store: Path | None = _say(
+        None, "folder of prepared volumes (default: store/ beside the run folder, shared by all runs there)"
+    )
+    spec: Path | None = _say(
+        None, "data spec: a YAML file, or the name of one that ships (default: chosen from the data)"
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,9 @@ class PretrainConfig(PrepareConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, width=4, epochs=1, batch_size=2, temperature=0.001, lr=0, weight_decay=0, warmup_epochs=0, seed=0)
+        _at_least(
+            self, width=4, epochs=1, batch_size=2, temperature=0.001, lr=0, weight_decay=0, warmup_epochs=0, seed=0
+        )
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def weighted_auroc(y: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np
     # Negatives below `first` lose to the positive, those from there to `last` tie with it.
     wins = np.einsum("rp,rp->r", above, below[:, first] + below[:, last]) / 2
     pairs = above.sum(axis=1) * below[:, -1]
-    return np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    aurocs: np.ndarray = np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    return aurocs
 
 
 def patient_weights(patients: np.ndarray, y: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -109,7 +110,8 @@ def knn_scores(
         cosine = np.take_along_axis(cosine, near, axis=1)
         # Relative to the nearest, or exp would overflow at a small temperature.
         weight = np.exp((cosine - cosine.max(axis=1, keepdims=True)) / temperature)
-        return (weight * train_y[near]).sum(axis=1) / weight.sum(axis=1)
+        votes: np.ndarray = (weight * train_y[near]).sum(axis=1) / weight.sum(axis=1)
+        return votes
 
     return _by_rows(vote, _unit(test_z), len(train))
 
@@ -146,7 +148,8 @@ def rankme(z: np.ndarray) -> float:
 
 def _unit(z: np.ndarray) -> np.ndarray:
     z = z.astype(np.float64)
-    return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), _TINY)
+    unit: np.ndarray = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), _TINY)
+    return unit
 
 
 def _by_rows(function: Callable[[np.ndarray], np.ndarray], z: np.ndarray, width: int) -> np.ndarray:

@@ -36,8 +36,8 @@ def efficiency(config: EfficiencyConfig) -> Curve:
     for split, at in (("train", train), ("test", test)):
         if len(set(y[at])) < 2:
             raise DataError(
-                f"{config.labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and not both classes "
-                f"of {table.column!r} ({' and '.join(table.classes)}); a curve needs both"
+                f"{config.labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and not both "
+                f"classes of {table.column!r} ({' and '.join(table.classes)}); a curve needs both"
             )
     cells = len(config.arms) * len(set(config.fractions)) * config.draws
     say(f"{len(config.arms)} arms x {len(set(config.fractions))} fractions x {config.draws} draws = {cells} cells")
@@ -56,7 +56,7 @@ def efficiency(config: EfficiencyConfig) -> Curve:
             patients[train],
             y[test],
             patients[test],
-            _arms(config, data, train, test),
+            _arms(config, data),
             config.fractions,
             config.draws,
             config.resamples,
@@ -68,10 +68,11 @@ def efficiency(config: EfficiencyConfig) -> Curve:
     return curve
 
 
-def _arms(config: EfficiencyConfig, data: Labelled, train: NDArray[np.intp], test: NDArray[np.intp]) -> Mapping[str, Arm]:
+def _arms(config: EfficiencyConfig, data: Labelled) -> Mapping[str, Arm]:
     """Each arm as a function from training rows and a seed to the scores of the test rows."""
-    rows = data.table.rows.reset_index(drop=True)
-    train_rows, test_rows = rows.iloc[train].reset_index(drop=True), rows.iloc[test].reset_index(drop=True)
+    train_rows, test_rows = (
+        data.table.rows.iloc[data.table.of(split)].reset_index(drop=True) for split in ("train", "test")
+    )
     y, patients = train_rows["y"].to_numpy(), train_rows["patient_key"].to_numpy()
 
     def on_features(of_train: NDArray[Any], of_test: NDArray[Any]) -> Arm:
@@ -94,8 +95,9 @@ def _arms(config: EfficiencyConfig, data: Labelled, train: NDArray[np.intp], tes
     arms: dict[str, Arm] = {}
     for name in config.arms:
         if name == "pca":
-            transform = fit_pca(pixel_rows(_unlabelled(data), data.store, data.spec))
-            arms[name] = on_features(*(transform(pixel_rows(r, data.store, data.spec)) for r in (train_rows, test_rows)))
+            components = fit_pca(pixel_rows(_unlabelled(data), data.store, data.spec))
+            pixels = (pixel_rows(part, data.store, data.spec) for part in (train_rows, test_rows))
+            arms[name] = on_features(*map(components, pixels))
         elif name == "simclr-linear":
             network = data.network("encoder", config.seed)
             arms[name] = on_features(*(embed_rows(network, r, data.store, data.spec) for r in (train_rows, test_rows)))

@@ -80,10 +80,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     y, patients = rows["y"].to_numpy(), rows["patient_key"].to_numpy()
     if len(set(y[train])) < 2:
         raise DataError(
-            f"{config.labels.name}: the train split has {counted(len(train), 'labelled volume')} and not both classes of "
-            f"{data.table.column!r} ({' and '.join(data.table.classes)}); label at least one of each"
+            f"{config.labels.name}: the train split has {counted(len(train), 'labelled volume')} and not both "
+            f"classes of {data.table.column!r} ({' and '.join(data.table.classes)}); label at least one of each"
         )
-    say(f"training on {counted(len(train), 'volume')} ({int(y[train].sum()):,} {data.table.classes[1]})")
+    positive = f"{data.table.column} = {data.table.classes[1]}"
+    say(f"training on {counted(len(train), 'volume')}, {int(y[train].sum()):,} with {positive}")
     classifier, how = _classifier(config, data, train)
     logits = embed_rows(classifier, rows, data.store, data.spec).astype(np.float64)
     metrics = {
@@ -116,7 +117,9 @@ def gather(config: LabelsConfig, run: Run) -> Labelled:
     """Find encoder, manifest and store, join the labels, and refuse a test set that pre-training saw."""
     source = config.encoder or Run.newest("pretrain")
     if source is None:
-        raise UsageError("no complete pretrain run under runs/; run `medclr pretrain --data DIR`, or name one with --encoder")
+        raise UsageError(
+            "no complete pretrain run under runs/; run `medclr pretrain --data DIR`, or name one with --encoder"
+        )
     encoder = load_encoder(source)
     if config.encoder is None:
         say(f"encoder: {source}, the newest complete pretrain run")
@@ -137,7 +140,11 @@ def gather(config: LabelsConfig, run: Run) -> Labelled:
 
 
 def measured(
-    y: NDArray[np.integer], scores: NDArray[np.floating], patients: NDArray[np.object_], known: bool, config: LabelsConfig
+    y: NDArray[np.integer],
+    scores: NDArray[np.floating],
+    patients: NDArray[np.object_],
+    known: bool,
+    config: LabelsConfig,
 ) -> dict[str, Any]:
     """AUROC with its interval over patients, or why there is none."""
     counts = {
@@ -163,13 +170,18 @@ def _volumes(
         if kept:
             return kept[1], Store(config.store or run.folder.parent / "store"), kept[0]
         reading = PrepareConfig(
-            data=config.data, store=config.store, key_file=config.key_file or paths.get("key_file"), workers=config.workers
+            data=config.data,
+            store=config.store,
+            key_file=config.key_file or paths.get("key_file"),
+            workers=config.workers,
         )
         manifest, _, spec, store = stock(reading, run, encoder.spec)
         return spec, store, manifest
     kept = stocked(source)
     if kept is None:
-        raise UsageError(f"--encoder {source}: a bundle without its pretrain run's private/ and spec.yaml; give --data too")
+        raise UsageError(
+            f"--encoder {source}: a bundle without its pretrain run's private/ and spec.yaml; give --data too"
+        )
     check_dims(encoder.bundle, kept[1].spatial_dims)
     return kept[1], Store(config.store or paths.get("store") or source.parent / "store"), kept[0]
 
@@ -206,14 +218,18 @@ def _classifier(config: FinetuneConfig, data: Labelled, train: NDArray[np.intp])
 
 def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:
     for split, m in metrics["splits"].items():
-        counts = f"{m['n_positive']:,} positive and {m['n_negative']:,} negative of {counted(m['n_patients'], 'patient')}"
+        patients = counted(m["n_patients"], "patient")
+        counts = f"{m['n_positive']:,} positive and {m['n_negative']:,} negative of {patients}"
         if m["auroc"] is None:
             say(f"{split}: AUROC {m['reason']} ({counts})")
         else:
-            say(f"{split}: AUROC {m['auroc']:.3f} (95% interval {m['low']:.3f} to {m['high']:.3f}, "
-                f"by {m['interval_level']}; {counts})")
+            say(
+                f"{split}: AUROC {m['auroc']:.3f} (95% interval {m['low']:.3f} to {m['high']:.3f}, "
+                f"by {m['interval_level']}; {counts})"
+            )
     if "test" not in metrics["splits"]:
         say("no test split: nothing is known of how good this classifier is; add a split column with test rows")
     say(metrics["leakage"])
     say(f"wrote {run.folder}: metrics.json, predictions.csv, classifier/")
-    say(f"next: medclr efficiency --labels {config.labels}" + (f" --encoder {config.encoder}" if config.encoder else ""))
+    encoder = f" --encoder {config.encoder}" if config.encoder else ""
+    say(f"next: medclr efficiency --labels {config.labels}{encoder}")

@@ -52,7 +52,8 @@ def stock(
     spec = spec or (load_spec(config.spec) if config.spec else choose_spec(manifest))
     chosen = manifest[spec.accepts(manifest)]
     if chosen.empty:
-        kinds = sorted({f"{m or 'unknown modality'} {d}D" for m, d in zip(manifest["modality"], spatial_dims(manifest))})
+        pairs = zip(manifest["modality"], spatial_dims(manifest), strict=True)
+        kinds = sorted({f"{modality or 'unknown modality'} {dims}D" for modality, dims in pairs})
         raise DataError(
             f"no volume fits the spec {spec.name} ({' '.join(spec.modality)} {spec.spatial_dims}D); "
             f"{config.data} has {', '.join(kinds)}. Choose another --spec"
@@ -60,15 +61,18 @@ def stock(
     if spec.patch is None or (spec.sizing == "spacing" and spec.spacing_mm is None):
         spec = spec.filled(chosen)
     run.write_text("spec.yaml", yaml.safe_dump(spec.to_dict(), sort_keys=False))
-    left_out = len(manifest) - len(chosen)
-    say(f"spec {spec.name}: {_described(spec)}" + (f"; {counted(left_out, 'volume')} of other kinds left out" * (left_out > 0)))
+    others = len(manifest) - len(chosen)
+    rest = f"; {counted(others, 'volume')} of other kinds left out" if others else ""
+    say(f"spec {spec.name}: {_described(spec)}{rest}")
     with progress("preparing volumes") as show, processes(config.workers, len(chosen)) as pool:
         prepared, unreadable = fill_store(chosen, config.data, spec, store, pool, show)
     skipped += unreadable
     run.write_frame("private/skipped.csv", skipped_frame(skipped))
     if prepared.empty:
-        raise DataError(f"--data {config.data}: not one of {counted(len(chosen), 'volume')} could be decoded; "
-                        f"{run.private / 'skipped.csv'} says why for each")
+        raise DataError(
+            f"--data {config.data}: not one of {counted(len(chosen), 'volume')} could be decoded; "
+            f"{run.private / 'skipped.csv'} says why for each"
+        )
     if unreadable:
         say(f"{counted(len(chosen) - len(prepared), 'volume')} could not be decoded; private/skipped.csv says why")
     run.write_json("scan.json", summarise(prepared, skipped))

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from medclr import __version__
 from medclr.commands.prepare import stock, stocked
 from medclr.commands.scan import check_skipped
 from medclr.config import PretrainConfig, paths_of
+from medclr.data.candidate import Skipped
 from medclr.data.identity import Pseudonymiser, Seen, load_key
 from medclr.data.labels import LabelTable, held_out, read_labels
 from medclr.data.loader import Blocks
@@ -39,9 +41,9 @@ def pretrain(config: PretrainConfig) -> Encoder:
         say(f"{run.folder} is complete already; use another --out to train again")
         return load_encoder(run.folder)
     kept = stocked(run.folder) if run.resumed else None
+    skipped: list[Skipped] = []
     if kept:
         manifest, spec = kept
-        skipped = []
         store = Store(config.store or run.folder.parent / "store")
     else:
         manifest, skipped, spec, store = stock(config, run)
@@ -55,8 +57,10 @@ def pretrain(config: PretrainConfig) -> Encoder:
 
     measures = _Measures(run)
     views = build_views(spec.preset, spec.spatial_dims, spec.laterality)
-    say(f"SimCLR, ResNet-{config.depth} of width {config.width}, on {counted(len(rows), 'volume')}"
-        + (f" from epoch {measures.epochs + 1}" if checkpoint_path(run.folder).is_file() else ""))
+    say(
+        f"SimCLR, ResNet-{config.depth} of width {config.width}, on {counted(len(rows), 'volume')}"
+        + (f" from epoch {measures.epochs + 1}" if checkpoint_path(run.folder).is_file() else "")
+    )
     with progress("pre-training") as show:
 
         def on_epoch(row: dict[str, float]) -> None:
@@ -86,7 +90,8 @@ def pretrain(config: PretrainConfig) -> Encoder:
         "seen": seen.to_dict(),
     }
     save_bundle(run.folder / "encoder", module.encoder, module.projector, architecture, details)
-    run.finish({**last, "volumes": len(rows), "held_out_volumes": int(held.sum()), "manifest": details["manifest_hash"]})
+    counts = {"volumes": len(rows), "held_out_volumes": int(held.sum())}
+    run.finish({**last, **counts, "manifest": details["manifest_hash"]})
     _tell(config, run, last)
     check_skipped(config, manifest, skipped)
     return load_encoder(run.folder)
@@ -105,7 +110,8 @@ class _Measures:
         path = run.folder / "metrics.csv"
         self.rows: list[dict[str, Any]] = []
         if path.is_file() and checkpoint_path(run.folder).is_file():
-            self.rows = pd.read_csv(path).to_dict("records")
+            table = pd.read_csv(path)
+            self.rows = [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
 
     @property
     def epochs(self) -> int:
@@ -116,16 +122,18 @@ class _Measures:
         self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
         self.run.write_frame("metrics.csv", pd.DataFrame(self.rows))
         knn = f", kNN AUROC {row['knn_auroc']:.3f}" if "knn_auroc" in row else ""
-        say(f"epoch {int(row['epoch']) + 1}: loss {row['loss']:.3f} (chance {row['chance']:.3f}), "
-            f"RankMe {row['rankme']:.1f}{knn}")
+        say(
+            f"epoch {int(row['epoch']) + 1}: loss {row['loss']:.3f} (chance {row['chance']:.3f}), "
+            f"RankMe {row['rankme']:.1f}{knn}"
+        )
 
 
-def _held_out(config: PretrainConfig, manifest: pd.DataFrame, names: Pseudonymiser) -> "pd.Series[bool]":
+def _held_out(config: PretrainConfig, manifest: pd.DataFrame, names: Pseudonymiser) -> NDArray[np.bool_]:
     """Which volumes pre-training must not see: those of held-out patients, and any with the very same pixels."""
     if config.holdout is None:
-        return pd.Series(np.zeros(len(manifest), dtype=bool), index=manifest.index)
-    patients = manifest["patient_key"].isin(held_out(config.holdout, manifest, names))
-    pixels = manifest["pixel_hash"].isin(set(manifest["pixel_hash"][patients]))
+        return np.zeros(len(manifest), dtype=bool)
+    patients = manifest["patient_key"].isin(held_out(config.holdout, manifest, names)).to_numpy()
+    pixels = manifest["pixel_hash"].isin(set(manifest["pixel_hash"][patients])).to_numpy()
     twins = int((pixels & ~patients).sum())
     say(
         f"held out: {counted(int(patients.sum()), 'volume')} of "
@@ -150,8 +158,10 @@ def _labels(config: PretrainConfig, manifest: pd.DataFrame, names: Pseudonymiser
 
 def _tell(config: PretrainConfig, run: Run, last: dict[str, float]) -> None:
     if last["loss"] > AT_CHANCE * last["chance"]:
-        say(f"warning: the loss {last['loss']:.3f} is at its chance level {last['chance']:.3f}: the encoder learned "
-            "nothing. Try more --epochs, another --lr, or look whether all volumes look alike")
+        say(
+            f"warning: the loss {last['loss']:.3f} is at its chance level {last['chance']:.3f}: the encoder learned "
+            "nothing. Try more --epochs, another --lr, or look whether all volumes look alike"
+        )
     if last["rankme"] < 2:
         say(f"warning: RankMe {last['rankme']:.2f}: the embedding has collapsed to one direction; try a lower --lr")
     say(f"wrote {run.folder}: encoder/, metrics.csv, tensorboard/, scan.json, spec.yaml")

@@ -50,7 +50,9 @@ def survey(config: ScanConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]]:
     if not candidates:
         why = ", ".join(f"{reason} {n:,}" for reason, n in _reasons(skipped))
         found = f"{counted(len(skipped), 'file')} skipped ({why})" if skipped else "the folder is empty"
-        raise DataError(f"--data {config.data}: no volume in it; {found}. Point --data at DICOM, NIfTI or MedMNIST files")
+        raise DataError(
+            f"--data {config.data}: no volume in it; {found}. Point --data at DICOM, NIfTI or MedMNIST files"
+        )
     manifest, keys = build_manifest(candidates, names)
     run.write_frame("private/keys.csv", keys)
     run.write_frame("private/manifest.parquet", manifest)

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medclr.data.spec import DataSpec
@@ -62,28 +64,33 @@ class Blocks(Dataset[Batch]):
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
         rows = np.array([row for _, row in items])
-        blocks, params = [], []
+        blocks: list[NDArray[np.float32]] = []
+        params = []
         for epoch, row in items:
+            previous = None
             for view in range(self.n_views):
                 rng = view_rng(self.seed, epoch, row, view)
                 start = self._start(self.shapes[row], rng if self.views else None)
                 params.append(self.views.draw(rng) if self.views else {})
-                if view == 0 or start != previous:  # both views of a small image read the same block
-                    block = self.store.read(self.keys[row], start, self.patch, fill=self.low[row])
-                blocks.append(block)
+                # Both views of a small image are of the same block.
+                same = start == previous
+                blocks.append(
+                    blocks[-1] if same else self.store.read(self.keys[row], start, self.patch, fill=self.low[row])
+                )
                 previous = start
-        shape = (len(rows), self.n_views)
         each = np.repeat(rows, self.n_views)
         return {
-            "blocks": torch.from_numpy(np.stack(blocks)).unflatten(0, shape),
-            "low": torch.from_numpy(self.low[each]).unflatten(0, shape),
-            "high": torch.from_numpy(self.high[each]).unflatten(0, shape),
-            "params": {
-                name: torch.from_numpy(np.stack([p[name] for p in params])).unflatten(0, shape) for name in params[0]
-            },
+            "blocks": self._by_view(np.stack(blocks)),
+            "low": self._by_view(self.low[each]),
+            "high": self._by_view(self.high[each]),
+            "params": {name: self._by_view(np.stack([p[name] for p in params])) for name in params[0]},
             "row": torch.from_numpy(rows),
             "patient": self.patients[rows],
         }
+
+    def _by_view(self, values: NDArray[np.float32]) -> Tensor:
+        """(B * V, ...) to (B, V, ...)."""
+        return torch.from_numpy(values.reshape(-1, self.n_views, *values.shape[1:]))
 
     def _start(self, shape: Any, rng: np.random.Generator | None) -> tuple[int, ...]:
         """First voxel of a block: at random where the volume is longer than the patch, else centred."""
@@ -155,7 +162,7 @@ def _loader(blocks: Blocks, batches: Any, workers: int) -> "DataLoader[Batch]":
         blocks,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # torch expects items; __getitems__ gives a batch
         worker_init_fn=_quiet if workers else None,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

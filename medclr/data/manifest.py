@@ -1,9 +1,9 @@
 """The table of volumes: one row a volume, pseudonymous ids, nothing of the pixels."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from medclr.data.candidate import Candidate, Skipped
@@ -77,8 +77,7 @@ def build_manifest(candidates: list[Candidate], names: Pseudonymiser) -> tuple[p
         }
         for c in candidates
     ]
-    for raw, letter in sites.items():
-        keys["site", letter] = raw
+    keys |= {("site", letter): raw for raw, letter in sites.items() if raw}
     lookup = pd.DataFrame([(kind, key, raw) for (kind, key), raw in keys.items()], columns=["kind", "key", "raw"])
     return pd.DataFrame(rows, columns=list(COLUMNS)), lookup
 
@@ -118,8 +117,8 @@ def spatial_dims(manifest: pd.DataFrame) -> pd.Series:
 
 def _letters(raw_sites: Iterable[str]) -> dict[str, str]:
     """Name sites A, B, …, Z, AA, … with the commonest first; a volume without a site has none."""
-    names, counts = np.unique([site for site in raw_sites], return_counts=True)
-    ranked = [str(names[i]) for i in np.lexsort((names, -counts)) if names[i]]
+    counts = Counter(raw_sites)
+    ranked = sorted(counts.keys() - {""}, key=lambda raw: (-counts[raw], raw))
     return {"": "", **{raw: f"site {_letter(rank)}" for rank, raw in enumerate(ranked)}}
 
 

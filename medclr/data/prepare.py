@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,18 @@ def prepared_array(volume: Volume, spec: DataSpec) -> NDArray[np.generic]:
         Unreadable: the result would be larger than any scan is.
     """
     shape = np.array(volume.array.shape[1:])
-    if spec.sizing == "fit" or not np.isfinite(volume.spacing_mm).all():
+    spec = spec.for_volume(volume.spacing_mm)
+    if spec.sizing == "fit":
         assert spec.patch is not None
         factor = np.full(len(shape), min(1.0, *(np.array(spec.patch) / shape)))
     else:
         factor = np.array(volume.spacing_mm) / np.array(spec.spacing_mm)
     if np.prod(shape * factor) > MAX_VOXELS:
-        raise Unreadable("TOO_LARGE", f"{tuple(shape)} voxels become more than 2^31 at the spacing of the spec")
+        raise Unreadable("TOO_LARGE", f"{volume.array.shape[1:]} voxels become more than 2^31 at the spacing of the spec")
     array = np.stack([_resampled(channel, factor) for channel in volume.array])
     if spec.clip is not None:
         array = np.clip(array, *spec.clip)
-    return np.rint(array).astype(np.int16) if "CT" in spec.modality else array
+    return np.rint(array).clip(-(2**15), 2**15 - 1).astype(np.int16) if spec.integers else array
 
 
 def statistics(array: NDArray[np.generic]) -> dict[str, float]:
@@ -139,7 +141,7 @@ def _map(executor: Executor | None, tasks: list[Any]) -> Iterator[dict[str, Any]
 def _prepare_one(task: tuple[Candidate, Path, DataSpec, Store]) -> dict[str, Any] | Unreadable:
     candidate, root, spec, store = task
     try:
-        key = f"{_content_hash(root, candidate)}{spec.digest()}"
+        key = f"{_content_hash(root, candidate)}{spec.for_volume(candidate.spacing_mm).digest()}"
         facts = store.facts(key)
         if facts is None:
             volume = READERS[candidate.reader](root, candidate)
@@ -162,20 +164,30 @@ def _content_hash(root: Path, candidate: Candidate) -> str:
     digest = hashlib.blake2b(str(candidate.member).encode(), digest_size=8)
     for item in candidate.paths:
         try:
-            with open(root / item, "rb") as file:
-                while chunk := file.read(1 << 22):
-                    digest.update(chunk)
+            state = (root / item).stat()
+            digest.update(_file_hash(root / item, state.st_mtime_ns, state.st_size))
         except OSError as error:
             raise Unreadable("UNREADABLE", f"cannot be read ({error.strerror})") from None
     return digest.hexdigest()
 
 
+# An archive holds thousands of images, and is read once for all of them.
+@lru_cache(maxsize=2)
+def _file_hash(path: Path, mtime_ns: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
+
+
 def _resampled(array: NDArray[np.float32], factor: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Linear interpolation between voxel centres; blurred first along axes that shrink, against aliasing."""
+    """Linear interpolation about the common centre; blurred first along axes that shrink, against aliasing."""
     if np.allclose(factor, 1, atol=1e-3):
         return array
     sigma = np.maximum(0, (1 / factor - 1) / 2)
     smooth = ndimage.gaussian_filter(array, sigma, mode="nearest")
-    factor = np.maximum(np.rint(factor * array.shape), 1) / array.shape
-    result: NDArray[np.float32] = ndimage.zoom(smooth, factor, order=1, mode="nearest", grid_mode=True)
+    size = np.maximum(np.rint(factor * array.shape), 1).astype(int)
+    # Not ndimage.zoom: it bends the spacing until the voxels fill the old extent.
+    first = (np.array(array.shape) - 1) / 2 - (size - 1) / 2 / factor
+    result: NDArray[np.float32] = ndimage.affine_transform(
+        smooth, 1 / factor, first, output_shape=tuple(size), order=1, mode="nearest"
+    )
     return result

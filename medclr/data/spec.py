@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -80,11 +81,20 @@ class DataSpec:
         patch = self.patch or _whole(np.minimum(extent / spacing, self.max_patch))
         return replace(self, spacing_mm=tuple(round(float(s), 4) for s in spacing), patch=patch)
 
+    @property
+    def integers(self) -> bool:
+        """Whether the store keeps int16, as CT is recorded."""
+        return "CT" in self.modality
+
+    def for_volume(self, spacing_mm: tuple[float, ...]) -> "DataSpec":
+        """This spec as it applies to one volume: where its spacing is unknown, its size in voxels is all there is."""
+        return self if np.isfinite(spacing_mm).all() else replace(self, sizing="fit")
+
     def digest(self) -> str:
         """What of this spec decides the contents of the store, as 16 hex digits."""
-        kept = {"version": STORE_VERSION, "sizing": self.sizing, "clip": self.clip, "modality": self.modality}
-        kept |= {"patch": self.patch} if self.sizing == "fit" else {"spacing_mm": self.spacing_mm}
-        return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=8).hexdigest()
+        size = self.patch if self.sizing == "fit" else self.spacing_mm
+        kept = [STORE_VERSION, self.sizing, _floats(size), _floats(self.clip), self.integers]
+        return hashlib.blake2b(json.dumps(kept).encode(), digest_size=8).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for YAML and bundles."""
@@ -109,11 +119,11 @@ def load_spec(path: Path) -> DataSpec:
 def parse_spec(content: dict[str, Any], source: str) -> DataSpec:
     """Validate a table of keys and values; `source` names it in errors."""
     known = {f.name: f for f in fields(DataSpec)}
-    if unknown := sorted(set(content) - set(known)):
+    if unknown := sorted(map(str, set(content) - set(known))):
         raise UsageError(f"{source}: unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     try:
-        spec = DataSpec(**values)
+        spec = DataSpec(**values)  # type: ignore[arg-type]  # checked below
     except TypeError as error:
         raise UsageError(f"{source}: {str(error).removeprefix('DataSpec.__init__() ')}") from None
     _check(spec, source)
@@ -142,13 +152,19 @@ def _check(spec: DataSpec, source: str) -> None:
     for key, allowed in choices.items():
         if getattr(spec, key) not in allowed:
             raise UsageError(f"{source}: {key} is {getattr(spec, key)!r}; it must be one of {allowed}")
+    for key in ("modality", "domains"):
+        value = getattr(spec, key)
+        if not (isinstance(value, tuple) and all(isinstance(item, str) for item in value)):
+            raise UsageError(f"{source}: {key} is {value!r}; it must be a list of texts")
     for key, length in {"window": 2, "clip": 2, "spacing_mm": spec.spatial_dims, "patch": spec.spatial_dims}.items():
         value = getattr(spec, key)
         sound = value is None or (
-            isinstance(value, tuple) and len(value) == length and all(isinstance(v, (int, float)) for v in value)
+            isinstance(value, tuple)
+            and len(value) == length
+            and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
         )
         if not sound:
-            raise UsageError(f"{source}: {key} is {value!r}; it must be {length} numbers")
+            raise UsageError(f"{source}: {key} is {value!r}; it must be a list of {length} numbers")
     if any(not isinstance(side, int) or side < 8 for side in spec.patch or ()):
         raise UsageError(f"{source}: patch is {spec.patch}; each side must be a whole number, 8 or more")
     if any(step <= 0 for step in spec.spacing_mm or ()):
@@ -161,6 +177,10 @@ def _check(spec: DataSpec, source: str) -> None:
         raise UsageError(f"{source}: normalisation is window, but there is no window")
     if not isinstance(spec.max_patch, int) or spec.max_patch < 8:
         raise UsageError(f"{source}: max_patch is {spec.max_patch!r}; it must be a whole number, 8 or more")
+
+
+def _floats(values: tuple[float, ...] | None) -> list[float] | None:
+    return None if values is None else [float(value) for value in values]
 
 
 def _whole(size: Any) -> tuple[int, ...]:

@@ -17,8 +17,8 @@ from medclr.errors import DataError
 class Store:
     """A folder of prepared volumes, safe for several writers and for `kill -9`.
 
-    An entry is a safetensors file: the array, (C, *spatial), and in its header a checksum and what prepare
-    measured. Its key names content, spec and version, so an entry is never stale; it is written under a temporary
+    An entry is a safetensors file: the array, (C, *spatial), and in its header what prepare measured and a checksum
+    of both. Its key names content, spec and version, so an entry is never stale; it is written under a temporary
     name in the same folder, synced and renamed, so it is never partial.
     """
 
@@ -27,7 +27,7 @@ class Store:
 
     def write(self, key: str, array: NDArray[np.generic], facts: dict[str, str]) -> None:
         """Add or replace an entry; `facts` are short texts kept in its header."""
-        payload = save({"volume": array}, metadata={**facts, "checksum": _checksum(array)})
+        payload = save({"volume": array}, metadata={**facts, "checksum": _checksum(array, facts)})
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
@@ -46,7 +46,8 @@ class Store:
         try:
             with safe_open(self._path(key), framework="numpy") as file:
                 facts: dict[str, str] = file.metadata()
-                return facts if facts["checksum"] == _checksum(file.get_tensor("volume")) else None
+                checksum = facts.pop("checksum")
+                return facts if checksum == _checksum(file.get_tensor("volume"), facts) else None
         except (OSError, SafetensorError, KeyError, TypeError):
             return None
 
@@ -83,6 +84,8 @@ def cut_block(
 ) -> NDArray[np.float32]:
     """A block of anything that can be sliced, of shape (C, *spatial); see `Store.read`."""
     inside = [slice(max(0, a), min(n, a + s)) for a, s, n in zip(start, size, shape[1:], strict=True)]
+    if any(i.start >= i.stop for i in inside):
+        return np.full((shape[0], *size), fill, dtype=np.float32)
     part = volume[(slice(None), *inside)]
     if part.shape[1:] == size:
         return np.asarray(part, dtype=np.float32)
@@ -92,5 +95,8 @@ def cut_block(
     return block
 
 
-def _checksum(array: NDArray[np.generic]) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
+def _checksum(array: NDArray[np.generic], facts: dict[str, str]) -> str:
+    header = repr((array.dtype.str, array.shape, sorted(facts.items())))
+    digest = hashlib.blake2b(header.encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

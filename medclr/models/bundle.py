@@ -85,6 +85,8 @@ def save_bundle(
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         raise MedclrError(
             f"cannot write the encoder bundle {folder}: {error.strerror}; free some space, or use another --out"
         ) from error

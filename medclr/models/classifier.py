@@ -1,13 +1,15 @@
 """An encoder with a linear head: one logit for one binary label."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from medclr.errors import MedclrError
 from medclr.models.encoder import Architecture
 
 
@@ -35,13 +37,32 @@ class Classifier(nn.Module):
 def save_classifier(folder: Path, classifier: Classifier, architecture: Architecture, details: dict[str, Any]) -> None:
     """Write classifier.safetensors and classifier.json; `details` are plain JSON types without a path.
 
-    The record is written last, under its final name only when whole: a folder without it holds no classifier.
+    The record is removed first and written last: a folder without it holds no classifier.
+
+    Raises:
+        MedclrError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
-    save_file(weights, folder / "classifier.safetensors")
-    record = folder / ".classifier.json.part"
-    record.write_text(
-        json.dumps({"schema_version": 1, "architecture": asdict(architecture), **details}, indent=2) + "\n"
-    )
-    record.replace(folder / "classifier.json")
+    record = {"schema_version": 1, "architecture": asdict(architecture), **details}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "classifier.json").unlink(missing_ok=True)
+        _write(folder / "classifier.safetensors", save(weights))
+        _write(folder / "classifier.json", (json.dumps(record, indent=2) + "\n").encode())
+    except OSError as error:
+        raise MedclrError(
+            f"cannot write the classifier {folder}: {error.strerror}; free some space, or use another --out"
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise

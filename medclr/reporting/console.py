@@ -37,5 +37,5 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def counted(n: int, noun: str) -> str:
-    """"1 volume", "5,856 volumes"."""
+    """A number and its noun: 1 volume, 5,856 volumes."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

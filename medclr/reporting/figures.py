@@ -5,6 +5,7 @@ Nothing here touches matplotlib's global state, and the same points give the sam
 
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def efficiency_svg(points: pd.DataFrame, narrow: bool = False) -> str:
     for colour, name in _PAGE_COLOURS.items():
         text = text.replace(colour, name)
     text = text.replace(" font-family: 'DejaVu Sans';", "")
+    text = text.replace("xlink:href", "href")
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # two figures in one page would repeat these
     text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # it would style the page
     kind = "narrow" if narrow else "wide"
@@ -124,7 +126,7 @@ def _draw(figure: Figure, points: pd.DataFrame, title: str, narrow: bool) -> Non
         )  # fmt: skip
     _axes_of(axes, points, known, fractions, narrow)
     if title:
-        figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
+        figure.suptitle(textwrap.fill(title, 80), x=0.02, ha="left", fontsize=11, fontweight="bold")
     if arms:
         axes.legend(
             loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=2 if narrow else 4, frameon=False, handlelength=2.4,

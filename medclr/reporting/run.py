@@ -159,7 +159,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def read_paths(folder: Path) -> dict[str, Path | None]:
     """The absolute paths that a run was given, by field; empty where its private/ is not at hand."""
-    stored = _read_yaml(folder / "private" / "paths.yaml") or {}
+    path = folder / "private" / "paths.yaml"
+    stored = _read_yaml(path) if path.exists() else {}
     return {name: None if text is None else Path(text) for name, text in stored.items()}
 
 
@@ -286,24 +287,21 @@ def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
 def _refuse_other(folder: Path, settings: Mapping[str, Any], paths: Mapping[str, str | None]) -> None:
     """UsageError that names the first field in which the run in the folder differs."""
     stored = _read_yaml(folder / "config.yaml")
-    if stored is not None:
-        for name in [*settings, *(set(stored) - set(settings))]:
-            was, now = stored.get(name), settings.get(name)
-            if name not in FREE_FIELDS and was != now:
-                raise UsageError(
-                    f"--out {folder}: holds a run with {name} {_show(was)}, not {_show(now)}; "
-                    "use another --out or the old setting"
-                )
-    stored = _read_yaml(folder / "private" / "paths.yaml")  # absent from a run that was shared
-    if stored is not None:
+    for name in [*settings, *sorted(set(stored) - set(settings))]:
+        was, now = stored.get(name), settings.get(name)
+        if name not in FREE_FIELDS and was != now:
+            raise UsageError(
+                f"--out {folder}: holds a run with {name} {_show(was)}, not {_show(now)}; "
+                "use another --out or the old setting"
+            )
+    if (folder / "private" / "paths.yaml").exists():  # not in a run that was shared
+        stored = _read_yaml(folder / "private" / "paths.yaml")
         for name, path in paths.items():
             if name not in FREE_FIELDS and stored.get(name) != path:
                 raise UsageError(f"--out {folder}: holds a run with another --{name}; use another --out or the old one")
 
 
-def _read_yaml(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         stored = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -355,7 +353,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and False:
         return None
     return value
 

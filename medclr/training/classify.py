@@ -51,7 +51,9 @@ class Linear:
         return logits
 
 
-def fit_linear(features: NDArray[np.floating], y: NDArray[np.integer], patients: NDArray[np.object_], seed: int) -> Linear:
+def fit_linear(
+    features: NDArray[np.floating], y: NDArray[np.integer], patients: NDArray[np.object_], seed: int
+) -> Linear:
     """Logistic regression on standardised features, its strength chosen by inner patient-grouped cross-validation.
 
     Nothing but the rows given is used. With fewer than FEWEST_PATIENTS patients of a class, the strength is fixed.
@@ -140,7 +142,7 @@ def fit_full(
                 images = views.apply(batch["blocks"].flatten(0, 1).to(device), params, low, high)
             loss = binary_cross_entropy_with_logits(classifier(images), y[batch["row"]], pos_weight=balance)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
@@ -165,7 +167,10 @@ def _choose_strength(
     folds = list(StratifiedGroupKFold(5, shuffle=True, random_state=seed % 2**32).split(features, y, patients))
 
     def quality(strength: float) -> float:
-        per_fold = [auroc(y[b], _logistic(features[a], y[a], strength).decision_function(features[b])) for a, b in folds]
+        models = [_logistic(features[a], y[a], strength) for a, _ in folds]
+        per_fold = [
+            auroc(y[b], model.decision_function(features[b])) for model, (_, b) in zip(models, folds, strict=True)
+        ]
         return float(np.nanmean(per_fold))
 
     return max(STRENGTHS, key=quality)

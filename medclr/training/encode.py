@@ -13,7 +13,7 @@ from medclr.data.prepare import prepared_array, statistics
 from medclr.data.spec import DataSpec, parse_spec
 from medclr.data.store import Store, cut_block
 from medclr.data.volume import Volume
-from medclr.models.bundle import Bundle, load_bundle
+from medclr.models.bundle import Bundle, check_dims, load_bundle
 from medclr.transforms.intensity import Normalise
 
 
@@ -36,14 +36,21 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def embed(self, volume: Volume) -> NDArray[np.float32]:
-        """The features (F,) of one volume as a reader gives it, with the preprocessing of the training data."""
+        """The features (F,) of one volume as a reader gives it, with the preprocessing of the training data.
+
+        Raises:
+            BundleError: the encoder is for other spatial dimensions.
+            Unreadable: the volume is larger than any scan is.
+        """
         assert self.spec.patch is not None
+        check_dims(self.bundle, volume.array.ndim - 1)
         array = prepared_array(volume, self.spec)
         low, high = grey_range(pd.DataFrame([statistics(array)]), self.spec)
         start = tuple((n - p) // 2 for n, p in zip(array.shape[1:], self.spec.patch, strict=True))
         block = cut_block(array, array.shape, start, self.spec.patch, fill=low[0])
-        features = self(images(torch.from_numpy(block)[None, None], torch.from_numpy(low), torch.from_numpy(high)))
-        return np.asarray(features[0].numpy())
+        device = next(self.parameters()).device
+        batch = (torch.from_numpy(values).to(device) for values in (block[None, None], low, high))
+        return np.asarray(self(images(*batch))[0].cpu().numpy())
 
 
 def load_encoder(path: Path | str) -> Encoder:
@@ -61,7 +68,9 @@ def images(batch_blocks: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def embed_rows(network: nn.Module, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0) -> NDArray[np.float32]:
+def embed_rows(
+    network: nn.Module, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0
+) -> NDArray[np.float32]:
     """Features (n, F) of manifest rows, from the centre of each volume, on the device of the network."""
     device = next(network.parameters()).device
     network.eval()

@@ -31,7 +31,13 @@ class SafeCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint, tensors and plain types alone whatever the caller says."""
-        state: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except Exception as error:  # unpickling raises anything on a file that is not whole
+            raise MedclrError(
+                f"the checkpoint {path} is damaged or was not written by medclr ({type(error).__name__}); "
+                "delete it to train from the start"
+            ) from error
         return state
 
     def remove_checkpoint(self, path: Any) -> None:

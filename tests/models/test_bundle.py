@@ -139,6 +139,23 @@ def test_a_failed_write_leaves_the_older_bundle_whole(tmp_path, monkeypatch, ste
     assert [p.name for p in tmp_path.iterdir()] == ["encoder"]
 
 
+def test_the_older_bundle_returns_when_the_newer_cannot_take_its_place(tmp_path, monkeypatch):
+    write(tmp_path / "encoder")
+    rename = os.rename
+
+    def refuse(source, target):
+        if str(source).endswith(".new"):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse)
+        with pytest.raises(MedclrError, match="Input/output error"):
+            write(tmp_path / "encoder", details=DETAILS | {"method": "other"})
+    assert load_bundle(tmp_path).details["method"] == "simclr"
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder"]
+
+
 def test_what_is_not_there_is_named(tmp_path):
     refused(tmp_path / "nowhere", "nowhere does not exist", "pretrain run")
     refused(tmp_path, "holds no encoder bundle")

@@ -1,0 +1,169 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medclr.data.loader import Blocks, Steps, default_workers, eval_loader, grey_range, train_loader, view_rng
+from medclr.data.prepare import statistics
+from medclr.data.spec import DataSpec
+from medclr.data.store import Store
+
+SPEC = DataSpec("s", ("DX",), 2, "percentile", "fit", 224, "xray", patch=(8, 8))
+
+
+class Dice:
+    """A transform that draws three numbers."""
+
+    def draw(self, rng):
+        return {"dice": rng.random(3, dtype=np.float32), "one": np.array(rng.random(), np.float32)}
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """Twelve images of 8 to 11 by 6 to 9 pixels, of four patients."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    rows = []
+    for item in range(12):
+        array = np.random.default_rng(item).normal(item, 1, (1, 8 + item % 4, 6 + item % 4)).astype(np.float32)
+        store.write(f"{item:032x}", array, {})
+        rows.append(
+            {"store_key": f"{item:032x}", "store_shape": list(array.shape[1:]), "patient_key": f"p{item % 4}"}
+            | statistics(array)
+        )
+    return pd.DataFrame(rows), store
+
+
+def batches(stock, workers, epoch, seed=0, batch_size=4):
+    loader = train_loader(Blocks(*stock, SPEC, Dice(), 2, seed), batch_size, workers, seed)
+    loader.batch_sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def draws(found):
+    """What every (item, view) of some batches drew."""
+    return {
+        (int(row), view): (tuple(batch["params"]["dice"][i, view].tolist()), float(batch["params"]["one"][i, view]))
+        for batch in found
+        for i, row in enumerate(batch["row"])
+        for view in range(2)
+    }
+
+
+def test_randomness_is_distinct_per_item_and_view_and_the_same_for_any_workers(stock):
+    alone, shared = draws(batches(stock, 0, 3)), draws(batches(stock, 2, 3))
+    assert len(alone) == 24
+    assert len(set(alone.values())) == 24
+    assert shared == alone
+
+
+def test_randomness_differs_between_epochs_and_seeds(stock):
+    found = [draws(batches(stock, 0, epoch, seed)) for epoch, seed in ((0, 0), (1, 0), (2, 0), (0, 1), (1, 1))]
+    values = [value for one in found for value in one.values()]
+    assert len(set(values)) == len(values) == 120
+
+
+def test_workers_go_on_with_new_randomness_in_the_next_epoch(stock):
+    loader = train_loader(Blocks(*stock, SPEC, Dice(), 2, 0), 4, 2, 0)
+    for epoch in range(3):
+        loader.batch_sampler.set_epoch(epoch)
+        assert draws(loader) == draws(batches(stock, 0, epoch))
+
+
+def test_view_rng_is_a_pure_function_without_collisions():
+    streams = {
+        tuple(view_rng(seed, epoch, item, view).random(2))
+        for seed in (0, 1, 2**32)
+        for epoch in range(3)
+        for item in range(5)
+        for view in (0, 1, 2**32 - 1)
+    }
+    assert len(streams) == 3 * 3 * 5 * 3
+    assert view_rng(1, 2, 3, 4).random() == view_rng(1, 2, 3, 4).random()
+
+
+def test_an_epoch_is_a_permutation_in_whole_batches():
+    steps = Steps(11, 4, seed=5)
+    orders = []
+    for epoch in range(3):
+        steps.set_epoch(epoch)
+        found = list(steps)
+        assert len(found) == len(steps) == 2
+        assert [len(batch) for batch in found] == [4, 4]
+        items = [item for batch in found for item in batch]
+        assert {item[0] for item in items} == {epoch}
+        rows = [row for _, row in items]
+        assert len(set(rows)) == 8
+        orders.append(tuple(rows))
+        assert list(steps) == found
+    assert len(set(orders)) == 3
+    assert list(Steps(11, 4, seed=6)) != list(Steps(11, 4, seed=5))
+
+
+def test_a_batch_is_at_most_all_rows():
+    assert [len(batch) for batch in Steps(3, 64, 0)] == [3]
+
+
+def test_a_batch_holds_what_it_says(stock):
+    rows, store = stock
+    (batch,) = batches(stock, 0, 0, batch_size=12)
+    assert batch["blocks"].shape == (12, 2, 1, 8, 8)
+    assert batch["blocks"].dtype == batch["low"].dtype == batch["params"]["dice"].dtype == torch.float32
+    assert batch["low"].shape == batch["high"].shape == batch["params"]["one"].shape == (12, 2)
+    assert sorted(batch["row"].tolist()) == list(range(12))
+    for i, row in enumerate(batch["row"].tolist()):
+        assert batch["low"][i, 0] == batch["low"][i, 1] == np.float32(rows["low"][row])
+        whole = np.pad(
+            store.read(rows["store_key"][row], (0, 0), tuple(rows["store_shape"][row]), 0)[0],
+            9,
+            constant_values=np.float32(rows["low"][row]),
+        )
+        windows = np.lib.stride_tricks.sliding_window_view(whole, (8, 8)).reshape(-1, 8, 8)
+        for view in range(2):
+            assert (windows == batch["blocks"][i, view, 0].numpy()).all(axis=(1, 2)).any()
+    same = batch["patient"][:, None] == batch["patient"]
+    assert torch.equal(same, batch["row"][:, None] % 4 == batch["row"] % 4)
+
+
+def test_blocks_start_anywhere_in_a_longer_volume(tmp_path):
+    store = Store(tmp_path)
+    store.write("a" * 32, np.arange(11 * 10, dtype=np.float32).reshape(1, 11, 10), {})
+    row = {"store_key": "a" * 32, "store_shape": [11, 10], "patient_key": "p", "low": 0.0, "high": 1.0}
+    blocks = Blocks(pd.DataFrame([row]), store, SPEC, Dice(), 2, 0)
+    batch = blocks.__getitems__([(epoch, 0) for epoch in range(200)])
+    firsts = set(batch["blocks"][:, :, 0, 0, 0].flatten().tolist())
+    assert firsts == {10.0 * x + y for x in range(4) for y in range(3)}
+
+
+def test_evaluation_is_every_row_once_in_order_from_the_centre(stock):
+    rows, store = stock
+    for workers in (0, 1):
+        found = list(eval_loader(Blocks(rows, store, SPEC), workers, batch_size=5))
+        assert torch.cat([batch["row"] for batch in found]).tolist() == list(range(12))
+        blocks = torch.cat([batch["blocks"] for batch in found])
+        assert blocks.shape == (12, 1, 1, 8, 8)
+        for i, shape in enumerate(rows["store_shape"]):
+            start = tuple((n - 8) // 2 for n in shape)
+            np.testing.assert_array_equal(
+                blocks[i, 0], store.read(rows["store_key"][i], start, (8, 8), np.float32(rows["low"][i]))
+            )
+
+
+def test_grey_ranges():
+    rows = pd.DataFrame({"mean": [10.0, 5], "std": [2.0, 0], "low": [1.0, 3], "high": [9.0, 3]})
+    ranges = {
+        name: np.array(grey_range(rows, replace(SPEC, normalisation=name, window=(-100, 300)))).T.tolist()
+        for name in ("window", "zscore", "percentile")
+    }
+    assert ranges == {
+        "window": [[-100, 300], [-100, 300]],
+        "zscore": [[4, 16], [5, 6]],
+        "percentile": [[1, 9], [3, 4]],
+    }
+
+
+def test_default_workers():
+    assert default_workers(SPEC, 64) == 0
+    large = replace(SPEC, patch=(96, 96, 96))
+    assert [default_workers(large, cores) for cores in (2, 4, 64)] == [0, 2, 12]

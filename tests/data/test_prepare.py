@@ -1,0 +1,293 @@
+import hashlib
+import math
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from medclr.data import prepare as module
+from medclr.data.candidate import Candidate
+from medclr.data.discover import discover
+from medclr.data.identity import Pseudonymiser, pixel_hash
+from medclr.data.manifest import build_manifest
+from medclr.data.prepare import prepare, prepared_array, processes, statistics
+from medclr.data.spec import DataSpec
+from medclr.data.store import Store
+from medclr.data.volume import Volume
+from medclr.errors import DataError, Unreadable
+
+MR = DataSpec("mr", ("MR", ""), 3, "zscore", "spacing", 64, "mr", spacing_mm=(2.0, 1.0, 1.0), patch=(8, 8, 8))
+CT = replace(MR, modality=("CT",), normalisation="window", window=(-1000, 1000), clip=(-1024, 3071))
+PLANE = DataSpec("xr", ("DX", ""), 2, "percentile", "fit", 224, "xray", patch=(8, 8))
+
+
+def scanned(root):
+    candidates, skipped = discover(root, workers=0)
+    assert not skipped
+    return build_manifest(candidates, Pseudonymiser(b"k" * 32))[0]
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Four NIfTI volumes, their values and their manifest."""
+    root = tmp_path / "scans"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        values = rng.integers(1, 900, (10, 9, 8)).astype(np.int16)
+        nib.save(nib.Nifti1Image(values, np.eye(4)), root / f"{number}.nii")
+    return root, scanned(root), Store(tmp_path / "store")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Which candidates the NIfTI reader was asked for."""
+    calls = []
+    read = module.READERS["nifti"]
+    monkeypatch.setitem(module.READERS, "nifti", lambda root, item: calls.append(item.paths[0]) or read(root, item))
+    return calls
+
+
+def test_what_is_prepared(scans):
+    root, manifest, store = scans
+    seen = []
+    prepared, skipped = prepare(manifest.iloc[::-1], root, MR, store, progress=lambda *n: seen.append(n))
+    assert not skipped
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert list(prepared.index) == [0, 1, 2, 3]
+    assert list(prepared["volume_id"]) == list(manifest["volume_id"][::-1])
+    for row in prepared.itertuples():
+        values = np.asarray(nib.load(root / row.source[0]).dataobj).astype(np.float32)[None]
+        array = prepared_array(Volume(values, np.eye(4)), MR)
+        assert row.pixel_hash == pixel_hash(values)
+        assert row.store_shape == [5, 9, 8] == list(array.shape[1:])
+        np.testing.assert_array_equal(store.read(row.store_key, (0, 0, 0), (5, 9, 8), 0), array)
+        assert {n: getattr(row, n) for n in ("mean", "std", "low", "high")} == statistics(array)
+
+
+def test_nothing_is_decoded_twice(scans, decoded):
+    root, manifest, store = scans
+    first, _ = prepare(manifest, root, MR, store)
+    assert len(decoded) == 4
+    second, _ = prepare(manifest, root, MR, store)
+    assert len(decoded) == 4
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(scans, decoded):
+    root, manifest, store = scans
+
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(manifest, root, MR, store, progress=stop)
+    prepare(manifest, root, MR, store)
+    assert sorted(decoded) == sorted(set(decoded))
+
+
+def test_keyed_by_content_not_by_time_or_name(scans, decoded):
+    root, manifest, store = scans
+    before, _ = prepare(manifest, root, MR, store)
+    os.utime(root / "0.nii", (1, 1))
+    (root / "1.nii").rename(root / "9.nii")
+    again, _ = prepare(scanned(root), root, MR, store)
+    assert len(decoded) == 4
+    assert set(again["store_key"]) == set(before["store_key"])
+
+    changed = bytearray((root / "2.nii").read_bytes())
+    changed[-1] ^= 1
+    state = (root / "2.nii").stat()
+    (root / "2.nii").write_bytes(changed)
+    os.utime(root / "2.nii", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    after, _ = prepare(scanned(root), root, MR, store)
+    assert decoded[4:] == ["2.nii"]
+    assert len(set(after["store_key"]) - set(before["store_key"])) == 1
+
+
+@pytest.mark.parametrize("harm", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 4]), lambda b: b""])
+def test_a_damaged_entry_is_rebuilt(scans, decoded, harm):
+    root, manifest, store = scans
+    before, _ = prepare(manifest, root, MR, store)
+    key = before["store_key"][1]
+    sound = store.facts(key)
+    path = next(store.root.glob(f"*/{key}.safetensors"))
+    path.write_bytes(harm(path.read_bytes()))
+    after, _ = prepare(manifest, root, MR, store)
+    assert len(decoded) == 5
+    assert store.facts(key) == sound is not None
+    pd.testing.assert_frame_equal(before, after)
+
+
+def test_another_spec_is_another_entry(scans, decoded):
+    root, manifest, store = scans
+    one, _ = prepare(manifest, root, MR, store)
+    two, _ = prepare(manifest, root, replace(MR, spacing_mm=(1.0, 1.0, 1.0)), store)
+    assert len(decoded) == 8
+    assert not set(one["store_key"]) & set(two["store_key"])
+    prepare(manifest, root, replace(MR, patch=(9, 9, 9), preset="xray"), store)
+    assert len(decoded) == 8
+
+
+def test_an_unreadable_item_costs_only_itself(scans):
+    root, manifest, store = scans
+    (root / "1.nii").write_bytes((root / "1.nii").read_bytes()[:400])
+    (root / "3.nii").unlink()
+    prepared, skipped = prepare(manifest, root, MR, store)
+    assert [source[0] for source in prepared["source"]] == ["0.nii", "2.nii"]
+    assert prepared["store_key"].notna().all()
+    assert {s.item: s.reason for s in skipped} == {"1.nii": "TRUNCATED", "3.nii": "UNREADABLE"}
+    assert str(root) not in "".join(s.message for s in skipped)
+
+
+def test_nothing_readable(scans):
+    root, manifest, store = scans
+    for path in root.iterdir():
+        path.unlink()
+    prepared, skipped = prepare(manifest, root, MR, store)
+    assert prepared.empty
+    assert len(skipped) == 4
+
+
+def test_two_processes_give_what_one_does(scans, tmp_path):
+    root, manifest, store = scans
+    (root / "1.nii").write_bytes(b"")
+    one, skipped = prepare(manifest, root, MR, store)
+    with processes(2, 64) as pool:
+        assert isinstance(pool, ProcessPoolExecutor)
+        two, also = prepare(manifest, root, MR, Store(tmp_path / "other"), pool)
+    pd.testing.assert_frame_equal(one, two)
+    assert skipped == also
+    assert len(skipped) == 1
+    for key in one["store_key"]:
+        assert Store(tmp_path / "other").facts(key) == store.facts(key) is not None
+
+
+def test_processes_only_where_they_pay():
+    for workers, items in ((0, 10**6), (1, 10**6), (8, 20), (None, 3)):
+        with processes(workers, items) as pool:
+            assert pool is None
+
+
+def _die(task):
+    os._exit(1)
+
+
+def test_a_process_that_dies_is_one_clear_line():
+    with pytest.raises(DataError, match="fewer --workers"), processes(2, 64) as pool:
+        pool.submit(_die, None).result()
+
+
+def test_an_archive_is_hashed_once(tmp_path, monkeypatch):
+    """Thousands of images share one file; hashing it for each would take days."""
+    images = np.random.default_rng(0).integers(0, 255, (12, 9, 9), np.uint8)
+    np.savez(tmp_path / "a.npz", train_images=images)
+    calls = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: calls.append(1) or digest(*args))
+    prepared, _ = prepare(scanned(tmp_path), tmp_path, PLANE, Store(tmp_path / "store"))
+    assert prepared["store_key"].nunique() == 12
+    assert len(calls) == 1
+
+
+def test_an_entry_of_a_volume_without_spacing_follows_the_patch(tmp_path):
+    """Its size comes from the patch even under a spec that resamples to a spacing."""
+    values = np.random.default_rng(0).normal(size=(1, 20, 20, 20)).astype(np.float32)
+    affine = np.diag([math.nan, math.nan, math.nan, 1])
+    (tmp_path / "a").write_bytes(b"x")
+    item = Candidate("nifti", ("a",), 0, "", False, "", "", "", "", "", "", "", 0.0, (20,) * 3, (math.nan,) * 3, "RAS")
+    manifest = build_manifest([item], Pseudonymiser(b"k" * 32))[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(module.READERS, "nifti", lambda root, item: Volume(values, affine))
+        shapes = [
+            prepare(manifest, tmp_path, replace(MR, patch=(side,) * 3), Store(tmp_path / "s"))[0]["store_shape"][0]
+            for side in (8, 10, 8)
+        ]
+    assert shapes == [[8, 8, 8], [10, 10, 10], [8, 8, 8]]
+
+
+RAMP = np.array([3.0, -2.0, 0.5])  # grey values a millimetre, along each axis
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 0.7, 3.0), (3.3, 1.0, 0.5), (0.9, 2.0, 1.0)])
+def test_a_ramp_in_mm_stays_that_ramp(spacing):
+    shape, target = (23, 30, 26), (1.7, 1.0, 1.3)
+    places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij")) * np.reshape(spacing, (3, 1, 1, 1))
+    image = np.tensordot(RAMP, places, 1).astype(np.float32)[None]
+    (array,) = prepared_array(Volume(image, np.diag([*spacing, 1.0])), replace(MR, spacing_mm=target))
+    extent = np.array(shape) * spacing
+    assert (np.abs(np.array(array.shape) * target - extent) <= 0.5 * np.array(target) + 1e-6).all()
+    inner = array[tuple(slice(n // 4, n - n // 4) for n in array.shape)]
+    for axis in range(3):
+        np.testing.assert_allclose(np.diff(inner, axis=axis), RAMP[axis] * target[axis], atol=2e-3)
+    # Both grids have their centre in the same place.
+    assert array.mean() == pytest.approx(image.mean(), abs=0.02)
+    assert (array[::-1, ::-1, ::-1] + array).std() < 0.02
+
+
+def test_what_fits_is_not_touched():
+    values = np.random.default_rng(0).normal(size=(1, 8, 8, 8)).astype(np.float32)
+    spec = replace(MR, spacing_mm=(1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(prepared_array(Volume(values, np.eye(4)), spec), values)
+    plane = Volume(values[:, 0, :, :6], np.diag([math.nan, math.nan, 1, 1]))
+    np.testing.assert_array_equal(prepared_array(plane, replace(PLANE, patch=(28, 28))), plane.array)
+
+
+def test_fit_keeps_proportions_and_never_enlarges():
+    plane = Volume(np.random.default_rng(0).normal(size=(1, 40, 20)).astype(np.float32), np.diag([0.1, 0.1, 1, 1]))
+    assert prepared_array(plane, PLANE).shape == (1, 8, 4)
+    assert prepared_array(plane, replace(PLANE, patch=(80, 80))).shape == (1, 40, 20)
+
+
+def test_shrinking_does_not_alias():
+    """Stripes finer than the new voxels become grey, not coarser stripes."""
+    stripes = np.broadcast_to(np.arange(48)[:, None, None] % 2 * 100.0, (1, 48, 8, 8)).astype(np.float32)
+    array = prepared_array(Volume(stripes, np.eye(4)), replace(MR, spacing_mm=(3.0, 1.0, 1.0)))
+    assert array.shape == (1, 16, 8, 8)
+    assert abs(array[:, 2:-2] - 50).max() < 5
+    naive = stripes[:, 1::3]
+    assert abs(naive - 50).max() == 50
+
+
+def test_ct_is_clipped_int16_and_all_else_is_float():
+    values = np.array([-3000.0, -0.4, 0.6, 9000.0], np.float32).reshape(1, 4, 1, 1)
+    spec = replace(CT, spacing_mm=(1.0, 1.0, 1.0))
+    array = prepared_array(Volume(values, np.eye(4)), spec)
+    assert array.dtype == np.int16
+    assert array.ravel().tolist() == [-1024, 0, 1, 3071]
+    wild = prepared_array(Volume(values * 100, np.eye(4)), replace(spec, clip=None))
+    assert wild.ravel().tolist() == [-32768, -40, 60, 32767]
+    assert prepared_array(Volume(values, np.eye(4)), replace(MR, spacing_mm=(1.0,) * 3)).dtype == np.float32
+
+
+def test_a_wrong_spacing_is_refused_before_it_fills_the_memory():
+    volume = Volume(np.zeros((1, 64, 64, 64), np.float32), np.diag([900.0, 900.0, 900.0, 1]))
+    with pytest.raises(Unreadable, match="64, 64, 64") as raised:
+        prepared_array(volume, MR)
+    assert raised.value.reason == "TOO_LARGE"
+
+
+def test_statistics():
+    array = np.array([0, 0, 0, 2, 4, 6, 8], np.int16)
+    measured = statistics(array)
+    assert measured["mean"] == 5
+    assert measured["std"] == pytest.approx(np.sqrt(5))
+    assert (measured["low"], measured["high"]) == tuple(np.percentile(array, (0.5, 99.5)))
+    assert statistics(np.zeros((4, 4))) == {"mean": 0, "std": 0, "low": 0, "high": 0}
+    speck = np.zeros(1000)
+    speck[0] = 9
+    assert (statistics(speck)["low"], statistics(speck)["high"]) == (0, 9)
+
+
+def test_the_store_survives_a_move(scans, tmp_path, decoded):
+    root, manifest, store = scans
+    prepare(manifest, root, MR, store)
+    shutil.move(store.root, tmp_path / "elsewhere")
+    prepare(manifest, root, MR, Store(tmp_path / "elsewhere"))
+    assert len(decoded) == 4

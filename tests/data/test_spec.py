@@ -1,0 +1,191 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medclr.cli import parse
+from medclr.data.spec import DataSpec, choose_spec, load_spec, parse_spec
+from medclr.errors import DataError, UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted((ROOT / "data_specs").glob("*.yaml"))
+CT = {
+    "name": "ct",
+    "modality": ["CT"],
+    "spatial_dims": 3,
+    "normalisation": "window",
+    "window": [-1000, 1000],
+    "clip": [-1024, 3071],
+    "sizing": "spacing",
+    "max_patch": 64,
+    "preset": "ct",
+}
+
+
+def table(*volumes, modality="CT"):
+    """A manifest of (shape, spacing_mm)."""
+    shapes, spacings = zip(*volumes, strict=True)
+    return pd.DataFrame(
+        {"modality": modality, "shape": [list(s) for s in shapes], "spacing_mm": [list(s) for s in spacings]}
+    )
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_specs_parse_by_path_and_by_name(path):
+    spec = load_spec(path)
+    assert load_spec(Path(path.stem)) == spec
+    assert spec.name == path.stem
+    assert parse_spec(yaml.safe_load(yaml.safe_dump(spec.to_dict())), "again") == spec
+
+
+def test_there_are_shipped_specs():
+    assert {"ct", "mr", "radiograph"} <= {path.stem for path in SHIPPED}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"windwo": [0, 1]}, "unknown keys windwo"),
+        ({True: 1}, "unknown keys True"),
+        ({"modality": "CT"}, "modality is 'CT'; it must be a list"),
+        ({"domains": [1]}, "domains"),
+        ({"spatial_dims": 4}, "spatial_dims is 4"),
+        ({"normalisation": "none"}, "normalisation"),
+        ({"sizing": "stretch"}, "sizing"),
+        ({"preset": "hue"}, "preset"),
+        ({"laterality": "left"}, "laterality"),
+        ({"window": None}, "no window"),
+        ({"window": [1000, -1000]}, "first must be below"),
+        ({"window": [0, math.inf]}, "window"),
+        ({"clip": [0]}, "list of 2 numbers"),
+        ({"clip": "0 1"}, "list of 2 numbers"),
+        ({"spacing_mm": [1, 1]}, "list of 3 numbers"),
+        ({"spacing_mm": [1, 1, 0]}, "above 0"),
+        ({"spacing_mm": [1, 1, math.nan]}, "list of 3 numbers"),
+        ({"patch": [16, 16, 7]}, "8 or more"),
+        ({"patch": [16, 16, 16.5]}, "whole number"),
+        ({"max_patch": 4}, "max_patch"),
+        ({"max_patch": "64"}, "max_patch"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line_that_names_it(change, message):
+    with pytest.raises(UsageError, match=message) as raised:
+        parse_spec(CT | change, "--spec x.yaml")
+    assert str(raised.value).startswith("--spec x.yaml: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(UsageError, match=r"--spec x: .*'sizing'"):
+        parse_spec({key: value for key, value in CT.items() if key != "sizing"}, "--spec x")
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"- a\n- b", b"", b"!!python/object/apply:os.getcwd []"])
+def test_what_is_no_table_of_keys(tmp_path, content):
+    path = tmp_path / "s.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="--spec"):
+        load_spec(path)
+
+
+def test_no_such_spec_names_those_that_ship():
+    with pytest.raises(UsageError, match=r"--spec nosuch: .*ct, mr"):
+        load_spec(Path("nosuch"))
+
+
+@pytest.mark.parametrize(
+    ("modality", "shape", "name"),
+    [("CT", (40, 40, 20), "ct"), ("MR", (40, 40, 20), "mr"), ("DX", (40, 30), "radiograph"), ("", (28, 28), "radiograph")],
+)
+def test_choose_by_modality(modality, shape, name):
+    assert choose_spec(table((shape, [1.0] * len(shape)), modality=modality)).name == name
+
+
+def test_choose_for_none():
+    with pytest.raises(DataError, match="modality SM"):
+        choose_spec(table(((8, 8), (1, 1)), modality="SM"))
+
+
+volumes = st.lists(
+    st.tuples(
+        st.tuples(*[st.integers(3, 600)] * 3),
+        st.one_of(st.tuples(*[st.floats(0.2, 8)] * 3), st.just((math.nan,) * 3), st.just((1.0, 1.0, math.nan))),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(found=volumes, sizing=st.sampled_from(["spacing", "fit"]))
+@settings(max_examples=30, deadline=None)
+def test_filled_never_makes_voxels_finer_than_the_median(found, sizing):
+    manifest = table(*found)
+    spec = parse_spec(CT | {"sizing": sizing}, "s").filled(manifest)
+    shapes, spacings = (np.array(manifest[name].tolist(), float) for name in ("shape", "spacing_mm"))
+    assert all(8 <= side <= 64 for side in spec.patch)
+    known = np.isfinite(spacings).all(axis=1)
+    if sizing == "fit" or not known.any():
+        assert spec.sizing == "fit"
+        assert (np.array(spec.patch) <= np.maximum(np.round(np.median(shapes, axis=0)), 8)).all()
+        return
+    median = np.median(spacings[known], axis=0)
+    assert (np.array(spec.spacing_mm) >= median - 1e-4).all()
+    # The patch holds the median volume: not cut off, nor mostly empty.
+    extent = np.median(shapes[known] * spacings[known], axis=0)
+    covered = np.array(spec.patch) * spec.spacing_mm
+    assert (covered >= extent - 0.51 * np.array(spec.spacing_mm)).all()
+    assert (covered <= np.maximum(extent + 0.51 * np.array(spec.spacing_mm), 8.01 * np.array(spec.spacing_mm))).all()
+
+
+def test_filled_by_hand():
+    spec = parse_spec(CT | {"max_patch": 20}, "s")
+    manifest = table(((40, 40, 10), (1, 1, 4)), ((60, 60, 10), (1, 1, 4)), ((50, 50, 12), (1, 1, 4)))
+    assert spec.filled(manifest).spacing_mm == (2.5, 2.5, 4)
+    assert spec.filled(manifest).patch == (20, 20, 10)
+    plane = load_spec(Path("radiograph")).filled(table(((28, 28), (math.nan, math.nan)), modality="DX"))
+    assert plane.patch == (28, 28)
+    large = load_spec(Path("radiograph")).filled(table(((2000, 1000), (0.2, 0.2)), modality="DX"))
+    assert large.patch == (224, 112)
+
+
+def test_filled_keeps_what_is_given():
+    spec = parse_spec(CT | {"patch": [16, 16, 8], "spacing_mm": [2, 2, 3]}, "s")
+    assert spec.filled(table(((40, 40, 10), (1, 1, 4)))) == spec
+
+
+def test_digest_follows_what_the_store_holds_and_nothing_else():
+    spec = parse_spec(CT | {"patch": [16, 16, 8], "spacing_mm": [2, 2, 3]}, "s")
+    content = [replace(spec, clip=(-1024, 2000)), replace(spec, spacing_mm=(2, 2, 2)), replace(spec, modality=("MR",))]
+    fit = replace(spec, sizing="fit")
+    content += [fit, replace(fit, patch=(8, 8, 8)), replace(spec, clip=None)]
+    assert len({s.digest() for s in [spec, *content]}) == 1 + len(content)
+    same = [
+        replace(spec, name="other", window=(0, 80), normalisation="zscore", preset="mr", laterality=False, domains=("site",)),
+        replace(spec, patch=(32, 32, 32), max_patch=8, licence="x", citation="y"),
+        replace(spec, modality=("CT", "PT"), clip=(-1024.0, 3071.0), spacing_mm=(2.0, 2.0, 3.0)),
+    ]
+    assert {s.digest() for s in same} == {spec.digest()}
+    assert replace(fit, spacing_mm=(1, 1, 1)).digest() == fit.digest()
+
+
+def test_a_volume_without_spacing_is_sized_in_voxels():
+    spec = DataSpec("s", ("MR",), 3, "zscore", "spacing", 64, "mr", spacing_mm=(1.0, 1.0, 1.0), patch=(8, 8, 8))
+    assert spec.for_volume((1.0, 2.0, 3.0)) == spec
+    assert spec.for_volume((1.0, math.nan, 3.0)) == replace(spec, sizing="fit")
+    # Its entry in the store then depends on the patch.
+    unknown = (math.nan,) * 3
+    assert replace(spec, patch=(9, 8, 8)).for_volume(unknown).digest() != spec.for_volume(unknown).digest()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_parse(path):
+    config = parse("pretrain", ["--config", str(path), "--data", "scans"])
+    assert {name: getattr(config, name) for name in yaml.safe_load(path.read_text())} == yaml.safe_load(path.read_text())
+    if config.spec:
+        load_spec(config.spec)
