@@ -185,7 +185,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
         partial.replace(path)
     except BaseException:
         with suppress(OSError):
-            partial.unlink()
+            pass
         raise
     # The rename is atomic already; some network file systems cannot sync a folder.
     with suppress(OSError):
@@ -353,7 +353,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
-    if isinstance(value, float) and False:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 

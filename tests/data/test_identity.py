@@ -1,0 +1,226 @@
+"""Pseudonyms, the key file, pixel hashes and the leakage verdict."""
+
+import hashlib
+import hmac
+import json
+import os
+import pickle
+import stat
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from medclr.data.identity import Pseudonymiser, Seen, check_leakage, load_key, pixel_hash
+from medclr.errors import BundleError, MedclrError
+
+HEX = set("0123456789abcdef")
+
+
+# Pseudonyms
+
+
+def test_a_pseudonym_is_the_start_of_an_hmac():
+    key = bytes(range(32))
+    expected = hmac.new(key, b"patient\0P-1", hashlib.sha256).hexdigest()[:16]
+    assert Pseudonymiser(key).pseudonym("patient", "P-1") == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(), st.text())
+def test_pseudonyms_differ_as_their_identifiers_do(one, other):
+    names = Pseudonymiser(b"k" * 32)
+    assert (names.pseudonym("patient", one) == names.pseudonym("patient", other)) == (one == other)
+    assert names.pseudonym("patient", one) != names.pseudonym("study", one)
+    assert set(names.pseudonym("patient", one)) <= HEX
+
+
+def test_pseudonyms_and_fingerprint_depend_on_the_key():
+    one, other = Pseudonymiser(b"a" * 32), Pseudonymiser(b"b" * 32)
+    assert one.pseudonym("patient", "P") != other.pseudonym("patient", "P")
+    assert one.fingerprint != other.fingerprint
+    assert len(one.fingerprint) == 16
+    assert b"a".hex() * 8 not in one.fingerprint
+
+
+def test_identifiers_with_undecodable_bytes_have_a_pseudonym():
+    raw = os.fsdecode(b"M\xfcller")
+    assert len(Pseudonymiser(b"k").pseudonym("path", raw)) == 16
+
+
+def test_a_pseudonymiser_travels_to_workers_and_does_not_print_its_key():
+    names = Pseudonymiser(b"secret-key")
+    assert pickle.loads(pickle.dumps(names)).pseudonym("study", "1") == names.pseudonym("study", "1")
+    assert "secret" not in repr(names)
+
+
+# The key file
+
+
+def test_the_default_key_is_made_once_in_the_users_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first = load_key(None)
+    file = tmp_path / ".config" / "medclr" / "key"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert len(bytes.fromhex(file.read_text().strip())) == 32
+    assert load_key(None).fingerprint == first.fingerprint
+    assert [path.name for path in file.parent.iterdir()] == ["key"]
+
+
+def test_a_key_is_what_its_file_says(tmp_path):
+    load_key(tmp_path / "key")
+    raw = bytes.fromhex((tmp_path / "key").read_text())
+    assert load_key(tmp_path / "key").fingerprint == Pseudonymiser(raw).fingerprint
+    assert load_key(tmp_path / "another").fingerprint != load_key(tmp_path / "key").fingerprint
+
+
+def test_a_wide_umask_does_not_widen_the_key(tmp_path):
+    before = os.umask(0)
+    try:
+        load_key(tmp_path / "new" / "key")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new" / "key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620])
+def test_a_key_that_others_can_reach_is_refused(tmp_path, mode):
+    load_key(tmp_path / "key")
+    (tmp_path / "key").chmod(mode)
+    with pytest.raises(MedclrError, match=rf"mode {mode:04o} .*chmod 600"):
+        load_key(tmp_path / "key")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"ab" * 31, b"ab" * 33, b"zz" * 32, b"\xff" * 64, b"ab" * 32 + b" x"])
+def test_a_file_that_is_no_key_is_refused_and_left_alone(tmp_path, content):
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    with pytest.raises(MedclrError, match="64 hexadecimal digits") as error:
+        load_key(file)
+    assert "abab" not in str(error.value)
+    assert file.read_bytes() == content
+
+
+def test_a_key_with_another_line_ending_is_the_same_key(tmp_path):
+    for name, ending in (("unix", "\n"), ("windows", "\r\n"), ("none", "")):
+        (tmp_path / name).write_bytes(("AB" * 32 + ending).encode())
+        (tmp_path / name).chmod(0o600)
+    assert len({load_key(tmp_path / name).fingerprint for name in ("unix", "windows", "none")}) == 1
+
+
+def test_a_folder_or_a_file_in_the_way_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "key"):
+        with pytest.raises(MedclrError, match="--key-file") as error:
+            load_key(path)
+        assert "\n" not in str(error.value)
+
+
+def _fingerprint(path: Path) -> str:
+    return load_key(path).fingerprint
+
+
+def test_processes_that_make_the_same_key_agree(tmp_path):
+    with ProcessPoolExecutor(2) as pool:
+        for i in range(20):
+            made = set(pool.map(_fingerprint, [tmp_path / f"{i}" / "key"] * 4))
+            assert len(made) == 1
+            assert [path.name for path in (tmp_path / f"{i}").iterdir()] == ["key"]
+
+
+def test_a_slower_process_keeps_the_faster_ones_key(tmp_path, monkeypatch):
+    path = tmp_path / "key"
+    link, faster = os.link, "12" * 32
+
+    def link_second(source, target):
+        path.write_text(faster)
+        path.chmod(0o600)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_second)
+    assert load_key(path).fingerprint == Pseudonymiser(bytes.fromhex(faster)).fingerprint
+
+
+# Pixel hashes
+
+
+@settings(max_examples=30, deadline=None)
+@given(hnp.arrays(np.int16, hnp.array_shapes(min_dims=2, max_dims=4, max_side=4)))
+def test_pixel_hash_sees_values_and_not_storage(array):
+    expected = pixel_hash(array)
+    assert len(expected) == 32
+    assert set(expected) <= HEX
+    for same in (array.astype("f4"), array.astype(">f8"), np.asfortranarray(array), array.astype("i4")):
+        assert pixel_hash(same) == expected
+    changed = array.copy()
+    changed.flat[-1] ^= 1
+    assert pixel_hash(changed) != expected
+    assert pixel_hash(array[None]) != expected
+
+
+def test_pixel_hash_takes_negative_zero_for_zero_and_does_not_change():
+    assert pixel_hash(np.array([0.0, 1.0])) == pixel_hash(np.array([-0.0, 1.0]))
+    expected = hashlib.blake2b(b"(2, 3)" + np.arange(6, dtype="<f4").tobytes(), digest_size=16).hexdigest()
+    assert pixel_hash(np.arange(6).reshape(2, 3)) == expected
+
+
+# Leakage
+
+
+SEEN = Seen("key-1", frozenset({"a", "b"}), frozenset({"p", "q"}))
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "patients", "pixels", "verdict"),
+    [
+        ("key-1", ["c", "d"], ["r"], ("clean", 0, 0)),
+        ("key-1", ["a", "a", "c"], ["r"], ("leak", 1, 0)),
+        ("key-1", ["c"], ["p", "p", "r"], ("leak", 0, 2)),
+        ("key-1", ["a", "b"], ["p"], ("leak", 2, 1)),
+        ("key-2", ["c"], ["r"], ("patients not checkable", 0, 0)),
+        ("key-2", [], [], ("patients not checkable", 0, 0)),
+        # Equal text under another key means nothing.
+        ("key-2", ["a"], ["r"], ("patients not checkable", 0, 0)),
+        ("key-2", ["a"], ["p"], ("leak", 0, 1)),
+    ],
+)
+def test_verdicts(fingerprint, patients, pixels, verdict):
+    found = check_leakage(SEEN, fingerprint, iter(patients), iter(pixels))
+    assert (found.status, found.n_patients, found.n_images) == verdict
+
+
+def test_sentences_say_what_was_found():
+    def sentence(fingerprint, patients, pixels):
+        return check_leakage(SEEN, fingerprint, patients, pixels).sentence
+
+    assert sentence("key-1", ["a", "b"], ["p"]) == "Pre-training saw 2 test patients and 1 test image."
+    assert sentence("key-2", ["a"], ["p", "q"]) == "Pre-training saw 2 test images."
+    assert sentence("key-1", ["a"], []) == "Pre-training saw 1 test patient."
+    assert "none" in sentence("key-1", ["c"], ["r"])
+    assert sentence("key-2", ["a"], ["r"]).startswith("Patients not checkable")
+
+
+def test_seen_survives_json_and_is_sorted():
+    data = json.loads(json.dumps(SEEN.to_dict()))
+    assert data == {"fingerprint": "key-1", "patients": ["a", "b"], "pixels": ["p", "q"]}
+    assert Seen.from_dict(data) == SEEN
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"patients": "ab"}, {"pixels": [1]}, {"fingerprint": None}, {"extra": 1}, {"patients": None}],
+)
+def test_a_damaged_record_is_an_error(change):
+    with pytest.raises(BundleError, match="what the encoder saw"):
+        Seen.from_dict({**SEEN.to_dict(), **change})
+    incomplete = SEEN.to_dict()
+    del incomplete["pixels"]
+    with pytest.raises(BundleError, match="exactly"):
+        Seen.from_dict(incomplete)

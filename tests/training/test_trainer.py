@@ -1,0 +1,215 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from medclr.config import PretrainConfig
+from medclr.data.loader import Blocks
+from medclr.errors import MedclrError
+from medclr.losses.nt_xent import chance_level
+from medclr.training.simclr import SimCLR
+from medclr.training.trainer import checkpoint_path, pretrain_encoder
+from medclr.transforms.presets import build_views
+
+
+class Recorded(Blocks):
+    """Blocks that note which (epoch, row) they were asked for."""
+
+    def __getitems__(self, items):
+        self.__dict__.setdefault("asked", []).extend(items)
+        return super().__getitems__(items)
+
+
+def no_health(module):
+    return {}
+
+
+@pytest.fixture
+def train(material, tmp_path):
+    """Train on twenty images, two steps an epoch; gives the module and the rows of `on_epoch`."""
+    views = build_views("xray", 2)
+    rows = material.rows[:20]
+
+    def run(name="run", stop_after=None, health=no_health, blocks=None, **settings):
+        found = []
+
+        def on_epoch(row):
+            found.append(row)
+            if row["epoch"] == stop_after:
+                raise InterruptedError
+
+        config = PretrainConfig(
+            **{"data": tmp_path, "width": 8, "epochs": 4, "batch_size": 8, "device": "cpu", "workers": 0} | settings
+        )
+        blocks = blocks or Blocks(rows, material.store, material.spec, views, 2, config.seed)
+        module, architecture = pretrain_encoder(
+            config, material.spec, views, blocks, tmp_path / name, 2, health, on_epoch
+        )
+        return module, found, architecture
+
+    run.views, run.rows, run.folder = views, rows, tmp_path
+    return run
+
+
+def states(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize(("stop_after", "workers"), [(0, 0), (2, 0), (2, 2)])
+def test_interrupted_and_resumed_equals_uninterrupted(train, stop_after, workers):
+    whole, rows, _ = train("whole")
+    with pytest.raises(InterruptedError):
+        train("parts", stop_after=stop_after, workers=workers)
+    torch.manual_seed(99)
+    parts, rest, _ = train("parts", workers=workers)
+    # Killed before its checkpoint was written, the epoch is run again.
+    assert [row["epoch"] for row in rest] == list(range(stop_after, 4))
+    assert rest == rows[stop_after:]
+    assert_same(states(whole), states(parts))
+
+
+def test_a_finished_run_is_not_trained_further(train):
+    first, _, _ = train()
+    again, rows, _ = train()
+    assert rows == []
+    assert_same(states(first), states(again))
+
+
+def test_the_seed_decides(train):
+    one, two, other = (states(train(name, seed=seed, epochs=1)[0]) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert_same(one, two)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_epoch_has_an_order_and_views_of_its_own(train, material):
+    blocks = Recorded(train.rows, material.store, material.spec, train.views, 2, 0)
+    train(blocks=blocks)
+    epochs = [blocks.asked[start : start + 16] for start in range(0, 64, 16)]
+    assert [{epoch for epoch, _ in items} for items in epochs] == [{0}, {1}, {2}, {3}]
+    orders = [tuple(row for _, row in items) for items in epochs]
+    assert len(set(orders)) == 4
+    assert all(len(set(order)) == 16 for order in orders)
+
+
+def test_the_row_of_an_epoch(train, monkeypatch):
+    losses = []
+    step = SimCLR.training_step
+    monkeypatch.setattr(
+        SimCLR, "training_step", lambda self, *args: losses.append(step(self, *args)) or losses[-1]
+    )
+    modes = []
+    _, rows, _ = train(health=lambda module: modes.append(module.training) or {"rankme": 5.0}, lr=1e-3, warmup_epochs=1)
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    for epoch, row in enumerate(rows):
+        assert row["loss"] == pytest.approx(sum(float(x) for x in losses[2 * epoch : 2 * epoch + 2]) / 2)
+        assert row["chance"] == chance_level(8)
+        assert row["rankme"] == 5
+    # Scaled by the square root of the batch; the cosine ends at zero.
+    peak = 1e-3 * math.sqrt(8 / 256)
+    assert rows[0]["lr"] == pytest.approx(peak)
+    assert rows[1]["lr"] == pytest.approx(peak * (1 + math.cos(math.pi / 3)) / 2)
+    assert rows[3]["lr"] == pytest.approx(0)
+    assert modes == [False] * 4
+
+
+def test_what_comes_back_is_ready_to_use(train):
+    module, _, architecture = train(epochs=1, depth=10)
+    assert not module.training
+    assert architecture.patch == (12, 12)
+    assert module.encoder(torch.rand(2, 1, 12, 12)).shape == (2, architecture.feature_dim) == (2, 64)
+    assert {path.name for path in (train.folder / "run").iterdir()} == {"checkpoints", "tensorboard"}
+
+
+def test_it_learns(train):
+    _, rows, _ = train(epochs=12, batch_size=20, lr=2e-2, warmup_epochs=1)
+    assert rows[-1]["loss"] < 0.8 * rows[-1]["chance"]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+class Broken(Blocks):
+    """Blocks that turn to NaN in the third epoch."""
+
+    def __getitems__(self, items):
+        batch = super().__getitems__(items)
+        if items[0][0] == 2:
+            batch["blocks"].fill_(math.nan)
+        return batch
+
+
+def test_nan_stops_with_the_last_good_state_kept(train, material):
+    blocks = Broken(train.rows, material.store, material.spec, train.views, 2, 0)
+    with pytest.raises(MedclrError, match=r"the loss is nan in epoch 2; lower --lr or raise --temperature"):
+        train(blocks=blocks)
+    checkpoint = torch.load(checkpoint_path(train.folder / "run"), weights_only=True)
+    assert checkpoint["epoch"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint["state_dict"].values())
+    # And the run can go on from there.
+    parts, rows, _ = train()
+    assert [row["epoch"] for row in rows] == [2, 3]
+    assert_same(states(parts), states(train("whole")[0]))
+
+
+def test_weights_that_are_not_finite_are_never_kept(train, monkeypatch):
+    """A last step can spoil the weights after a loss that was sound."""
+
+    def spoil(module):
+        def end(trainer, self, outputs, batch, index):
+            if trainer.current_epoch == 1 and index == 1:
+                next(self.parameters()).data.fill_(math.nan)
+
+        return end
+
+    from medclr.training import trainer as module
+
+    original = module._Epochs.on_train_batch_end
+    end = spoil(module)
+    monkeypatch.setattr(
+        module._Epochs, "on_train_batch_end", lambda self, *args: (original(self, *args), end(*args)) and None
+    )
+    with pytest.raises(MedclrError, match="weights are not finite after epoch 1"):
+        train()
+    assert torch.load(checkpoint_path(train.folder / "run"), weights_only=True)["epoch"] == 0
+
+
+def test_a_checkpoint_that_was_tampered_with_is_refused(train):
+    train(epochs=1)
+    path = checkpoint_path(train.folder / "run")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(MedclrError, match="damaged"):
+        train(epochs=2)
+
+
+def test_loader_processes_are_as_asked(train, monkeypatch):
+    asked = []
+    from medclr.training import trainer as module
+
+    original = module.train_loader
+    monkeypatch.setattr(
+        module, "train_loader", lambda blocks, size, workers, seed: asked.append(workers) or original(blocks, size, 0, seed)
+    )
+    monkeypatch.setattr(module, "default_workers", lambda spec, cores: 7)
+    train("a", epochs=1, workers=0)
+    train("b", epochs=1, workers=None)
+    assert asked == [0, 7]
+
+
+def test_in_3d(train, material, tmp_path):
+    rows = material.rows[:4].reset_index(drop=True)
+    store, keys = material.store, [f"{number:032x}" for number in range(900, 904)]
+    for key in keys:
+        store.write(key, torch.rand(1, 8, 8, 8).numpy(), {})
+    rows = rows.assign(store_key=keys, store_shape=[[8, 8, 8]] * 4, low=0.0, high=1.0)
+    views = build_views("ct", 3)
+    spec = replace(material.spec, spatial_dims=3, patch=(8, 8, 8))
+    config = PretrainConfig(data=tmp_path, width=8, epochs=1, batch_size=4, device="cpu", norm="group")
+    module, architecture = pretrain_encoder(
+        config, spec, views, Blocks(rows, store, spec, views), tmp_path / "run", 1, no_health, lambda row: None
+    )
+    assert architecture.spatial_dims == 3
+    assert module.encoder(torch.rand(1, 1, 8, 8, 8)).shape == (1, 64)
