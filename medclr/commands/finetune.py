@@ -72,6 +72,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         What metrics.json holds: per split, AUROC with its interval and the counts behind it.
     """
     run = Run.open("finetune", config, config.out)
+    say(f"run folder: {run.folder}")
     if run.complete:
         say(f"{run.folder} is complete already; use another --out to train again")
         return run.outcome

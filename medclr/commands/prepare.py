@@ -25,6 +25,7 @@ def prepare(config: PrepareConfig) -> pd.DataFrame:
         The manifest of the volumes in the store.
     """
     run = Run.open("prepare", config, config.out)
+    say(f"run folder: {run.folder}")
     manifest, skipped, spec, store = stock(config, run)
     run.finish({"volumes": len(manifest), "skipped_files": len(skipped), "store": spec.digest()})
     say(f"wrote {run.folder}: scan.json, spec.yaml; private/ has manifest.parquet, skipped.csv and keys.csv")

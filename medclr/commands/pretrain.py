@@ -37,6 +37,7 @@ def pretrain(config: PretrainConfig) -> Encoder:
         The encoder, as `medclr.load_encoder` gives it.
     """
     run = Run.open("pretrain", config, config.out)
+    say(f"run folder: {run.folder}")
     if run.complete:
         say(f"{run.folder} is complete already; use another --out to train again")
         return load_encoder(run.folder)

@@ -24,6 +24,7 @@ def scan(config: ScanConfig) -> pd.DataFrame:
         The manifest; pixel hashes are empty until `prepare` has decoded the pixels.
     """
     run = Run.open("scan", config, config.out)
+    say(f"run folder: {run.folder}")
     manifest, skipped = survey(config, run)
     summary = summarise(manifest, skipped)
     run.write_json("scan.json", summary)

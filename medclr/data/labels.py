@@ -194,9 +194,14 @@ def nested_draws(
             # Negatives exist only beside positives: a patient with both goes first, so that every draw has one.
             first = np.argmax(mixed[orders[0]])
             orders[0] = np.concatenate([orders[0][[first]], np.delete(orders[0], first)])
+        # One queue, in which each stratum is spread evenly behind its first patient: whatever is cut off its front
+        # is stratified, and the shorter lies within the longer.
+        places = [np.where(np.arange(len(order)) == 0, -1, np.arange(len(order)) / len(order)) for order in orders]
+        queue = np.concatenate(orders)[np.argsort(np.concatenate(places), kind="stable")]
+        least = sum(len(order) > 0 for order in orders)
         for fraction in fractions:
-            taken = [order[: max(1, round(fraction * len(order)))] for order in orders]
-            draws[float(fraction), draw] = np.flatnonzero(np.isin(of_row, np.concatenate(taken)))
+            taken = queue[: max(least, round(fraction * len(names)))]
+            draws[float(fraction), draw] = np.flatnonzero(np.isin(of_row, taken))
     return draws
 
 
@@ -213,6 +218,9 @@ def _read_table(path: Path) -> pd.DataFrame:
         # pyarrow's errors about what it reads have no strerror.
         reason = error.strerror or "damaged; write it again"
         raise DataError(f"label table {path.name}: {reason}") from None
+    # Past an unclosed quote the header swallows rows, and a column name, which messages show, would hold their values.
+    if any(not name.isprintable() for name in table.columns):
+        raise DataError(f"label table {path.name}: a column name has control characters; check the header's quotes")
     # pandas and R write their row numbers as a column without a name.
     table = table.loc[:, [name != "" and not name.startswith("__index_level_") for name in table.columns]]
     twice = sorted(set(table.columns[table.columns.duplicated()]))
@@ -296,7 +304,8 @@ def _label_column(table: pd.DataFrame, path: Path, label: str | None) -> str:
         raise UsageError(f"label table {path.name}: only keys, split and domains; add a label column")
     if len(candidates) > 1:
         raise UsageError(
-            f"label table {path.name}: several columns may be the label; choose with --label: {', '.join(candidates)}"
+            f"label table {path.name}: {len(candidates)} columns may be the label; "
+            f"choose one with --label: {', '.join(candidates)}"
         )
     return candidates[0]
 

@@ -92,7 +92,9 @@ def prepared_array(volume: Volume, spec: DataSpec) -> NDArray[np.generic]:
     else:
         factor = np.array(volume.spacing_mm) / np.array(spec.spacing_mm)
     if np.prod(shape * factor) > MAX_VOXELS:
-        raise Unreadable("TOO_LARGE", f"{volume.array.shape[1:]} voxels become more than 2^31 at the spacing of the spec")
+        raise Unreadable(
+            "TOO_LARGE", f"{volume.array.shape[1:]} voxels become more than 2^31 at the spacing of the spec"
+        )
     array = np.stack([_resampled(channel, factor) for channel in volume.array])
     if spec.clip is not None:
         array = np.clip(array, *spec.clip)

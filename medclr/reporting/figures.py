@@ -74,9 +74,7 @@ def efficiency_svg(points: pd.DataFrame, narrow: bool = False) -> str:
     )
 
 
-def _rendered(
-    points: pd.DataFrame, title: str, size: tuple[float, float], suffix: str, text_as_shapes: bool
-) -> bytes:
+def _rendered(points: pd.DataFrame, title: str, size: tuple[float, float], suffix: str, text_as_shapes: bool) -> bytes:
     if suffix not in ("png", "svg"):
         raise ValueError(f"figure of kind {suffix!r}; png and svg are known")
     settings: dict[Any, Any] = {

@@ -185,7 +185,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
         partial.replace(path)
     except BaseException:
         with suppress(OSError):
-            pass
+            partial.unlink()
         raise
     # The rename is atomic already; some network file systems cannot sync a folder.
     with suppress(OSError):

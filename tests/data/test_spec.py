@@ -101,7 +101,12 @@ def test_no_such_spec_names_those_that_ship():
 
 @pytest.mark.parametrize(
     ("modality", "shape", "name"),
-    [("CT", (40, 40, 20), "ct"), ("MR", (40, 40, 20), "mr"), ("DX", (40, 30), "radiograph"), ("", (28, 28), "radiograph")],
+    [
+        ("CT", (40, 40, 20), "ct"),
+        ("MR", (40, 40, 20), "mr"),
+        ("DX", (40, 30), "radiograph"),
+        ("", (28, 28), "radiograph"),
+    ],
 )
 def test_choose_by_modality(modality, shape, name):
     assert choose_spec(table((shape, [1.0] * len(shape)), modality=modality)).name == name
@@ -166,7 +171,9 @@ def test_digest_follows_what_the_store_holds_and_nothing_else():
     content += [fit, replace(fit, patch=(8, 8, 8)), replace(spec, clip=None)]
     assert len({s.digest() for s in [spec, *content]}) == 1 + len(content)
     same = [
-        replace(spec, name="other", window=(0, 80), normalisation="zscore", preset="mr", laterality=False, domains=("site",)),
+        replace(
+            spec, name="other", window=(0, 80), normalisation="zscore", preset="mr", laterality=False, domains=("site",)
+        ),
         replace(spec, patch=(32, 32, 32), max_patch=8, licence="x", citation="y"),
         replace(spec, modality=("CT", "PT"), clip=(-1024.0, 3071.0), spacing_mm=(2.0, 2.0, 3.0)),
     ]
@@ -186,6 +193,8 @@ def test_a_volume_without_spacing_is_sized_in_voxels():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_parse(path):
     config = parse("pretrain", ["--config", str(path), "--data", "scans"])
-    assert {name: getattr(config, name) for name in yaml.safe_load(path.read_text())} == yaml.safe_load(path.read_text())
+    assert {name: getattr(config, name) for name in yaml.safe_load(path.read_text())} == yaml.safe_load(
+        path.read_text()
+    )
     if config.spec:
         load_spec(config.spec)

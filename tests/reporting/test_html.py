@@ -22,7 +22,7 @@ def curve() -> Curve:
         scores = y * gain + rng.standard_normal(60)
         return lambda rows, seed: scores + 0.1 * np.random.default_rng(seed).random(60)
 
-    arms = {"scratch": arm(0.2), "simclr-full": arm(3.0), "pca": arm(1.0), "simclr-linear": arm(2.0)}
+    arms = {"scratch": arm(0.2), "simclr-full": arm(3.0), "pca": arm(2.4), "simclr-linear": arm(2.0)}
     return label_efficiency(y, patients, y, patients, arms, [0.1, 1.0], 2, 200, 0)
 
 

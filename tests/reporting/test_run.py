@@ -363,22 +363,37 @@ def test_the_name_of_a_shipped_spec_is_no_path(tmp_path: Path, monkeypatch: pyte
     assert opened(tmp_path / "run", Odd(Path("ct"))).resumed
 
 
-def test_the_record_names_versions_and_hardware_and_a_commit_only_of_a_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GIT_DIR", str(tmp_path))  # as in a hook
+def test_the_record_names_versions_and_hardware(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
     run.finish({})
     record = read_record(run.folder)
     assert record["versions"]["numpy"] == np.__version__
     assert record["hardware"]["cores"] == os.cpu_count()
     assert set(record["hardware"]) <= {"system", "machine", "cores", "gpu", "gpus"}
-    root = Path(module.__file__).parents[2]
-    if (root / ".git").exists():
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, env=environment)
-        assert record["git"] is None or record["git"]["commit"] == head.stdout.strip()
-    copy = tmp_path / "site" / "medclr" / "reporting"
-    copy.mkdir(parents=True)
-    monkeypatch.setattr(module, "__file__", str(copy / "run.py"))
-    assert module._git() is None
+
+
+def test_the_commit_is_that_of_a_checkout_and_of_no_other_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "repository" / "medclr"
+    (package / "reporting").mkdir(parents=True)
+    (package / "errors.py").write_text("x = 1\n")
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+        words = ("git", *who, *words)
+        return subprocess.run(words, cwd=package, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "of someone else")
+    monkeypatch.setattr(module, "__file__", str(package / "reporting" / "run.py"))
+    assert module._git() is None  # installed inside it, and no part of it
+    git("add", ".")
+    git("commit", "-m", "medclr")
+    head = git("rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))  # as in a hook
+    assert module._git() == {"commit": head, "dirty": False}
+    (package / "errors.py").write_text("x = 2\n")
+    assert module._git() == {"commit": head, "dirty": True}

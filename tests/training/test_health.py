@@ -71,7 +71,9 @@ def test_collapse_is_a_rank_of_one(material):
         def forward(self, images):
             return self.weight.expand(len(images), 8)
 
-    collapsed = SimCLR(Constant(), nn.Identity(), None, temperature=1, lr=1, weight_decay=0, warmup_steps=0, total_steps=1)
+    collapsed = SimCLR(
+        Constant(), nn.Identity(), None, temperature=1, lr=1, weight_decay=0, warmup_steps=0, total_steps=1
+    )
     measured = health_check(material.rows, None, material.store, material.spec, 0)(collapsed)
     assert measured["rankme"] == pytest.approx(1, abs=0.01)
 

@@ -57,7 +57,9 @@ def test_the_loss_is_that_of_the_paper_on_the_same_views(families, rows):
     for view in range(2):
         for i in range(len(rows)):
             params = {name: value[i, view][None] for name, value in batch["params"].items()}
-            image = views.apply(batch["blocks"][i, view][None], params, batch["low"][i, view, None], batch["high"][i, view, None])
+            image = views.apply(
+                batch["blocks"][i, view][None], params, batch["low"][i, view, None], batch["high"][i, view, None]
+            )
             z.append(module.projector(module.encoder(image))[0])
     patients = [row // 3 for row in rows]
     expected = by_hand(torch.stack(z), rows * 2, patients * 2, 0.2)

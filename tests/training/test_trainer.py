@@ -8,6 +8,7 @@ from medclr.config import PretrainConfig
 from medclr.data.loader import Blocks
 from medclr.errors import MedclrError
 from medclr.losses.nt_xent import chance_level
+from medclr.training import trainer as module
 from medclr.training.simclr import SimCLR
 from medclr.training.trainer import checkpoint_path, pretrain_encoder
 from medclr.transforms.presets import build_views
@@ -100,14 +101,12 @@ def test_every_epoch_has_an_order_and_views_of_its_own(train, material):
 def test_the_row_of_an_epoch(train, monkeypatch):
     losses = []
     step = SimCLR.training_step
-    monkeypatch.setattr(
-        SimCLR, "training_step", lambda self, *args: losses.append(step(self, *args)) or losses[-1]
-    )
+    monkeypatch.setattr(SimCLR, "training_step", lambda self, *args: losses.append(step(self, *args)) or losses[-1])
     modes = []
     _, rows, _ = train(health=lambda module: modes.append(module.training) or {"rankme": 5.0}, lr=1e-3, warmup_epochs=1)
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
     for epoch, row in enumerate(rows):
-        assert row["loss"] == pytest.approx(sum(float(x) for x in losses[2 * epoch : 2 * epoch + 2]) / 2)
+        assert row["loss"] == pytest.approx(sum(x.item() for x in losses[2 * epoch : 2 * epoch + 2]) / 2)
         assert row["chance"] == chance_level(8)
         assert row["rankme"] == 5
     # Scaled by the square root of the batch; the cosine ends at zero.
@@ -127,8 +126,8 @@ def test_what_comes_back_is_ready_to_use(train):
 
 
 def test_it_learns(train):
-    _, rows, _ = train(epochs=12, batch_size=20, lr=2e-2, warmup_epochs=1)
-    assert rows[-1]["loss"] < 0.8 * rows[-1]["chance"]
+    _, rows, _ = train(epochs=20, batch_size=20, lr=2e-2)
+    assert rows[-1]["loss"] < 0.9 * rows[-1]["chance"]
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
@@ -158,20 +157,11 @@ def test_nan_stops_with_the_last_good_state_kept(train, material):
 def test_weights_that_are_not_finite_are_never_kept(train, monkeypatch):
     """A last step can spoil the weights after a loss that was sound."""
 
-    def spoil(module):
-        def end(trainer, self, outputs, batch, index):
-            if trainer.current_epoch == 1 and index == 1:
-                next(self.parameters()).data.fill_(math.nan)
+    def spoil(self, outputs, batch, index):
+        if self.current_epoch == 1 and index == 1:
+            next(self.parameters()).data.fill_(math.nan)
 
-        return end
-
-    from medclr.training import trainer as module
-
-    original = module._Epochs.on_train_batch_end
-    end = spoil(module)
-    monkeypatch.setattr(
-        module._Epochs, "on_train_batch_end", lambda self, *args: (original(self, *args), end(*args)) and None
-    )
+    monkeypatch.setattr(SimCLR, "on_train_batch_end", spoil)
     with pytest.raises(MedclrError, match="weights are not finite after epoch 1"):
         train()
     assert torch.load(checkpoint_path(train.folder / "run"), weights_only=True)["epoch"] == 0
@@ -187,12 +177,8 @@ def test_a_checkpoint_that_was_tampered_with_is_refused(train):
 
 def test_loader_processes_are_as_asked(train, monkeypatch):
     asked = []
-    from medclr.training import trainer as module
-
     original = module.train_loader
-    monkeypatch.setattr(
-        module, "train_loader", lambda blocks, size, workers, seed: asked.append(workers) or original(blocks, size, 0, seed)
-    )
+    monkeypatch.setattr(module, "train_loader", lambda b, size, n, seed: asked.append(n) or original(b, size, 0, seed))
     monkeypatch.setattr(module, "default_workers", lambda spec, cores: 7)
     train("a", epochs=1, workers=0)
     train("b", epochs=1, workers=None)

@@ -1,0 +1,450 @@
+"""Joining label tables, splitting by patient, and nested draws."""
+
+import random
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from medclr.data.identity import Pseudonymiser
+from medclr.data.labels import held_out, nested_draws, read_labels, split_by_patient
+from medclr.errors import DataError, LeakageError, MedclrError, UsageError
+
+NAMES = Pseudonymiser(b"k" * 32)
+# series -> (study, patient, files). Patient A has two studies, of which the first has two series.
+SERIES = {
+    "1.1": ("S1", "A", ["a/s1/x/1.dcm", "a/s1/x/2.dcm"]),
+    "1.2": ("S1", "A", ["a/s1/y/1.dcm"]),
+    "1.3": ("S2", "A", ["a/s2/1.dcm"]),
+    "1.4": ("S3", "B", ["b/1.dcm"]),
+    "1.5": ("S4", "C", ["c/1.dcm"]),
+    "1.6": ("S5", "007", ["d.nii.gz"]),
+}
+
+
+@pytest.fixture
+def manifest():
+    return pd.DataFrame(
+        [
+            {
+                "volume_id": f"v{i}",
+                "patient_key": NAMES.pseudonym("patient", patient),
+                "study_key": NAMES.pseudonym("study", study),
+                "series_key": NAMES.pseudonym("series", series),
+                "source": files,
+                "modality": "CT",
+            }
+            for i, (series, (study, patient, files)) in enumerate(SERIES.items())
+        ]
+    )
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(*lines, name="labels.csv", encoding="utf-8", ending="\n"):
+        path = tmp_path / name
+        path.write_bytes((ending.join(lines) + ending).encode(encoding))
+        return path
+
+    return write
+
+
+def _values(found):
+    return dict(zip(found.rows["volume_id"], found.rows["y"], strict=True))
+
+
+# Keys
+
+
+def test_series_key(table, manifest):
+    found = read_labels(table("series_uid,label", "1.1,0", "1.4,1", "1.6,1", "9.9,1", "9.8,"), manifest, NAMES)
+    assert _values(found) == {"v0": 0, "v3": 1, "v5": 1}
+    assert (found.key, found.column, found.classes) == ("series_uid", "label", ("0", "1"))
+    assert found.unmatched_keys == ("9.9", "9.8")
+    assert found.n_unlabelled == 3
+    assert list(found.rows.index) == [0, 1, 2]
+    assert set(manifest.columns) < set(found.rows.columns)
+    assert found.rows["y"].dtype == np.int64
+    assert "y" not in manifest.columns, "the caller's manifest stays as it was"
+
+
+def test_a_study_labels_every_series_under_it(table, manifest):
+    assert _values(read_labels(table("study_uid,label", "S1,1", "S3,0"), manifest, NAMES)) == {
+        "v0": 1,
+        "v1": 1,
+        "v3": 0,
+    }
+
+
+def test_a_patient_labels_every_volume_and_keeps_its_zeros(table, manifest):
+    found = read_labels(table("patient_id,label", "A,1", "007,0", "7,1"), manifest, NAMES)
+    assert _values(found) == {"v0": 1, "v1": 1, "v2": 1, "v5": 0}
+    assert found.unmatched_keys == ("7",)
+
+
+@pytest.mark.parametrize("folder", ["a/s1/x", "a/s1/x/", "./a/s1/x", "a\\s1\\x", "a/s1/x/2.dcm"])
+def test_a_path_is_a_file_or_the_folder_of_a_series(table, manifest, folder):
+    found = read_labels(table("path,label", f"{folder},1", "d.nii.gz,0"), manifest, NAMES)
+    assert _values(found) == {"v0": 1, "v5": 0}
+    assert found.key == "path"
+
+
+def test_the_most_specific_key_counts(table, manifest):
+    path = table("patient_id,study_uid,series_uid,label", "A,S1,1.1,1", "A,S1,1.2,0", "A,S2,nowhere,0")
+    found = read_labels(path, manifest, NAMES)
+    assert (found.key, _values(found)) == ("series_uid", {"v0": 1, "v1": 0})
+
+
+def test_no_key_column(table, manifest):
+    with pytest.raises(DataError, match=r"no key among its 2 columns; .*path, series_uid, study_uid or patient_id"):
+        read_labels(table("SECRET-NAME,label", "1.1,1"), manifest, NAMES)
+
+
+def test_keys_that_match_nothing(table, manifest):
+    path = table("series_uid,label", "7.1,1", "7.2,0", "7.3,0")
+    with pytest.raises(DataError, match=r"none of 3 series_uid values matches the 6 volumes; .*--key-file") as error:
+        read_labels(path, manifest, NAMES)
+    assert "7.1" not in str(error.value)
+    with pytest.raises(DataError, match="none of 3"):
+        held_out(path, manifest, NAMES)
+    every = table("series_uid,label", *(f"{series},{i % 2}" for i, series in enumerate(SERIES)))
+    with pytest.raises(DataError, match="none of 6"):
+        read_labels(every, manifest, Pseudonymiser(b"another key"))
+
+
+def test_labels_and_matches_that_miss_each_other(table, manifest):
+    with pytest.raises(DataError, match="no row with a 'label' matches any of the 6"):
+        read_labels(table("series_uid,label", "1.1,", "9.1,0", "9.2,1"), manifest, NAMES)
+    with pytest.raises(DataError, match="only one class of column 'label' among the 1 volumes"):
+        read_labels(table("series_uid,label", "1.1,1", "9.1,0", "9.2,1"), manifest, NAMES)
+
+
+def test_a_label_without_a_key(table, manifest):
+    with pytest.raises(DataError, match=r"1 rows have a label but no series_uid \(first: row 3\)"):
+        read_labels(table("series_uid,label", "1.1,1", ",0", "1.2,0"), manifest, NAMES)
+
+
+# Text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_bom_line_endings_blanks_and_quotes(table, manifest, encoding, ending):
+    path = table(
+        '"series_uid" , "label, as read"',
+        '"1.1", "positive"',
+        "",
+        " 1.4 ,negative ",
+        ",",
+        '1.5,"   "',
+        '"1.6","positive"',
+        encoding=encoding,
+        ending=ending,
+    )
+    found = read_labels(path, manifest, NAMES)
+    assert _values(found) == {"v0": 1, "v3": 0, "v5": 1}
+    assert (found.column, found.classes, found.unmatched_keys) == ("label, as read", ("negative", "positive"), ())
+
+
+def test_text_that_pandas_would_take_for_missing_is_text(table, manifest):
+    found = read_labels(table("series_uid,label", "1.1,NA", "1.4,None", "1.5,NA"), manifest, NAMES)
+    assert _values(found) == {"v0": 1, "v3": 0, "v4": 1}
+
+
+def test_an_index_column_without_a_name_is_no_label(table, manifest):
+    assert read_labels(table(",series_uid,label", "0,1.1,1", "1,1.4,0"), manifest, NAMES).column == "label"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["series_uid,label", "1.1,1,SECRET"], "malformed CSV .*line 2, saw 3"),
+        (["series_uid,label", '"1.1,1', "1.2,SECRET"], "malformed CSV"),
+        (["series_uid;label", "1.1;SECRET"], "one column only; separate the fields with commas"),
+        (['series_uid,"label', '1.1,SECRET"'], "a column name has control characters"),
+        (["series_uid,label,label", "1.1,1,SECRET"], "column 'label' appears more than once"),
+        (["series_uid,label"], "no rows below the header"),
+        (["series_uid,label", ",", ","], "no rows below the header"),
+        (["series_uid,label", "1.1,", "1.2,"], "column 'label' is blank in all 2 rows"),
+    ],
+)
+def test_malformed_tables(table, manifest, lines, message):
+    with pytest.raises(DataError, match=message) as error:
+        read_labels(table(*lines), manifest, NAMES)
+    assert "labels.csv" in str(error.value)
+    assert not re.search("SECRET|\n", str(error.value))
+
+
+def test_files_that_are_no_tables(tmp_path, table, manifest):
+    (tmp_path / "empty.csv").write_bytes(b"")
+    (tmp_path / "latin.csv").write_bytes("series_uid,label\n1.1,größe\n".encode("latin-1"))
+    (tmp_path / "wide.csv").write_bytes("series_uid,label\n1.1,1\n".encode("utf-16"))
+    (tmp_path / "text.parquet").write_bytes(b"series_uid,label\n")
+    for name, message in {
+        "empty.csv": "empty file",
+        "latin.csv": "not UTF-8",
+        "wide.csv": "byte 0 is not UTF-8",
+        "text.parquet": "not a parquet file",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            read_labels(tmp_path / name, manifest, NAMES)
+    with pytest.raises(UsageError, match="no such file"):
+        read_labels(tmp_path / "nowhere.csv", manifest, NAMES)
+    with pytest.raises(UsageError, match=r"must be \.csv or \.parquet"):
+        read_labels(table("x", name="labels.xlsx"), manifest, NAMES)
+
+
+def test_mutated_tables_give_a_table_or_one_line(tmp_path, manifest):
+    pd.DataFrame({"series_uid": ["1.1", "1.4", "1.5"], "label": [0.0, 1.0, np.nan]}).to_parquet(tmp_path / "t.parquet")
+    sound = {
+        ".csv": b'series_uid,label,split\n1.1,0,train\n"1.4",1,test\n1.5,"a\nb",val\n',
+        ".parquet": (tmp_path / "t.parquet").read_bytes(),
+    }
+    rng = random.Random(0)
+    outcomes, refused = set(), 0
+    for suffix, content in sound.items():
+        for _ in range(150):
+            mutated = bytearray(content)
+            for _ in range(rng.randint(1, 4)):
+                mutated[rng.randrange(len(mutated))] = rng.choice([0, 10, 34, 44, rng.randrange(256)])
+            path = tmp_path / f"mutated{suffix}"
+            path.write_bytes(mutated[: rng.choice([len(mutated), rng.randrange(len(mutated))])])
+            for read in (read_labels, held_out):
+                try:
+                    read(path, manifest, NAMES)
+                    outcomes.add(1)
+                except MedclrError as error:
+                    outcomes.add(len(str(error).splitlines()))
+                    refused += 1
+    assert outcomes == {1}, "a message has one line"
+    assert 0 < refused < 600
+
+
+def test_parquet_of_any_type_is_read_as_text(tmp_path, manifest):
+    frame = pd.DataFrame({"patient_id": ["A", "B", "C", "007"], "label": [1.0, 0.0, np.nan, 1.0]})
+    frame.to_parquet(tmp_path / "float.parquet")
+    found = read_labels(tmp_path / "float.parquet", manifest, NAMES)
+    assert found.classes == ("0", "1")
+    assert _values(found) == {"v0": 1, "v1": 1, "v2": 1, "v3": 0, "v5": 1}
+
+    frame[:2].assign(label=[False, True]).set_index("patient_id").to_parquet(tmp_path / "bool.parquet")
+    found = read_labels(tmp_path / "bool.parquet", manifest, NAMES)
+    assert (found.classes, _values(found)["v3"]) == (("False", "True"), 1)
+
+    numbers = manifest.assign(patient_key=[NAMES.pseudonym("patient", str(i)) for i in range(6)])
+    pd.DataFrame({"patient_id": [1, 4], "label": ["no", "yes"]}, index=[5, 6]).to_parquet(tmp_path / "int.parquet")
+    assert _values(read_labels(tmp_path / "int.parquet", numbers, NAMES)) == {"v1": 0, "v4": 1}
+
+
+# Label columns and classes
+
+
+def test_the_label_column_is_the_only_one_or_named(table, manifest):
+    path = table("series_uid,patient_id,split,site,kernel,lesion", "1.1,A,train,X,B,0", "1.4,B,test,X,B,1")
+    assert read_labels(path, manifest, NAMES).column == "lesion"
+    assert read_labels(path, manifest, NAMES, label="split").classes == ("test", "train")
+
+    path = table("series_uid,lesion,sex", "1.1,0,F", "1.4,1,M")
+    with pytest.raises(UsageError, match="2 columns may be the label; choose one with --label: lesion, sex"):
+        read_labels(path, manifest, NAMES)
+    assert read_labels(path, manifest, NAMES, label="sex").classes == ("F", "M")
+    with pytest.raises(UsageError, match=r"--label leison: no such column in labels\.csv; it has lesion, sex"):
+        read_labels(path, manifest, NAMES, label="leison")
+
+    with pytest.raises(UsageError, match="add a label column"):
+        read_labels(table("series_uid,split", "1.1,train"), manifest, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "classes"),
+    [
+        ("1", "0", ("0", "1")),
+        ("True", "False", ("False", "True")),
+        ("Yes", "no", ("no", "Yes")),
+        ("Positive", "negative", ("negative", "Positive")),
+        ("+", "-", ("-", "+")),
+        ("abnormal", "normal", ("normal", "abnormal")),
+        ("benign", "malignant", ("benign", "malignant")),
+        ("2", "1", ("1", "2")),
+        ("no", "0", ("0", "no")),
+    ],
+)
+def test_which_class_is_positive(table, manifest, one, other, classes):
+    found = read_labels(table("series_uid,label", f"1.1,{one}", f"1.4,{other}"), manifest, NAMES)
+    assert found.classes == classes
+    assert _values(found) == {"v0": classes.index(one), "v3": classes.index(other)}
+
+
+def _rows(*values):
+    return ["series_uid,label", *(f"{series},{value}" for series, value in zip(SERIES, values, strict=False))]
+
+
+def test_one_class_or_many(table, manifest):
+    with pytest.raises(DataError, match="a single class in all 4 labelled rows: healthy; two"):
+        read_labels(table(*_rows(*["healthy"] * 4, "", "")), manifest, NAMES)
+    path = table("series_uid,label", *(f"{i},{'abc'[i % 3]}" for i in range(30)))
+    with pytest.raises(DataError, match="has 3 classes: a, b, c; two are needed"):
+        read_labels(path, manifest, NAMES)
+    with pytest.raises(DataError, match="differ in capitals only"):
+        read_labels(table(*_rows("Yes", "yes", "no", "no")), manifest, NAMES)
+
+
+def test_a_column_of_names_is_not_shown(table, manifest):
+    for values in (["Jane Doe"], ["Jane Doe", "John Doe", "Jim Doe", "Jill Doe"], ["Jane Doe", "jane doe"]):
+        with pytest.raises(DataError) as error:
+            read_labels(table(*_rows(*values)), manifest, NAMES)
+        assert "doe" not in str(error.value).lower()
+
+
+# Conflicts
+
+
+def test_rows_that_agree_are_one_label(table, manifest):
+    path = table("series_uid,label,split", "1.1,1,train", "1.1,1,train", "1.1,,", "1.4,0,train")
+    assert _values(read_labels(path, manifest, NAMES)) == {"v0": 1, "v3": 0}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["series_uid,label", "1.1,1", "1.4,0", "1.1,0"], "rows 2 and 4 give one volume two values of 'label'"),
+        (["path,label", "a/s1/x,1", "a/s1/x/2.dcm,0"], "rows 2 and 3 give one volume two values of 'label'"),
+        (
+            ["series_uid,label,split", "1.1,1,train", "1.1,1,test", "1.4,0,train"],
+            "rows 2 and 3 give one volume two values of 'split'",
+        ),
+    ],
+)
+def test_rows_that_disagree(table, manifest, lines, message):
+    with pytest.raises(DataError, match=message) as error:
+        read_labels(table(*lines), manifest, NAMES)
+    assert "1.1" not in str(error.value)
+
+
+def test_a_patient_in_two_splits(table, manifest):
+    path = table("series_uid,label,split", "1.1,1,train", "1.3,1,test", "1.4,0,test", "1.5,0,train")
+    for read in (read_labels, held_out):
+        with pytest.raises(LeakageError, match="1 of 3 patients are in more than one split") as error:
+            read(path, manifest, NAMES)
+        assert NAMES.pseudonym("patient", "A") in str(error.value)
+
+
+# Splits
+
+
+def test_the_tables_own_split(table, manifest):
+    path = table("series_uid,label,split", "1.1,1,Train", "1.4,0,test", "1.5,0,VAL", "1.6,,")
+    found = read_labels(path, manifest, NAMES)
+    assert list(found.rows["split"]) == ["train", "test", "val"]
+    assert found.split_source == "table"
+    assert [found.of(split).tolist() for split in ("train", "val", "test")] == [[0], [2], [1]]
+    assert held_out(path, manifest, NAMES) == {NAMES.pseudonym("patient", patient) for patient in "BC"}
+
+
+def test_other_splits_and_missing_ones(table, manifest):
+    path = table("series_uid,label,split", "1.1,1,train", "1.4,0,JaneDoe")
+    for read in (read_labels, held_out):
+        with pytest.raises(DataError, match=r"1 rows have a split other than train, val or test \(first: row 3\)"):
+            read(path, manifest, NAMES)
+    path = table("series_uid,label,split", "1.1,1,train", "1.4,0,")
+    with pytest.raises(DataError, match="1 of 2 labelled volumes have a blank split"):
+        read_labels(path, manifest, NAMES)
+    assert held_out(path, manifest, NAMES) == set()
+
+
+@pytest.mark.parametrize("header", ["patient_id,label", "patient_id,label,split"])
+def test_without_splits_patients_are_hashed(table, manifest, header):
+    blank = "," if header.endswith("split") else ""
+    path = table(header, f"A,1{blank}", f"B,0{blank}", f"C,{blank}", f"007,0{blank}")
+    found = read_labels(path, manifest, NAMES)
+    assert found.split_source == "patient hash"
+    assert list(found.rows["split"]) == [split_by_patient(key) for key in found.rows["patient_key"]]
+    everyone = {NAMES.pseudonym("patient", patient) for patient in ("A", "B", "C", "007")}
+    assert held_out(path, manifest, NAMES) == {key for key in everyone if split_by_patient(key) != "train"}
+
+
+def test_held_out_needs_no_label_and_leaves_the_others(table, manifest):
+    assert held_out(table("patient_id,split", "A,test", "B,train"), manifest, NAMES) == {
+        NAMES.pseudonym("patient", "A")
+    }
+    path = table("series_uid,x,y,split", "1.2,,,val", "nowhere,,,test")
+    assert held_out(path, manifest, NAMES) == {NAMES.pseudonym("patient", "A")}
+
+
+def test_the_hash_split_is_stable_and_of_the_promised_sizes():
+    # Pinned: a change would move patients between the splits of encoders and reports that exist.
+    assert [split_by_patient(key) for key in ("a", "b", "c", "d", "e", "f")] == [
+        "train",
+        "train",
+        "train",
+        "train",
+        "test",
+        "train",
+    ]
+    keys = [NAMES.pseudonym("patient", str(i)) for i in range(20_000)]
+    shares = pd.Series([split_by_patient(key) for key in keys]).value_counts(normalize=True)
+    assert shares.to_dict() == pytest.approx({"train": 0.7, "test": 0.2, "val": 0.1}, abs=0.01)
+
+
+# Nested draws
+
+
+@st.composite
+def _labelled(draw):
+    n_patients = draw(st.integers(1, 30))
+    of_row = draw(st.lists(st.integers(0, n_patients - 1), min_size=1, max_size=80))
+    y = draw(st.lists(st.integers(0, 1), min_size=len(of_row), max_size=len(of_row)))
+    return np.array(y), np.array([f"p{i}" for i in of_row])
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_labelled(), st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 5))
+def test_draws_are_nested_whole_patients_of_both_classes(labelled, fractions, seed):
+    y, patients = labelled
+    fractions = sorted({*fractions, 1.0})
+    draws = nested_draws(y, patients, fractions, 3, seed)
+    assert set(draws) == {(fraction, draw) for fraction in fractions for draw in range(3)}
+    for draw in range(3):
+        smaller: set[int] = set()
+        for fraction in fractions:
+            rows = draws[fraction, draw]
+            assert np.all(np.diff(rows) > 0)
+            assert smaller <= set(rows)
+            smaller = set(rows)
+            assert not set(patients[rows]) & set(np.delete(patients, rows)), "a patient is drawn whole or not"
+            assert set(y[rows]) == set(y), "both classes, where the data have them"
+        assert len(draws[1.0, draw]) == len(y)
+    again = nested_draws(y, patients, fractions, 3, seed)
+    assert all(np.array_equal(draws[cell], again[cell]) for cell in draws)
+    fewer = nested_draws(y, patients, fractions[:1], 1, seed)
+    assert np.array_equal(fewer[fractions[0], 0], draws[fractions[0], 0]), "no draw depends on which others are made"
+
+
+def test_draws_are_stratified_and_of_the_stated_size():
+    patients = np.repeat([f"p{i}" for i in range(200)], 2)
+    y = np.zeros(400, dtype=int)
+    y[:80:2] = 1  # 40 patients with one positive of two
+    draws = nested_draws(y, patients, [0.01, 0.1, 0.5], 20, seed=0)
+    for (fraction, _), rows in draws.items():
+        drawn = set(patients[rows])
+        with_positive = set(patients[rows][y[rows] == 1])
+        assert len(drawn) == round(200 * fraction)
+        assert abs(len(with_positive) - 40 * fraction) < 1
+    assert len({tuple(draws[0.1, draw]) for draw in range(20)}) == 20
+    other = nested_draws(y, patients, [0.1], 1, seed=1)
+    assert not np.array_equal(other[0.1, 0], draws[0.1, 0])
+    # Every patient has the same chance.
+    many = nested_draws(y, patients, [0.1], 400, seed=2)
+    counts = np.bincount(np.concatenate(list(many.values())), minlength=400)
+    assert counts.min() > 10
+    assert counts.max() < 80
+
+
+def test_negatives_that_exist_only_beside_positives():
+    patients = np.array([f"p{i}" for i in range(50)] + ["p7"])
+    y = np.array([1] * 50 + [0])
+    for rows in nested_draws(y, patients, [0.02, 0.1], 5, seed=0).values():
+        assert set(y[rows]) == {0, 1}

@@ -1,0 +1,207 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from medclr.config import LabelsConfig
+from medclr.metrics import auroc
+from medclr.models.encoder import Architecture, build_encoder
+from medclr.training import classify
+from medclr.training.classify import FEWEST_PATIENTS, FIXED_STRENGTH, STRENGTHS, fit_full, fit_linear, fit_pca
+from medclr.training.encode import embed_rows
+from medclr.transforms.presets import build_views
+
+
+def problem(patients, per_patient=2, features=6, seed=0):
+    """Features of which the first says something of the label; half of the patients are positive."""
+    rng = np.random.default_rng(seed)
+    keys = np.repeat([f"p{number}" for number in range(patients)], per_patient).astype(object)
+    y = np.repeat(np.arange(patients) % 2, per_patient)
+    x = rng.normal(3, 5, (len(y), features))
+    x[:, 0] += 6 * y
+    return x, y, keys
+
+
+@given(patients=st.sampled_from([6, 30]), seed=st.integers(0, 9))
+@settings(max_examples=12, deadline=None)
+def test_folded_weights_are_those_of_the_pipeline(patients, seed):
+    x, y, keys = problem(patients, seed=seed)
+    head = fit_linear(x, y, keys, seed)
+    pipeline = make_pipeline(
+        StandardScaler(), LogisticRegression(C=head.strength, max_iter=1000, class_weight="balanced")
+    ).fit(x, y)
+    new = np.random.default_rng(99).normal(0, 20, (50, 6))
+    np.testing.assert_allclose(head.scores(new), pipeline.decision_function(new), rtol=1e-6, atol=1e-8)
+
+
+def test_a_constant_feature_is_harmless():
+    x, y, keys = problem(8)
+    x[:, 3] = 7
+    scores = fit_linear(x, y, keys, 0).scores(x)
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "chosen"), [(10, 10, True), (9, 40, False), (40, 9, False), (1, 1, False)]
+)
+def test_strength_is_fixed_where_patients_are_few(positive, negative, chosen, monkeypatch):
+    """However many scans each of them has."""
+    assert FEWEST_PATIENTS == 10
+    y = np.repeat([1] * positive + [0] * negative, 3)
+    keys = np.repeat(np.arange(positive + negative), 3).astype(str).astype(object)
+    x = np.random.default_rng(0).normal(size=(len(y), 4))
+    if not chosen:
+        monkeypatch.setattr(classify, "_choose_strength", None)
+    head = fit_linear(x, y, keys, 0)
+    assert head.chosen == chosen
+    assert head.strength in (STRENGTHS if chosen else (FIXED_STRENGTH,))
+
+
+def test_strength_is_the_best_of_inner_cross_validation_by_patient():
+    x, y, keys = problem(40, per_patient=3, features=30, seed=1)
+    standard = StandardScaler().fit_transform(x)
+    folds = list(StratifiedGroupKFold(5, shuffle=True, random_state=7).split(standard, y, keys))
+    assert all(not set(keys[a]) & set(keys[b]) for a, b in folds)
+
+    def quality(strength):
+        model = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced")
+        return np.mean([auroc(y[b], model.fit(standard[a], y[a]).decision_function(standard[b])) for a, b in folds])
+
+    head = fit_linear(x, y, keys, 7)
+    assert quality(head.strength) == max(map(quality, STRENGTHS))
+    assert head.chosen
+
+
+def test_only_the_rows_of_the_draw_are_looked_at(monkeypatch):
+    """Everything that scikit-learn sees while a draw is fitted has the draw's length, or that of a fold of it."""
+    x, y, keys = problem(24)
+    seen = []
+    logistic = classify._logistic
+    monkeypatch.setattr(
+        classify, "_logistic", lambda features, labels, c: seen.append(len(labels)) or logistic(features, labels, c)
+    )
+    fit_linear(x[:44], y[:44], keys[:44], 0)
+    assert max(seen) == 44
+    assert seen.count(44) == 1
+    assert len(seen) == 5 * len(STRENGTHS) + 1
+    # And what lies outside of it changes nothing.
+    poisoned, other = x.copy(), y.copy()
+    poisoned[44:] = np.nan
+    other[44:] = 1 - other[44:]
+    one, two = (fit_linear(a[:44], b[:44], keys[:44], 0) for a, b in ((x, y), (poisoned, other)))
+    np.testing.assert_array_equal(one.weight, two.weight)
+
+
+def test_folds_follow_the_seed_and_nothing_else():
+    x, y, keys = problem(30, features=20)
+    one, two = fit_linear(x, y, keys, 2**40), fit_linear(x, y, keys, 2**40)
+    assert one.strength == two.strength
+    np.testing.assert_array_equal(one.weight, two.weight)
+
+
+def test_pca_is_that_of_scikit_learn_and_learned_once():
+    x = np.random.default_rng(0).normal(size=(30, 12)) @ np.diag(np.arange(1, 13))
+    project = fit_pca(x)
+    new = np.random.default_rng(1).normal(size=(5, 12))
+    expected = PCA(12).fit(x).transform(new)
+    np.testing.assert_allclose(np.abs(project(new)), np.abs(expected), atol=1e-6)
+    assert fit_pca(np.random.default_rng(0).normal(size=(80, 70)))(np.zeros((2, 70))).shape == (2, 50)
+
+
+@pytest.fixture
+def full(material, tmp_path):
+    def run(seed=0, rows=None, network=None, on_epoch=None, **settings):
+        torch.manual_seed(5)
+        network = network or build_encoder(Architecture(10, 8, 2, 1, "batch", (12, 12)))
+        defaults = {"labels": tmp_path, "device": "cpu", "epochs": 1, "batch_size": 8, "min_steps": 1, "max_steps": 600}
+        views = build_views("xray", 2, scale=(0.7, 1.0))
+        rows = material.rows if rows is None else rows
+        config = LabelsConfig(**defaults | settings)
+        return fit_full(network, 64, rows, material.store, material.spec, views, config, seed, on_epoch)
+
+    return run
+
+
+def test_full_is_deterministic_for_a_seed(full):
+    one, two, other = (full(seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"epochs": 2}, 10),
+        ({"epochs": 50, "max_steps": 7}, 7),
+        ({"epochs": 1, "min_steps": 12}, 12),
+        ({"epochs": 9, "batch_size": 64}, 9),
+        ({"epochs": 50, "min_steps": 8, "max_steps": 3}, 3),
+    ],
+)
+def test_full_takes_the_steps_that_were_said(full, monkeypatch, settings, steps):
+    taken, told = [], []
+    optimizer = classify.adamw
+
+    def counted(*args, **kwargs):
+        made = optimizer(*args, **kwargs)
+        made.register_step_post_hook(lambda *_: taken.append(made.param_groups[0]["lr"]))
+        return made
+
+    monkeypatch.setattr(classify, "adamw", counted)
+    full(on_epoch=lambda step, loss: told.append((step, loss)), **settings)
+    assert len(taken) == steps
+    assert told[-1][0] == steps
+    assert all(np.isfinite(loss) for _, loss in told)
+    assert max(taken) == pytest.approx(1e-3)
+    assert taken[-1] < 0.3e-3 or steps <= 3  # the cosine is over when the steps are
+
+
+def test_every_epoch_of_full_has_its_own_order_and_views(full, monkeypatch):
+    asked = []
+    get = classify.Blocks.__getitems__
+    monkeypatch.setattr(
+        classify.Blocks, "__getitems__", lambda self, items: asked.append(items[0][0]) or get(self, items)
+    )
+    full(epochs=3)
+    assert asked == [epoch for epoch in range(3) for _ in range(5)]
+
+
+def test_full_learns_an_easy_problem(full, material):
+    train, test = material.rows[:24], material.rows[24:]
+    classifier = full(rows=train, epochs=10, batch_size=12, lr=5e-3)
+    assert not classifier.training
+    scores = embed_rows(classifier, test, material.store, material.spec)
+    assert scores.shape == (16,)
+    assert auroc(test["y"].to_numpy(), scores) > 0.95
+
+
+def test_classes_weigh_alike_however_rare(full, material):
+    """A new head says nothing, so the first loss is ln 2 for each volume, times the weight of its class."""
+    rows = material.rows[material.rows["y"].eq(0) | material.rows["store_key"].isin(material.rows["store_key"][:4])]
+    rows = rows.reset_index(drop=True)
+    assert 0 < rows["y"].mean() < 0.2
+    losses = []
+    full(rows=rows, batch_size=64, epochs=1, on_epoch=lambda step, loss: losses.append(loss))
+    positive, n = int(rows["y"].sum()), len(rows)
+    weight = (n - positive) / positive
+    assert losses[0] == pytest.approx(np.log(2) * (positive * weight + n - positive) / n, rel=1e-5)
+
+
+def test_the_encoder_given_is_the_one_trained(full):
+    network = build_encoder(Architecture(10, 8, 2, 1, "batch", (12, 12)))
+    before = network.conv1.weight.detach().clone()
+    classifier = full(network=network, epochs=1)
+    assert classifier.encoder is network
+    assert not torch.equal(network.conv1.weight, before)
+
+
+def test_devices():
+    assert classify.training_device("cpu").type == "cpu"
+    assert classify.training_device("gpu").type == "cuda"
+    assert classify.training_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,146 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from medclr.data import prepare as preparing
+from medclr.data.candidate import Candidate
+from medclr.data.identity import Pseudonymiser
+from medclr.data.manifest import build_manifest
+from medclr.data.prepare import prepare
+from medclr.data.spec import DataSpec
+from medclr.data.store import Store
+from medclr.data.volume import Volume
+from medclr.errors import BundleError
+from medclr.models.bundle import save_bundle
+from medclr.models.encoder import Architecture, build_encoder
+from medclr.models.projector import build_projector
+from medclr.training.encode import embed_rows, images, load_encoder, pixel_rows
+
+SPECS = {
+    "ct": DataSpec(
+        "ct",
+        ("CT",),
+        3,
+        "window",
+        "spacing",
+        64,
+        "ct",
+        window=(-500.0, 500.0),
+        clip=(-1024.0, 3071.0),
+        spacing_mm=(1.5, 1.0, 1.0),
+        patch=(8, 9, 10),
+    ),
+    "mr": DataSpec("mr", ("MR",), 3, "zscore", "spacing", 64, "mr", spacing_mm=(1.5, 1.0, 1.0), patch=(8, 9, 10)),
+    "xray": DataSpec("xray", ("DX",), 2, "percentile", "fit", 224, "xray", patch=(8, 9)),
+}
+
+
+def bundle(folder, spec):
+    """An encoder with random weights, but with running statistics of its own."""
+    torch.manual_seed(0)
+    architecture = Architecture(10, 8, spec.spatial_dims, 1, "batch", spec.patch)
+    network, projector = build_encoder(architecture), build_projector(64, 16)
+    network(torch.rand(4, 1, *spec.patch))
+    details = {"spec": spec.to_dict(), "method": "simclr", "hyperparameters": {}, "code_version": "0"}
+    save_bundle(
+        folder,
+        network,
+        projector,
+        architecture,
+        details | {"manifest_hash": "", "holdout": {}, "seen": {"patients": []}},
+    )
+    return load_encoder(folder)
+
+
+def volumes(spec):
+    """Larger and smaller than the patch, with and without a spacing."""
+    rng = np.random.default_rng(0)
+    sizes = [(20, 22, 18), (7, 9, 12), (30, 5, 6), (12, 12, 12)]
+    known = [(1.0, 1.0, 2.0), (1.5, 1.0, 1.0), (0.7, 2.0, 1.0), (math.nan,) * 3]
+    return [
+        Volume(rng.normal(100, 300, (1, *size[: spec.spatial_dims])).astype(np.float32), np.diag([*spacing, 1.0]))
+        for size, spacing in zip(sizes, known, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", list(SPECS))
+def test_a_volume_in_memory_gets_the_features_of_one_in_the_store(tmp_path, monkeypatch, kind):
+    spec = SPECS[kind]
+    encoder, found = bundle(tmp_path / "encoder", spec), volumes(spec)
+    monkeypatch.setitem(preparing.READERS, "nifti", lambda root, item: found[int(item.paths[0])])
+    candidates = []
+    for number, volume in enumerate(found):
+        (tmp_path / str(number)).write_text(str(number))
+        fields = {"study_uid": "", "series_uid": str(number), "site": "", "modality": spec.modality[0]}
+        fields |= {"manufacturer": "", "model": "", "kernel": "", "field_strength": 0.0, "orientation": "RAS"}
+        candidates.append(
+            Candidate(
+                "nifti",
+                (str(number),),
+                0,
+                "p",
+                True,
+                shape=volume.array.shape[1:],
+                spacing_mm=volume.spacing_mm,
+                **fields,
+            )
+        )
+    manifest, _ = build_manifest(candidates, Pseudonymiser(b"k" * 32))
+    prepared, skipped = prepare(manifest, tmp_path, spec, Store(tmp_path / "store"))
+    assert not skipped
+    expected = embed_rows(encoder.network, prepared, Store(tmp_path / "store"), spec)
+    features = np.stack([encoder.embed(volume) for volume in found])
+    assert features.shape == (4, 64)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    assert np.linalg.norm(features[0] - features[1]) > 1e-2  # they do differ
+
+
+def test_an_encoder_is_a_torch_module_ready_to_use(tmp_path):
+    encoder = bundle(tmp_path / "encoder", SPECS["xray"])
+    assert not encoder.training
+    assert encoder.spec == SPECS["xray"]
+    batch = torch.rand(3, 1, 8, 9)
+    assert torch.equal(encoder(batch), encoder.network(batch))
+    assert sum(p.numel() for p in encoder.parameters()) == sum(p.numel() for p in encoder.network.parameters())
+
+
+def test_embed_refuses_other_dimensions(tmp_path):
+    encoder = bundle(tmp_path / "encoder", SPECS["xray"])
+    with pytest.raises(BundleError, match="2D.*3D"):
+        encoder.embed(Volume(np.zeros((1, 9, 9, 9), np.float32), np.eye(4)))
+
+
+def test_load_takes_the_run_folder_as_text_too(tmp_path):
+    bundle(tmp_path / "encoder", SPECS["xray"])
+    assert load_encoder(str(tmp_path)).spec == SPECS["xray"]
+    with pytest.raises(BundleError):
+        load_encoder(tmp_path / "nowhere")
+
+
+def test_rows_do_not_depend_on_their_company(material):
+    network = build_encoder(Architecture(10, 8, 2, 1, "batch", (12, 12))).train()
+    rows = material.rows
+    together = embed_rows(network, rows, material.store, material.spec)
+    assert together.shape == (40, 64)
+    for some in ([7], [3, 30, 12]):
+        alone = embed_rows(network, rows.iloc[some], material.store, material.spec)
+        np.testing.assert_allclose(alone, together[some], rtol=1e-4, atol=1e-5)
+
+
+def test_pixels_are_what_the_network_sees(material):
+    pixels = pixel_rows(material.rows, material.store, material.spec)
+    assert pixels.shape == (40, 144)
+    row = material.rows.iloc[5]
+    block = material.store.read(row["store_key"], (0, 0), (12, 12), 0)
+    expected = np.clip((block - row["low"]) / (row["high"] - row["low"]), 0, 1)
+    np.testing.assert_allclose(pixels[5], expected.ravel(), atol=1e-5)
+
+
+def test_images_are_windowed_each_by_its_own():
+    blocks = torch.tensor([[0.0, 5, 10], [0, 5, 10]]).view(2, 1, 1, 3)
+    got = images(blocks, torch.tensor([[0.0], [4]]), torch.tensor([[10.0], [6]]))
+    assert got.shape == (2, 1, 3)
+    assert got.view(2, 3).tolist() == [[0, 0.5, 1], [0, 0.5, 1]]
