@@ -124,9 +124,9 @@ class Run:
             frame.to_parquet(buffer, index=False)
             return self.write_bytes(name, buffer.getvalue())
         safe = frame.rename(columns=_no_formula)
-        for name in safe.columns:
-            if not pd.api.types.is_numeric_dtype(safe[name]):
-                safe[name] = safe[name].map(_no_formula)
+        for column in safe.columns:
+            if not pd.api.types.is_numeric_dtype(safe[column]):
+                safe[column] = safe[column].map(_no_formula)
         return self.write_text(name, safe.to_csv(index=False, lineterminator="\n"))
 
     def finish(self, outcome: Mapping[str, Any]) -> None:
