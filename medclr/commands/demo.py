@@ -27,7 +27,7 @@ def demo(config: DemoConfig) -> Path:
     started = time.monotonic()
     folder = config.out or Path("runs/demo")
     run = Run.open("demo", config, folder)
-    phantoms, key = folder / "phantoms", run.private / "key"
+    phantoms, key = run.private / "phantoms", run.private / "key"  # their headers name patients, if made-up ones
     data, labels = phantoms / "dicom", phantoms / "labels.csv"
     if not labels.is_file():  # it is written last
         say(f"making phantoms of {config.patients} patients on two scanners")

@@ -194,9 +194,9 @@ def nested_draws(
             # Negatives exist only beside positives: a patient with both goes first, so that every draw has one.
             first = np.argmax(mixed[orders[0]])
             orders[0] = np.concatenate([orders[0][[first]], np.delete(orders[0], first)])
-        # One queue, in which each stratum is spread evenly behind its first patient: whatever is cut off its front
-        # is stratified, and the shorter lies within the longer.
-        places = [np.where(np.arange(len(order)) == 0, -1, np.arange(len(order)) / len(order)) for order in orders]
+        # One queue, in which each stratum is spread evenly from the very front: whatever is cut off its front is
+        # stratified and begins with one of each, and the shorter lies within the longer.
+        places = [np.arange(len(order)) / len(order) for order in orders]
         queue = np.concatenate(orders)[np.argsort(np.concatenate(places), kind="stable")]
         least = sum(len(order) > 0 for order in orders)
         for fraction in fractions:
@@ -240,7 +240,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
             header=None,
             dtype=str,
             keep_default_na=False,
-            encoding="utf-8-sig",
+            encoding="utf-8",
             skipinitialspace=True,
             skip_blank_lines=False,
         )

@@ -78,7 +78,7 @@ def build_manifest(candidates: list[Candidate], names: Pseudonymiser) -> tuple[p
         for c in candidates
     ]
     keys |= {("site", letter): raw for raw, letter in sites.items() if raw}
-    lookup = pd.DataFrame([(kind, key, raw) for (kind, key), raw in keys.items()], columns=["kind", "key", "raw"])
+    lookup = pd.DataFrame([(kind, key, raw) for (kind, key), raw in keys.items()], columns=["kind", "pseudonym", "raw"])
     return pd.DataFrame(rows, columns=list(COLUMNS)), lookup
 
 

@@ -40,7 +40,7 @@ def journey(tmp_path_factory):
     folder = tmp_path_factory.mktemp("journey")
     before = Path.cwd()
     os.chdir(folder)
-    write_phantoms(folder / "phantoms", patients=30, seed=1)
+    write_phantoms(folder / "phantoms", patients=24, seed=1)
     (folder / "tiny.yaml").write_text(SPEC)
     assert main(["scan", "--data", "phantoms/dicom", "--out", "runs/scan", "--key-file", "key", "--workers", "0"]) == 0
     assert main([*PRETRAIN, *SETTINGS, "--out", "runs/pretrain"]) == 0
@@ -165,13 +165,12 @@ def test_resumed_after_kill_equals_uninterrupted(journey):
     """kill -9 once the first epoch is saved; the second run ends with the same bytes as a run in one go."""
     command = [sys.executable, "-c", "from medclr.cli import entry; entry()"]
     words = [*command, *PRETRAIN, *SETTINGS, "--out", "runs/killed", "--store", "runs/store"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 2"):
-            process.kill()
-            break
-    process.wait()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch 2"):
+                process.kill()
+                break
     assert not record("runs/killed/run.json")["complete"]
     assert subprocess.run(words, capture_output=True, timeout=300, check=False).returncode == 0
     one, other = (Path("runs", name, "encoder/encoder.safetensors").read_bytes() for name in ("pretrain", "killed"))
@@ -182,13 +181,13 @@ def test_resumed_after_kill_equals_uninterrupted(journey):
 def test_ctrl_c_ends_in_one_line(journey):
     command = [sys.executable, "-c", "from medclr.cli import entry; entry()"]
     words = [*command, *PRETRAIN, *SETTINGS, "--out", "runs/stopped", "--seed", "7"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 1"):
-            process.send_signal(signal.SIGINT)
-            break
-    _, errors = process.communicate(timeout=120)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch 1"):
+                process.send_signal(signal.SIGINT)
+                break
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert len(errors.strip().splitlines()) == 1
     assert "again" in errors
@@ -214,13 +213,13 @@ def test_test_patients_in_pretraining_are_refused(said):
         (lambda p: None, ["scan", "--data", "{}"], "no such folder"),
         (lambda p: p.write_text("series_uid,label\n1.2,0\n1.3,1\n"), ["finetune", "--labels", "{}"], "matches"),
         (lambda p: p.write_text("series_uid,label\n1.2,1\n1.3,1\n"), ["finetune", "--labels", "{}"], "single class"),
-        (lambda p: p.write_text("nothing\n"), ["finetune", "--labels", "{}"], "key"),
-        (lambda p: p.write_bytes(os.urandom(300)), ["finetune", "--labels", "{}"], "bad"),
+        (lambda p: p.write_text("nothing\n1\n"), ["finetune", "--labels", "{}"], "key"),
+        (lambda p: p.write_bytes(os.urandom(300)), ["finetune", "--labels", "{}"], "bad.csv"),
         (lambda p: None, ["finetune", "--labels", "phantoms/labels.csv", "--encoder", "{}"], "does not exist"),
     ],
 )
 def test_bad_input_is_one_clear_line(said, tmp_path, prepare, words, named):
-    path = tmp_path / "bad"
+    path = tmp_path / ("bad.csv" if "--labels" in words else "bad")
     prepare(path)
     code, lines = said(*[word.format(path) for word in words], "--key-file", "key", "--out", str(tmp_path / "out"))
     assert code in (1, 2)

@@ -44,7 +44,7 @@ def test_columns_and_one_row_a_candidate():
 def test_raw_ids_are_in_the_keys_alone():
     manifest, keys = build_manifest([SCAN], NAMES)
     assert "CANARY" not in manifest.drop(columns="source").to_csv()
-    raw = {(row.kind, row.key): row.raw for row in keys.itertuples()}
+    raw = {(row.kind, row.pseudonym): row.raw for row in keys.itertuples()}
     row = manifest.iloc[0]
     assert raw["patient", row.patient_key] == "CANARY-patient"
     assert raw["study", row.study_key] == "1.2.CANARY"
@@ -72,7 +72,7 @@ def test_sites_are_letters_by_how_common_they_are():
     )
     given = dict(zip(names, manifest["site"], strict=True))
     assert given == {"": "", "often\0": "site A", "a": "site B", "b": "site C", "rare": "site D"}
-    assert dict(keys[keys["kind"] == "site"][["key", "raw"]].to_numpy())["site D"] == "rare"
+    assert dict(keys[keys["kind"] == "site"][["pseudonym", "raw"]].to_numpy())["site D"] == "rare"
 
 
 def test_more_sites_than_letters():

@@ -58,7 +58,7 @@ def test_a_full_disk_leaves_no_classifier_that_looks_whole(classifier, tmp_path,
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(MedclrError, match="cannot write the classifier .* No space left on device; free some space"):
+    with pytest.raises(MedclrError, match=r"cannot write the classifier .* No space left on device; free some space"):
         save_classifier(tmp_path / "c", classifier, ARCHITECTURE, {})
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["classifier.safetensors"]
     monkeypatch.undo()

@@ -109,7 +109,7 @@ def test_an_encoder_is_a_torch_module_ready_to_use(tmp_path):
 
 def test_embed_refuses_other_dimensions(tmp_path):
     encoder = bundle(tmp_path / "encoder", SPECS["xray"])
-    with pytest.raises(BundleError, match="2D.*3D"):
+    with pytest.raises(BundleError, match=r"2D.*3D"):
         encoder.embed(Volume(np.zeros((1, 9, 9, 9), np.float32), np.eye(4)))
 
 

@@ -45,7 +45,7 @@ def full_disk():
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(path, full_disk):
     before = path.read_bytes()
-    with pytest.raises(MedclrError, match="cannot write the checkpoint .*; free some space and run again"):
+    with pytest.raises(MedclrError, match=r"cannot write the checkpoint .*; free some space and run again"):
         SafeCheckpointIO().save_checkpoint({"weight": torch.zeros(100_000)}, path)
     assert path.read_bytes() == before
     assert names(path) == ["last.ckpt"]

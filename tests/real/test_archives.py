@@ -1,0 +1,85 @@
+"""Real files of many vendors and kinds: each is accounted for, and what is read is right."""
+
+from collections import Counter
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medclr.data.discover import discover
+from medclr.data.identity import Pseudonymiser
+from medclr.data.manifest import build_manifest
+from medclr.data.prepare import READERS, prepare
+from medclr.data.spec import choose_spec, load_spec
+from medclr.data.store import Store
+from medclr.errors import Unreadable
+
+
+@pytest.mark.parametrize("name", ["dicom_series_multivendor", "nifti_mixed"])
+def test_every_file_is_used_or_skipped_and_every_volume_reads(real_data, name):
+    candidates, skipped = discover(real_data / name, workers=0)
+    used = {path for candidate in candidates for path in candidate.paths}
+    lost = [item.item for item in skipped]
+    on_disk = {str(p.relative_to(real_data / name)) for p in (real_data / name).rglob("*") if p.is_file()}
+    assert len(lost) == len(set(lost))
+    assert used | set(lost) == on_disk
+    assert not used & set(lost)
+    assert len(candidates) > 30
+    for candidate in candidates:
+        try:
+            volume = READERS[candidate.reader](real_data / name, candidate)
+        except Unreadable:
+            continue
+        assert volume.array.shape[1:] == candidate.shape
+        assert np.isfinite(volume.array).all()
+        assert volume.spacing_mm == pytest.approx(candidate.spacing_mm, abs=1e-3, nan_ok=True)
+
+
+def test_tilted_and_uneven_ct_is_refused_and_the_straight_one_is_in_hounsfield_units(real_data):
+    folder = real_data / "dicom_series_multivendor" / "dcm_qa_ct"
+    candidates, skipped = discover(folder, workers=0)
+    reasons = Counter(item.reason for item in skipped)
+    assert reasons["GANTRY_TILT"] > 20
+    assert reasons["NONUNIFORM"] > 20
+    (straight,) = [c for c in candidates if c.reader == "dicom" and c.modality == "CT"]
+    array = READERS["dicom"](folder, straight).array
+    assert array.min() < -900  # air
+    assert -1100 < np.median(array) < 500
+
+
+def test_hippocampus_scales_are_brought_together(real_data, tmp_path):
+    """Maxima differ by four orders of magnitude between files; after normalisation the tissue does not."""
+    folder = real_data / "msd_hippocampus" / "images"
+    candidates, _ = discover(folder, workers=0)
+    some = candidates[:: len(candidates) // 40]
+    manifest, _ = build_manifest(some, Pseudonymiser(b"k"))
+    spec = choose_spec(manifest).filled(manifest)
+    assert spec.name == "mr"
+    table, unreadable = prepare(manifest, folder, spec, Store(tmp_path))
+    assert not unreadable
+    assert table["high"].max() / table["high"].min() > 100
+    low, high = table["mean"] - 3 * table["std"], table["mean"] + 3 * table["std"]
+    middles = ((table["low"] + table["high"]) / 2 - low) / (high - low)
+    assert middles.between(0, 1).all()
+
+
+def test_a_nifti_is_what_nibabel_reads(real_data):
+    folder = real_data / "msd_hippocampus" / "images"
+    candidates, _ = discover(folder, workers=0)
+    volume = READERS["nifti"](folder, candidates[0])
+    image = nib.as_closest_canonical(nib.load(folder / candidates[0].paths[0]))
+    np.testing.assert_allclose(volume.array[0], image.get_fdata(dtype=np.float32))
+    np.testing.assert_allclose(volume.affine, image.affine)
+
+
+def test_medmnist_is_the_archive_turned(real_data, tmp_path):
+    folder = real_data / "pneumoniamnist"
+    candidates, skipped = discover(folder, workers=0)
+    archive = np.load(folder / "pneumoniamnist.npz")
+    assert len(candidates) == sum(len(archive[f"{split}_images"]) for split in ("train", "val", "test"))
+    assert [Path(item.item).name for item in skipped] == ["SOURCE.txt"]
+    volume = READERS["npz"](folder, candidates[7])
+    # Rows run to the feet and columns to the patient's left; a volume's axes run right and up.
+    np.testing.assert_array_equal(volume.array[0], archive["train_images"][7].T[::-1, ::-1])
+    assert load_spec(Path("radiograph")).accepts(build_manifest(candidates[:5], Pseudonymiser(b"k"))[0]).all()
