@@ -114,13 +114,12 @@ def fit_full(
         store, spec: where and how to read them.
         views: augmentations, one view a volume.
         config: epochs, batch_size, lr, min_steps, max_steps, device.
-        seed: of the head, the order and the views.
+        seed: of the order and the views; the head starts at zero.
         on_epoch: called with steps done and the mean loss of the epoch.
 
     Returns:
         The classifier in evaluation mode, on the training device.
     """
-    torch.manual_seed(seed)
     device = training_device(config.device)
     classifier = Classifier(encoder, feature_dim).to(device).train()
     loader = train_loader(Blocks(rows, store, spec, views, 1, seed), config.batch_size, 0, seed)

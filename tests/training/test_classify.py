@@ -98,6 +98,22 @@ def test_only_the_rows_of_the_draw_are_looked_at(monkeypatch):
     np.testing.assert_array_equal(one.weight, two.weight)
 
 
+def test_no_patient_is_on_both_sides_of_a_fold(monkeypatch):
+    x, y, keys = problem(24, per_patient=3)
+    x[:, 5] = np.repeat(np.arange(24), 3)
+    fitted = []
+    logistic = classify._logistic
+    monkeypatch.setattr(
+        classify,
+        "_logistic",
+        lambda features, labels, c: fitted.append(features[:, 5]) or logistic(features, labels, c),
+    )
+    fit_linear(x, y, keys, 0)
+    for patients in fitted:
+        assert set(np.unique(patients, return_counts=True)[1]) == {3}
+    assert {len(patients) for patients in fitted} > {72}
+
+
 def test_folds_follow_the_seed_and_nothing_else():
     x, y, keys = problem(30, features=20)
     one, two = fit_linear(x, y, keys, 2**40), fit_linear(x, y, keys, 2**40)
