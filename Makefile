@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	.venv/bin/medclr demo --out runs/demo
 
 test: $(INSTALLED)
-	.venv/bin/python -m pytest -n 2
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .

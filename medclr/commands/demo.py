@@ -13,9 +13,9 @@ from medclr.reporting.run import Run
 
 # Small enough for two cores and five minutes: a third of it pre-training, the rest 30 trained networks.
 PATCH_SPEC = "phantom"
-PRETRAIN_EPOCHS = 24
+PRETRAIN_EPOCHS = 20
 FRACTIONS = [0.1, 0.3, 1.0]
-STEPS = 40
+STEPS = 25
 
 
 def demo(config: DemoConfig) -> Path:
@@ -33,7 +33,7 @@ def demo(config: DemoConfig) -> Path:
         say(f"making phantoms of {config.patients} patients on two scanners")
         write_phantoms(phantoms, config.patients, config.seed)
     spec = Path(PATCH_SPEC)
-    _step(f"medclr pretrain --data {data} --holdout {labels} --spec {spec} --epochs {PRETRAIN_EPOCHS}")
+    _step(f"medclr pretrain --data {data} --holdout {labels} --spec {spec} --epochs {PRETRAIN_EPOCHS} --batch-size 24")
     pretrain(
         PretrainConfig(
             data=data,
@@ -41,14 +41,14 @@ def demo(config: DemoConfig) -> Path:
             spec=spec,
             key_file=key,
             epochs=PRETRAIN_EPOCHS,
-            batch_size=64,
+            batch_size=24,
             out=folder / "pretrain",
             seed=config.seed,
         )
     )
     _step(f"medclr finetune --labels {labels} --encoder {folder / 'pretrain'}")
     finetune(FinetuneConfig(labels=labels, encoder=folder / "pretrain", out=folder / "finetune", seed=config.seed))
-    _step(f"medclr efficiency --labels {labels} --encoder {folder / 'pretrain'} --max-steps {STEPS}")
+    _step(f"medclr efficiency --labels {labels} --encoder {folder / 'pretrain'} --max-steps {STEPS} --batch-size 16")
     efficiency(
         EfficiencyConfig(
             labels=labels,

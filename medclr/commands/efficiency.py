@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from medclr.commands.finetune import Labelled, gather
 from medclr.commands.pretrain import manifest_hash
 from medclr.config import EfficiencyConfig
 from medclr.data.phantoms import SCANNERS
-from medclr.errors import DataError, UsageError
+from medclr.errors import DataError
 from medclr.evaluation.efficiency import Arm, Cell, Curve, label_efficiency
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.figures import efficiency_figure
@@ -42,7 +43,7 @@ def efficiency(config: EfficiencyConfig) -> Curve:
                 f"{config.labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and not both "
                 f"classes of {table.column!r} ({' and '.join(table.classes)}); a curve needs both"
             )
-    _refuse_others(run, data)
+    run.pin({"encoder": _digest(data.encoder.network), "volumes": manifest_hash(rows)})
     cells = len(config.arms) * len(set(config.fractions)) * config.draws
     say(f"{len(config.arms)} arms x {len(set(config.fractions))} fractions x {config.draws} draws = {cells} cells")
     done = _done(run)
@@ -120,16 +121,12 @@ def _unlabelled(data: Labelled) -> Any:
     return free.iloc[np.sort(np.random.default_rng(0).choice(len(free), MOST_PCA_ROWS, replace=False))]
 
 
-def _refuse_others(run: Run, data: Labelled) -> None:
-    """Cells of an interrupted run count only for the encoder and the volumes that they came from."""
+def _digest(network: nn.Module) -> str:
+    """The weights of a network, 16 hex digits: finished cells count only for the encoder that they came from."""
     digest = hashlib.blake2b(digest_size=8)
-    for tensor in data.encoder.network.state_dict().values():
+    for tensor in network.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())
-    inputs = {"encoder": digest.hexdigest(), "volumes": manifest_hash(data.table.rows)}
-    path = run.folder / "inputs.json"
-    if path.is_file() and json.loads(path.read_text()) != inputs:
-        raise UsageError(f"--out {run.folder}: its cells are of another encoder or other volumes; use another --out")
-    run.write_json("inputs.json", inputs)
+    return digest.hexdigest()
 
 
 def _done(run: Run) -> dict[str, Cell]:

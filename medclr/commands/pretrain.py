@@ -56,6 +56,7 @@ def pretrain(config: PretrainConfig) -> Encoder:
     if config.batch_size > len(rows):
         say(f"--batch-size {config.batch_size} is more than the {len(rows):,} volumes: a batch is all of them")
 
+    run.pin({"volumes": manifest_hash(rows)})
     measures = _Measures(run)
     views = build_views(spec.preset, spec.spatial_dims, spec.laterality)
     say(

@@ -129,6 +129,16 @@ class Run:
                 safe[column] = safe[column].map(_no_formula)
         return self.write_text(name, safe.to_csv(index=False, lineterminator="\n"))
 
+    def pin(self, inputs: Mapping[str, str]) -> None:
+        """Note what the run works on, by hashes; UsageError where the run in this folder worked on something else."""
+        path = self.folder / "inputs.json"
+        if path.is_file() and json.loads(path.read_text()) != inputs:
+            raise UsageError(
+                f"--out {self.folder}: the volumes, the labels or the encoder have changed since this run began; "
+                "use another --out"
+            )
+        self.write_json("inputs.json", inputs)
+
     def finish(self, outcome: Mapping[str, Any]) -> None:
         """Mark the run complete and record its outcome, versions and hardware: no path, host or user name."""
         self._record = self._record | {

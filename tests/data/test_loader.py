@@ -10,6 +10,9 @@ from medclr.data.prepare import statistics
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 
+# torch says so where a machine has fewer cores than the two workers that these tests need.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 SPEC = DataSpec("s", ("DX",), 2, "percentile", "fit", 224, "xray", patch=(8, 8))
 
 

@@ -397,3 +397,11 @@ def test_the_commit_is_that_of_a_checkout_and_of_no_other_repository(
     assert module._git() == {"commit": head, "dirty": False}
     (package / "errors.py").write_text("x = 2\n")
     assert module._git() == {"commit": head, "dirty": True}
+
+
+def test_a_run_is_pinned_to_what_it_works_on(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run")
+    run.pin({"volumes": "a"})
+    run.pin({"volumes": "a"})
+    with pytest.raises(UsageError, match="have changed"):
+        run.pin({"volumes": "b"})

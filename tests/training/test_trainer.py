@@ -13,6 +13,9 @@ from medclr.training.simclr import SimCLR
 from medclr.training.trainer import checkpoint_path, pretrain_encoder
 from medclr.transforms.presets import build_views
 
+# torch says so where a machine has fewer cores than the two workers that these tests need.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 
 class Recorded(Blocks):
     """Blocks that note which (epoch, row) they were asked for."""
