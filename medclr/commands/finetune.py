@@ -24,8 +24,8 @@ from medclr.models.classifier import Classifier, save_classifier
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.reporting.console import counted, say
 from medclr.reporting.run import Run, read_paths
-from medclr.training.classify import fit_full, fit_linear, training_device
-from medclr.training.encode import Encoder, embed_rows, load_encoder
+from medclr.training.classify import fit_full, fit_linear
+from medclr.training.encode import Encoder, embed_rows, load_encoder, training_device
 from medclr.transforms.presets import Views, build_views
 
 FINETUNE_CROP = (0.7, 1.0)  # a view for a classifier must still show what the label is about

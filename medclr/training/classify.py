@@ -22,6 +22,7 @@ from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 from medclr.metrics import auroc
 from medclr.models.classifier import Classifier
+from medclr.training.encode import training_device
 from medclr.training.optim import adamw, warmup_cosine
 from medclr.transforms.presets import Views
 
@@ -152,12 +153,6 @@ def fit_full(
         if on_epoch:
             on_epoch(step, float(np.mean(losses)))
     return classifier.eval()
-
-
-def training_device(choice: str) -> torch.device:
-    """The device of a config: "auto" is the GPU where there is one."""
-    gpu = choice == "gpu" or (choice == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if gpu else "cpu")
 
 
 def _choose_strength(

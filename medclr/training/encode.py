@@ -13,6 +13,7 @@ from medclr.data.prepare import prepared_array, statistics
 from medclr.data.spec import DataSpec, parse_spec
 from medclr.data.store import Store, cut_block
 from medclr.data.volume import Volume
+from medclr.errors import UsageError
 from medclr.models.bundle import Bundle, check_dims, load_bundle
 from medclr.transforms.intensity import Normalise
 
@@ -60,6 +61,17 @@ def load_encoder(path: Path | str) -> Encoder:
         BundleError: it is missing, damaged, or its weights do not all fit.
     """
     return Encoder(load_bundle(Path(path))).eval()
+
+
+def training_device(choice: str) -> torch.device:
+    """The device of a config: "auto" is the GPU where there is one.
+
+    Raises:
+        UsageError: a GPU was asked for, and this torch sees none.
+    """
+    if choice == "gpu" and not torch.cuda.is_available():
+        raise UsageError("--device gpu: torch sees no GPU here (`medclr doctor` says why); use --device auto")
+    return torch.device("cpu" if choice == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
 def images(batch_blocks: Tensor, low: Tensor, high: Tensor) -> Tensor:

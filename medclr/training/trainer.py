@@ -19,6 +19,7 @@ from medclr.errors import MedclrError
 from medclr.losses.nt_xent import chance_level
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.models.projector import build_projector
+from medclr.training.encode import training_device
 from medclr.training.resume import SafeCheckpointIO
 from medclr.training.simclr import SimCLR
 from medclr.transforms.presets import Views
@@ -74,7 +75,7 @@ def pretrain_encoder(
     )
     with _quiet_lightning():
         trainer = Trainer(
-            accelerator=config.device,
+            accelerator="gpu" if training_device(config.device).type == "cuda" else "cpu",
             devices=1,
             max_epochs=config.epochs,
             logger=TensorBoardLogger(folder, name=None, version="tensorboard"),

@@ -215,9 +215,3 @@ def test_the_encoder_given_is_the_one_trained(full):
     classifier = full(network=network, epochs=1)
     assert classifier.encoder is network
     assert not torch.equal(network.conv1.weight, before)
-
-
-def test_devices():
-    assert classify.training_device("cpu").type == "cpu"
-    assert classify.training_device("gpu").type == "cuda"
-    assert classify.training_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,11 +12,11 @@ from medclr.data.prepare import prepare
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 from medclr.data.volume import Volume
-from medclr.errors import BundleError
+from medclr.errors import BundleError, UsageError
 from medclr.models.bundle import save_bundle
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.models.projector import build_projector
-from medclr.training.encode import embed_rows, images, load_encoder, pixel_rows
+from medclr.training.encode import embed_rows, images, load_encoder, pixel_rows, training_device
 
 SPECS = {
     "ct": DataSpec(
@@ -144,3 +144,13 @@ def test_images_are_windowed_each_by_its_own():
     got = images(blocks, torch.tensor([[0.0], [4]]), torch.tensor([[10.0], [6]]))
     assert got.shape == (2, 1, 3)
     assert got.view(2, 3).tolist() == [[0, 0.5, 1], [0, 0.5, 1]]
+
+
+def test_a_gpu_that_is_not_there_is_a_usage_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training_device("auto") == training_device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match="doctor"):
+        training_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training_device("auto") == training_device("gpu") == torch.device("cuda")
+    assert training_device("cpu") == torch.device("cpu")
