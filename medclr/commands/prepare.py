@@ -15,7 +15,7 @@ from medclr.data.spec import DataSpec, choose_spec, load_spec, parse_spec
 from medclr.data.store import Store
 from medclr.errors import DataError
 from medclr.reporting.console import counted, progress, say
-from medclr.reporting.run import Run
+from medclr.reporting.run import Run, writing
 
 
 def prepare(config: PrepareConfig) -> pd.DataFrame:
@@ -65,7 +65,8 @@ def stock(
     others = len(manifest) - len(chosen)
     rest = f"; {counted(others, 'volume')} of other kinds left out" if others else ""
     say(f"spec {spec.name}: {_described(spec)}{rest}")
-    with progress("preparing volumes") as show, processes(config.workers, len(chosen)) as pool:
+    workers = processes(config.workers, len(chosen))
+    with writing(store.root), progress("preparing volumes") as show, workers as pool:
         prepared, unreadable = fill_store(chosen, config.data, spec, store, pool, show)
     skipped += unreadable
     run.write_frame("private/skipped.csv", skipped_frame(skipped))

@@ -18,7 +18,7 @@ _MEANINGS = {
     "simclr-full": "the whole network fine-tuned from the encoder",
     "pca": "logistic regression on principal components of the pixels, without any network",
 }
-_FOREST_WIDTH = 132  # of the little interval plots in the table of differences, in px
+_FOREST_WIDTH = 104  # of the little interval plots in the table of differences, in px
 
 
 class Curve(Protocol):

@@ -12,7 +12,6 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -27,8 +26,8 @@ from medclr.training.optim import adamw, warmup_cosine
 from medclr.transforms.presets import Views
 
 Scores = NDArray[np.float64]
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse regularisation C that a linear head may choose
-FIXED_STRENGTH = 1e-2  # where the labels are too few to choose
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation C that a linear head may choose
+FIXED_STRENGTH = 0.1  # where the labels are too few to choose
 FEWEST_PATIENTS = 10  # of each class, for the choice by inner cross-validation
 COMPONENTS = 50  # of the PCA baseline
 
@@ -55,7 +54,10 @@ class Linear:
 def fit_linear(
     features: NDArray[np.floating], y: NDArray[np.integer], patients: NDArray[np.object_], seed: int
 ) -> Linear:
-    """Logistic regression on standardised features, its strength chosen by inner patient-grouped cross-validation.
+    """Logistic regression on scaled features, its strength chosen by inner patient-grouped cross-validation.
+
+    All features are divided by one number, the largest of their standard deviations: dividing each by its own would
+    make the noise of the last principal component as large as the first.
 
     Nothing but the rows given is used. With fewer than FEWEST_PATIENTS patients of a class, the strength is fixed.
 
@@ -65,14 +67,14 @@ def fit_linear(
         patients: (n,) keys.
         seed: of the folds.
     """
-    scaler = StandardScaler().fit(features)
-    standard = scaler.transform(features)
+    mean, scale = features.mean(axis=0), float(features.std(axis=0).max()) or 1.0
+    scaled = (features - mean) / scale
     per_class = [len(set(patients[y == value])) for value in (0, 1)]
     chosen = min(per_class) >= FEWEST_PATIENTS
-    strength = _choose_strength(standard, y, patients, seed) if chosen else FIXED_STRENGTH
-    model = _logistic(standard, y, strength)
-    weight = model.coef_[0] / scaler.scale_
-    return Linear(weight, float(model.intercept_[0] - weight @ scaler.mean_), strength, chosen)
+    strength = _choose_strength(scaled, y, patients, seed) if chosen else FIXED_STRENGTH
+    model = _logistic(scaled, y, strength)
+    weight = model.coef_[0] / scale
+    return Linear(weight, float(model.intercept_[0] - weight @ mean), strength, chosen)
 
 
 def fit_pca(
