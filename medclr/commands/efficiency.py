@@ -184,8 +184,8 @@ def _context(config: EfficiencyConfig, run: Run, data: Labelled, title: str) -> 
         "draws are seeds.",
         "Outside a draw no label was used for anything: not for stopping, tuning or the choice of an arm.",
         "Linear arms are logistic regressions on features scaled by one number; their regularisation is chosen by "
-        f"five-fold patient-grouped cross-validation inside the draw, or is C = {FIXED_STRENGTH:g} where the draw has fewer than "
-        f"{FEWEST_PATIENTS} patients of a class.",
+        f"five-fold patient-grouped cross-validation inside the draw, or is C = {FIXED_STRENGTH:g} where the draw has "
+        f"fewer than {FEWEST_PATIENTS} patients of a class.",
         f"scratch and simclr-full train the whole network with AdamW at {config.lr:g} for {config.epochs} epochs, "
         f"{steps}, at batch size {config.batch_size}; these settings are fixed, the same for both, and not tuned.",
         "pca is a logistic regression on the principal components of the pixels of all volumes outside the val and "
