@@ -110,6 +110,8 @@ class LabelsConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, epochs=1, batch_size=2, lr=0, min_steps=1, max_steps=1, resamples=100, workers=0, seed=0)
+        if self.min_steps > self.max_steps:
+            raise UsageError(f"--min-steps {self.min_steps}: must not be above --max-steps {self.max_steps}")
 
 
 @dataclass(frozen=True)

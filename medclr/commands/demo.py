@@ -1,7 +1,9 @@
 """`medclr demo`: the whole way, from DICOM files to the report, on phantoms that it makes itself."""
 
 import time
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 from medclr.commands.efficiency import efficiency
 from medclr.commands.finetune import finetune
@@ -21,6 +23,8 @@ STEPS = 25
 def demo(config: DemoConfig) -> Path:
     """Generate phantoms, then run pretrain, finetune and efficiency on them as a user would.
 
+    Each is printed as it would be typed.
+
     Returns:
         The report.
     """
@@ -32,35 +36,34 @@ def demo(config: DemoConfig) -> Path:
     if not labels.is_file():  # it is written last
         say(f"making phantoms of {config.patients} patients on two scanners")
         write_phantoms(phantoms, config.patients, config.seed)
-    spec = Path(PATCH_SPEC)
-    _step(f"medclr pretrain --data {data} --holdout {labels} --spec {spec} --epochs {PRETRAIN_EPOCHS} --batch-size 24")
-    pretrain(
-        PretrainConfig(
-            data=data,
-            holdout=labels,
-            spec=spec,
-            key_file=key,
-            epochs=PRETRAIN_EPOCHS,
-            batch_size=24,
-            out=folder / "pretrain",
-            seed=config.seed,
-        )
+    encoder, seed = folder / "pretrain", config.seed
+    learning = PretrainConfig(
+        data=data,
+        holdout=labels,
+        spec=Path(PATCH_SPEC),
+        key_file=key,
+        epochs=PRETRAIN_EPOCHS,
+        batch_size=24,
+        out=encoder,
+        seed=seed,
     )
-    _step(f"medclr finetune --labels {labels} --encoder {folder / 'pretrain'}")
-    finetune(FinetuneConfig(labels=labels, encoder=folder / "pretrain", out=folder / "finetune", seed=config.seed))
-    _step(f"medclr efficiency --labels {labels} --encoder {folder / 'pretrain'} --max-steps {STEPS} --batch-size 16")
-    efficiency(
-        EfficiencyConfig(
-            labels=labels,
-            encoder=folder / "pretrain",
-            out=folder / "efficiency",
-            fractions=FRACTIONS,
-            min_steps=STEPS,
-            max_steps=STEPS,
-            batch_size=16,
-            seed=config.seed,
-        )
+    _print("pretrain", learning)
+    pretrain(learning)
+    labelling = FinetuneConfig(labels=labels, encoder=encoder, out=folder / "finetune", seed=seed)
+    _print("finetune", labelling)
+    finetune(labelling)
+    curve = EfficiencyConfig(
+        labels=labels,
+        encoder=encoder,
+        out=folder / "efficiency",
+        fractions=FRACTIONS,
+        min_steps=STEPS,
+        max_steps=STEPS,
+        batch_size=16,
+        seed=seed,
     )
+    _print("efficiency", curve)
+    efficiency(curve)
     report = folder / "efficiency" / "report.html"
     run.finish({"report": "efficiency/report.html"})
     say()
@@ -72,6 +75,14 @@ def demo(config: DemoConfig) -> Path:
     return report
 
 
-def _step(command: str) -> None:
+def _print(command: str, config: Any) -> None:
+    """The command as a user would type it."""
+    words = ["$ medclr", command]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if value != default:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
     say()
-    say(f"$ {command}")
+    say(" ".join(words))

@@ -20,7 +20,7 @@ from medclr.reporting.figures import efficiency_figure
 from medclr.reporting.html import efficiency_page
 from medclr.reporting.run import Run, hardware, versions
 from medclr.training.classify import FEWEST_PATIENTS, FIXED_STRENGTH, fit_full, fit_linear, fit_pca
-from medclr.training.encode import embed_rows, pixel_rows
+from medclr.training.encode import embed_rows, pixel_rows, training_device
 
 MOST_PCA_ROWS = 5000  # unlabelled volumes behind the components of the baseline
 
@@ -104,7 +104,7 @@ def _arms(config: EfficiencyConfig, data: Labelled) -> Mapping[str, Arm]:
             pixels = (pixel_rows(part, data.store, data.spec) for part in (train_rows, test_rows))
             arms[name] = on_features(*map(components, pixels))
         elif name == "simclr-linear":
-            network = data.network("encoder", config.seed)
+            network = data.network("encoder", config.seed).to(training_device(config.device))
             arms[name] = on_features(*(embed_rows(network, r, data.store, data.spec) for r in (train_rows, test_rows)))
         else:
             arms[name] = whole_network("scratch" if name == "scratch" else "encoder")

@@ -116,6 +116,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 def gather(config: LabelsConfig, run: Run) -> Labelled:
     """Find encoder, manifest and store, join the labels, and refuse a test set that pre-training saw."""
+    if not config.labels.is_file():
+        raise UsageError(f"--labels {config.labels}: no such file")
     source = config.encoder or Run.newest("pretrain")
     if source is None:
         raise UsageError(

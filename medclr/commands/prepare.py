@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from medclr.commands.scan import check_skipped, summarise, survey
+from medclr.commands.scan import check_skipped, refuse_faults, summarise, survey
 from medclr.config import PrepareConfig
 from medclr.data.candidate import Skipped
 from medclr.data.manifest import skipped_frame, spatial_dims
@@ -50,6 +50,7 @@ def stock(
     """
     store = Store(config.store or run.folder.parent / "store")
     manifest, skipped = survey(config, run)
+    fix = "Choose another --spec" if spec is None else "The encoder's bundle asks for it: use another --encoder"
     spec = spec or (load_spec(config.spec) if config.spec else choose_spec(manifest))
     chosen = manifest[spec.accepts(manifest)]
     if chosen.empty:
@@ -57,7 +58,7 @@ def stock(
         kinds = sorted({f"{modality or 'unknown modality'} {dims}D" for modality, dims in pairs})
         raise DataError(
             f"no volume fits the spec {spec.name} ({' '.join(spec.modality)} {spec.spatial_dims}D); "
-            f"{config.data} has {', '.join(kinds)}. Choose another --spec"
+            f"{config.data} has {', '.join(kinds)}. {fix}"
         )
     if spec.patch is None or (spec.sizing == "spacing" and spec.spacing_mm is None):
         spec = spec.filled(chosen)
@@ -70,6 +71,7 @@ def stock(
         prepared, unreadable = fill_store(chosen, config.data, spec, store, pool, show)
     skipped += unreadable
     run.write_frame("private/skipped.csv", skipped_frame(skipped))
+    refuse_faults(config, run, unreadable)
     if prepared.empty:
         raise DataError(
             f"--data {config.data}: not one of {counted(len(chosen), 'volume')} could be decoded; "

@@ -17,7 +17,7 @@ from medclr.data.identity import Pseudonymiser, Seen, load_key
 from medclr.data.labels import LabelTable, held_out, read_labels
 from medclr.data.loader import Blocks
 from medclr.data.store import Store
-from medclr.errors import DataError, MedclrError
+from medclr.errors import DataError, MedclrError, UsageError
 from medclr.models.bundle import save_bundle
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.run import Run
@@ -41,10 +41,14 @@ def pretrain(config: PretrainConfig) -> Encoder:
     if run.complete:
         say(f"{run.folder} is complete already; use another --out to train again")
         return load_encoder(run.folder)
+    if config.holdout is not None and not config.holdout.is_file():
+        raise UsageError(f"--holdout {config.holdout}: no such file")
     kept = stocked(run.folder) if run.resumed else None
     skipped: list[Skipped] = []
     if kept:
         manifest, spec = kept
+        table = pd.read_csv(run.private / "skipped.csv", dtype=str, keep_default_na=False)
+        skipped = [Skipped(*row) for row in table.itertuples(index=False)]
         store = Store(config.store or run.folder.parent / "store")
     else:
         manifest, skipped, spec, store = stock(config, run)
@@ -53,6 +57,8 @@ def pretrain(config: PretrainConfig) -> Encoder:
     rows = manifest[~held].reset_index(drop=True)
     if len(rows) < FEWEST_VOLUMES:
         raise DataError(f"{counted(len(rows), 'volume')} to learn from; SimCLR needs {FEWEST_VOLUMES} to tell apart")
+    if rows["patient_key"].nunique() < 2:
+        raise DataError("all volumes are of one patient, and volumes of one patient are never told apart; add patients")
     if config.batch_size > len(rows):
         say(f"--batch-size {config.batch_size} is more than the {len(rows):,} volumes: a batch is all of them")
 

@@ -41,13 +41,7 @@ def survey(config: ScanConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]]:
     with progress("reading headers") as show:
         candidates, skipped = discover(config.data, config.workers, config.burned_in, show)
     run.write_frame("private/skipped.csv", skipped_frame(skipped))
-    faults = _faults(skipped)
-    if config.strict and faults:
-        first = faults[0]
-        raise DataError(
-            f"--strict: {counted(len(faults), 'file')} cannot be used; the first is {first.reason}: {first.message}. "
-            f"All are listed in {run.private / 'skipped.csv'}"
-        )
+    refuse_faults(config, run, skipped)
     if not candidates:
         why = ", ".join(f"{reason} {n:,}" for reason, n in _reasons(skipped))
         found = f"{counted(len(skipped), 'file')} skipped ({why})" if skipped else "the folder is empty"
@@ -59,6 +53,17 @@ def survey(config: ScanConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]]:
     run.write_frame("private/manifest.parquet", manifest)
     _tell(manifest, skipped)
     return manifest, skipped
+
+
+def refuse_faults(config: ScanConfig, run: Run, skipped: list[Skipped]) -> None:
+    """Under --strict, raise DataError where a file was skipped for a fault."""
+    faults = _faults(skipped)
+    if config.strict and faults:
+        first = faults[0]
+        raise DataError(
+            f"--strict: {counted(len(faults), 'file')} cannot be used; the first is {first.reason}: {first.message}. "
+            f"All are listed in {run.private / 'skipped.csv'}"
+        )
 
 
 def check_skipped(config: ScanConfig, manifest: pd.DataFrame, skipped: list[Skipped]) -> None:

@@ -218,7 +218,7 @@ def command_line(command: str, config: Any) -> str:
         if field.name in paths:
             words += [flag, field.name.upper()]
         elif isinstance(value, list):
-            words += [flag, "[" + ",".join(str(item) for item in value) + "]"]
+            words += [flag, *map(str, value)]
         else:
             words += [flag, str(value).lower() if isinstance(value, bool) else str(value)]
     return shlex.join(words)

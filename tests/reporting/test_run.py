@@ -347,7 +347,7 @@ def test_the_command_line_shows_what_is_not_default_and_no_path() -> None:
     config = replace(CONFIG, label="it's", fractions=[0.5], transductive=True, out=Path("o"), workers=1)
     text = command_line("efficiency", config)
     assert text == (
-        "medclr efficiency --labels LABELS --label 'it'\"'\"'s' --transductive true --fractions '[0.5]' --draws 7"
+        "medclr efficiency --labels LABELS --label 'it'\"'\"'s' --transductive true --fractions 0.5 --draws 7"
     )
 
 
