@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import stat
@@ -9,13 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 import medclr
-from medclr.cli import main
+from medclr.cli import main, parse
 from medclr.data.phantoms import write_phantoms
 
 PRETRAIN = ["pretrain", "--data", "phantoms/dicom", "--holdout", "phantoms/labels.csv", "--spec", "tiny.yaml"]
@@ -216,6 +219,8 @@ def test_test_patients_in_pretraining_are_refused(said):
         (lambda p: p.write_text("nothing\n1\n"), ["finetune", "--labels", "{}"], "key"),
         (lambda p: p.write_bytes(os.urandom(300)), ["finetune", "--labels", "{}"], "bad.csv"),
         (lambda p: None, ["finetune", "--labels", "phantoms/labels.csv", "--encoder", "{}"], "does not exist"),
+        (lambda p: None, ["finetune", "--labels", "{}"], "no such file"),
+        (lambda p: None, ["pretrain", "--data", "phantoms/dicom", "--holdout", "{}"], "no such file"),
     ],
 )
 def test_bad_input_is_one_clear_line(said, tmp_path, prepare, words, named):
@@ -274,3 +279,26 @@ def test_too_many_skipped_is_exit_code_three(said, tmp_path):
     )
     assert code == 1
     assert "--strict" in lines[0]
+
+
+def test_strict_holds_while_decoding_too(said, tmp_path):
+    """A gzip stream that ends early shows only when it is read."""
+    for name in "abc":
+        image = nib.Nifti1Image(np.random.default_rng(0).random((12, 12, 12), dtype=np.float32), np.eye(4))
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+    whole = (tmp_path / "b.nii.gz").read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
+    words = ["prepare", "--data", str(tmp_path), "--key-file", "key", "--store", str(tmp_path / "store")]
+    code, lines = said(*words, "--out", str(tmp_path / "strict"), "--strict")
+    assert code == 1
+    assert "TRUNCATED" in lines[0]
+
+
+def test_the_printed_command_can_be_typed(journey):
+    """The report's command line and the demo's are what the parser takes, lists included."""
+    page = Path("runs/efficiency/report.html").read_text()
+    line = re.search(r"medclr efficiency [^<]*", page).group()
+    words = shlex.split(line.replace("LABELS", "phantoms/labels.csv"))[1:]
+    config = parse("efficiency", words[1:])
+    assert config.fractions == [0.4, 1.0]
+    assert config.max_steps == 2
