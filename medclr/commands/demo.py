@@ -15,9 +15,9 @@ from medclr.reporting.run import Run
 
 # Small enough for two cores and five minutes: a third of it pre-training, the rest 30 trained networks.
 PATCH_SPEC = "phantom"
-PRETRAIN_EPOCHS = 20
+PRETRAIN_EPOCHS = 16
 FRACTIONS = [0.1, 0.3, 1.0]
-STEPS = 25
+STEPS = 20
 
 
 def demo(config: DemoConfig) -> Path:
