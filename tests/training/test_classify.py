@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from medclr.config import LabelsConfig
+from medclr.errors import UsageError
 from medclr.metrics import auroc
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.training import classify
@@ -158,7 +159,6 @@ def test_full_is_deterministic_for_a_seed(full):
         ({"epochs": 50, "max_steps": 7}, 7),
         ({"epochs": 1, "min_steps": 12}, 12),
         ({"epochs": 9, "batch_size": 64}, 9),
-        ({"epochs": 50, "min_steps": 8, "max_steps": 3}, 3),
     ],
 )
 def test_full_takes_the_steps_that_were_said(full, monkeypatch, settings, steps):
@@ -227,3 +227,8 @@ def test_noise_in_the_last_component_is_not_blown_up():
     few = np.r_[0:8, 100:108]
     head = fit_linear(x[few], y[few], keys[few], 0)
     assert auroc(y, head.scores(x)) == pytest.approx(auroc(y, x[:, 0]), abs=0.01)
+
+
+def test_fewest_steps_above_most_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="--max-steps 3"):
+        LabelsConfig(labels=tmp_path, min_steps=8, max_steps=3)
