@@ -14,7 +14,7 @@ from scipy.special import expit
 from medclr.commands.prepare import stock, stocked
 from medclr.config import FinetuneConfig, LabelsConfig, PrepareConfig
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
-from medclr.data.labels import LabelTable, read_labels
+from medclr.data.labels import LabelTable, check_labels, read_labels
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 from medclr.errors import DataError, LeakageError, UsageError
@@ -116,8 +116,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 def gather(config: LabelsConfig, run: Run) -> Labelled:
     """Find encoder, manifest and store, join the labels, and refuse a test set that pre-training saw."""
-    if not config.labels.is_file():
-        raise UsageError(f"--labels {config.labels}: no such file")
+    check_labels(config.labels, config.label)  # now, not after hours of preparing volumes
     source = config.encoder or Run.newest("pretrain")
     if source is None:
         raise UsageError(

@@ -14,10 +14,10 @@ from medclr.commands.scan import check_skipped
 from medclr.config import PretrainConfig, paths_of
 from medclr.data.candidate import Skipped
 from medclr.data.identity import Pseudonymiser, Seen, load_key
-from medclr.data.labels import LabelTable, held_out, read_labels
+from medclr.data.labels import LabelTable, check_labels, held_out, read_keyed, read_labels
 from medclr.data.loader import Blocks
 from medclr.data.store import Store
-from medclr.errors import DataError, MedclrError, UsageError
+from medclr.errors import DataError, MedclrError
 from medclr.models.bundle import save_bundle
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.run import Run
@@ -41,8 +41,8 @@ def pretrain(config: PretrainConfig) -> Encoder:
     if run.complete:
         say(f"{run.folder} is complete already; use another --out to train again")
         return load_encoder(run.folder)
-    if config.holdout is not None and not config.holdout.is_file():
-        raise UsageError(f"--holdout {config.holdout}: no such file")
+    if config.holdout is not None:  # wrong tables are found now, not after hours of preparing volumes
+        check_labels(config.holdout, config.label) if config.label else read_keyed(config.holdout)
     kept = stocked(run.folder) if run.resumed else None
     skipped: list[Skipped] = []
     if kept:

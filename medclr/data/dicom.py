@@ -603,12 +603,16 @@ def _values(
     notes: list[str] = []
     stored = _stored_bits(stored, encoding)
     padded = _padding(stored, encoding) if modality == "CT" else None
-    if encoding.inverted and modality not in _QUANTITIES:
-        # Least and most stored value change places, so that bright is dense, as in MONOCHROME2.
-        stored = (-1 if encoding.signed else 2**encoding.bits - 1) - stored.astype(np.int64)
-    if 0x00283000 in ds:
+    # Least and most value change places, so that bright is dense, as in MONOCHROME2.
+    inverted = encoding.inverted and modality not in _QUANTITIES
+    if ds.get("ModalityLUTSequence"):
         values = np.asarray(apply_modality_lut(stored, ds), dtype=np.float32)
+        if inverted:
+            # The table reads what was stored; its entries run from 0 to the most that their bits hold (C.11.1.1).
+            values = np.float32(2 ** ds.ModalityLUTSequence[0].LUTDescriptor[2] - 1) - values
     else:
+        if inverted:
+            stored = (-1 if encoding.signed else 2**encoding.bits - 1) - stored.astype(np.int64)
         if modality == "CT" and encoding.intercept is None:
             notes.append("no rescale intercept: stored values taken as HU")
         if not encoding.slope:

@@ -86,6 +86,8 @@ def discover(
     Raises:
         UsageError: there is no such folder.
     """
+    if root.is_file():
+        raise UsageError(f"--data {root}: a file; name the folder that it is in")
     if not root.is_dir():
         raise UsageError(f"--data {root}: no such folder")
     items, skipped = _walk(root)

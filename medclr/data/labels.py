@@ -76,15 +76,8 @@ def read_labels(
         DataError: no table, no match, conflicting rows, or other than two classes.
         LeakageError: a patient in two splits.
     """
-    table = _read_table(path)
-    key = _key_column(table, path)
-    column = _label_column(table, path, label)
+    table, key, column, classes = check_labels(path, label)
     labelled = table[table[column] != ""]
-    if labelled.empty:
-        raise DataError(
-            f"{path.name}: column {column!r} is blank in all {len(table):,} rows; name another with --label"
-        )
-    classes = _two_classes(labelled[column], path)
     matches = _match(table, key, manifest, pseudonymiser)
     if not any(matches.values()):
         raise DataError(
@@ -121,6 +114,28 @@ def read_labels(
     )
 
 
+def read_keyed(path: Path) -> tuple[pd.DataFrame, str]:
+    """A table's cells as text, and its key column; raises as `read_labels` does."""
+    table = _read_table(path)
+    return table, _key_column(table, path)
+
+
+def check_labels(path: Path, label: str | None = None) -> tuple[pd.DataFrame, str, str, tuple[str, str]]:
+    """All that can be wrong with a label table before any volume is read; raises as `read_labels` does.
+
+    Returns:
+        All cells as text, the key column, the label column, and its two classes.
+    """
+    table, key = read_keyed(path)
+    column = _label_column(table, path, label)
+    labelled = table.loc[table[column] != "", column]
+    if labelled.empty:
+        raise DataError(
+            f"{path.name}: column {column!r} is blank in all {len(table):,} rows; name another with --label"
+        )
+    return table, key, column, _two_classes(labelled, path)
+
+
 def held_out(path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -> set[str]:
     """Patients that pre-training must not see: those of the table whose split is val or test.
 
@@ -139,8 +154,7 @@ def held_out(path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -
         DataError: no table, no match, or conflicting rows.
         LeakageError: a patient in two splits.
     """
-    table = _read_table(path)
-    key = _key_column(table, path)
+    table, key = read_keyed(path)
     matches = _match(table, key, manifest, pseudonymiser)
     if not any(matches.values()):
         raise DataError(
@@ -208,10 +222,10 @@ def nested_draws(
 def _read_table(path: Path) -> pd.DataFrame:
     """All cells as stripped text, "" where missing. The index counts rows as a spreadsheet does: the header is 1."""
     suffix = path.suffix.lower()
-    if suffix not in (".csv", ".parquet"):
-        raise UsageError(f"label table {path.name}: must be .csv or .parquet; export it as one of them")
     if not path.is_file():
         raise UsageError(f"label table {path}: no such file")
+    if suffix not in (".csv", ".parquet"):
+        raise UsageError(f"label table {path.name}: must be .csv or .parquet; export it as one of them")
     try:
         table = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
     except OSError as error:

@@ -1,7 +1,5 @@
 """The normalised, temperature-scaled cross entropy of SimCLR."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,6 +32,14 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, groups: Tensor | None = 
         return F.cross_entropy(similarity.masked_fill(left_out, -torch.inf), positive)
 
 
-def chance_level(n: int) -> float:
-    """The loss of N pairs when all projections are alike, so that the positive is one of 2N - 1 by chance."""
-    return math.log(2 * n - 1)
+def chance_level(groups: Tensor) -> Tensor:
+    """The loss when all projections are alike, so that the positive is found by chance.
+
+    Args:
+        groups: (N,) integers, as for `nt_xent`.
+
+    Returns:
+        A scalar: ln(2N - 1) where no group repeats, and less where views of one group are left out.
+    """
+    alike = (groups[:, None] == groups).sum(dim=1)
+    return torch.log(2 * (len(groups) - alike) + 1).mean()

@@ -7,7 +7,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from medclr.data.loader import Batch
-from medclr.losses.nt_xent import nt_xent
+from medclr.losses.nt_xent import chance_level, nt_xent
 from medclr.training.optim import adamw, warmup_cosine
 from medclr.transforms.presets import Views
 
@@ -50,6 +50,7 @@ class SimCLR(LightningModule):
         z = self.projector(self.encoder(images))
         loss = nt_xent(z[:n], z[n:], self.temperature, groups=batch["patient"])
         self.log("loss", loss, on_step=False, on_epoch=True, batch_size=n)
+        self.log("chance", chance_level(batch["patient"]), on_step=False, on_epoch=True, batch_size=n)
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -16,7 +16,6 @@ from medclr.config import PretrainConfig
 from medclr.data.loader import Blocks, Steps, default_workers, train_loader
 from medclr.data.spec import DataSpec
 from medclr.errors import MedclrError
-from medclr.losses.nt_xent import chance_level
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.models.projector import build_projector
 from medclr.training.encode import training_device
@@ -111,8 +110,7 @@ class _Epochs(Callback):
     """The order and views of each epoch before it, its row of measures after it."""
 
     def __init__(self, order: Steps, health: Callable[[SimCLR], Row], on_epoch: Callable[[Row], None]) -> None:
-        self.order, self.chance = order, chance_level(order.batch_size)
-        self.health, self.on_epoch = health, on_epoch
+        self.order, self.health, self.on_epoch = order, health, on_epoch
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Now, not when the epoch starts: loader processes ask for their first batches before that.
@@ -125,7 +123,7 @@ class _Epochs(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, SimCLR)
-        loss = float(trainer.callback_metrics["loss"])
+        loss, chance = (float(trainer.callback_metrics[name]) for name in ("loss", "chance"))
         if not all(torch.isfinite(p).all() for p in module.parameters()):
             raise MedclrError(_diverged(f"weights are not finite after epoch {trainer.current_epoch}"))
         lr = trainer.optimizers[0].param_groups[0]["lr"]
@@ -133,10 +131,10 @@ class _Epochs(Callback):
         measured = self.health(module)
         module.train()
         if trainer.logger:
-            trainer.logger.log_metrics({"chance": self.chance, **measured}, step=trainer.global_step)
+            trainer.logger.log_metrics(measured, step=trainer.global_step)
         # Lightning tells only samplers of single rows which epoch it is.
         self.order.set_epoch(trainer.current_epoch + 1)
-        self.on_epoch({"epoch": trainer.current_epoch, "loss": loss, "chance": self.chance, "lr": lr, **measured})
+        self.on_epoch({"epoch": trainer.current_epoch, "loss": loss, "chance": chance, "lr": lr, **measured})
 
 
 def _diverged(how: str) -> str:

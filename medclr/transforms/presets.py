@@ -95,5 +95,4 @@ PRESETS: dict[str, Callable[[ResizedCrop], dict[str, Augmentation]]] = {
     "ct": _ct,
     "mr": _mr,
     "xray": _xray,
-    "us": _xray,
 }

@@ -88,7 +88,9 @@ def test_pretrain_learns_and_holds_out(journey):
     rows = pd.read_csv("runs/pretrain/metrics.csv")
     assert list(rows["epoch"]) == list(range(6))
     assert rows["loss"].iloc[-1] < rows["loss"].iloc[0]
-    assert np.allclose(rows["chance"], np.log(2 * 6 - 1))
+    # Some batches hold two volumes of a patient, which are not told apart.
+    assert np.isclose(rows["chance"].max(), np.log(2 * 6 - 1))
+    assert rows["chance"].between(np.log(2 * 4 - 1), np.log(2 * 6 - 1) + 1e-6).all()
     bundle = medclr.load_encoder("runs/pretrain").bundle
     labels = pd.read_csv("phantoms/labels.csv", dtype=str)
     keys = pd.read_csv("runs/pretrain/private/keys.csv", dtype=str)
@@ -214,6 +216,7 @@ def test_test_patients_in_pretraining_are_refused(said):
         (lambda p: p.mkdir(), ["scan", "--data", "{}"], "empty"),
         (lambda p: (p.mkdir(), (p / "a.txt").write_text("x")), ["scan", "--data", "{}"], "NOT_AN_IMAGE"),
         (lambda p: None, ["scan", "--data", "{}"], "no such folder"),
+        (lambda p: p.write_text("x"), ["scan", "--data", "{}"], "a file; name the folder"),
         (lambda p: p.write_text("series_uid,label\n1.2,0\n1.3,1\n"), ["finetune", "--labels", "{}"], "matches"),
         (lambda p: p.write_text("series_uid,label\n1.2,1\n1.3,1\n"), ["finetune", "--labels", "{}"], "single class"),
         (lambda p: p.write_text("nothing\n1\n"), ["finetune", "--labels", "{}"], "key"),
@@ -230,6 +233,23 @@ def test_bad_input_is_one_clear_line(said, tmp_path, prepare, words, named):
     assert code in (1, 2)
     assert len(lines) == 1
     assert named in lines[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain", "--holdout", "bad.csv"],
+        ["pretrain", "--holdout", "phantoms/labels.csv", "--label", "lesions"],
+        ["finetune", "--labels", "bad.csv", "--encoder", "runs/pretrain"],
+        ["efficiency", "--labels", "phantoms/labels.csv", "--encoder", "runs/pretrain", "--label", "lesions"],
+    ],
+)
+def test_a_wrong_table_is_found_before_anything_is_scanned(said, tmp_path, words):
+    Path("bad.csv").write_text("nothing\n1\n")
+    code, lines = said(*words, "--data", "phantoms/dicom", "--key-file", "key", "--out", str(tmp_path / "out"))
+    assert code in (1, 2)
+    assert len(lines) == 1
+    assert not (tmp_path / "out" / "private" / "skipped.csv").exists()
 
 
 def test_corrupt_bundle_is_named(said, tmp_path):

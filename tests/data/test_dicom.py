@@ -185,6 +185,22 @@ def test_monochrome1_is_inverted_once(tmp_path: Path, write_dicom: Write, photom
     assert volume.array[0, 0, 0] == expected
 
 
+@pytest.mark.parametrize(
+    ("photometric", "expected"), [("MONOCHROME1", {65535 - 700, 65535 - 900}), ("MONOCHROME2", {700, 900})]
+)
+def test_monochrome1_is_inverted_after_the_modality_lut(
+    tmp_path: Path, write_dicom: Write, photometric: str, expected: set[int]
+) -> None:
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [4, 0, 16]
+    table.ModalityLUTType = "US"
+    table.add_new(0x00283006, "US", [10, 700, 800, 900])
+    pixels = np.ones((3, 4), np.uint16)
+    pixels[1:] = 3
+    write_dicom(tmp_path / "a.dcm", pixels, PhotometricInterpretation=photometric, ModalityLUTSequence=[table], **DX)
+    assert set(only(tmp_path).array.flat) == expected
+
+
 def test_ct_in_monochrome1_keeps_its_hu(tmp_path: Path, write_series: Write, stored: NDArray[np.int16]) -> None:
     write_series(tmp_path, stored, PhotometricInterpretation="MONOCHROME1")
     assert only(tmp_path).array.min() == 0

@@ -40,7 +40,14 @@ def test_it_is_the_papers_equation(n, seed, temperature, grouped):
 def test_projections_that_are_all_alike_are_at_the_chance_level(n):
     z = torch.ones(n, 8, dtype=torch.float64)
     assert nt_xent(z, z, 0.1).item() == pytest.approx(math.log(2 * n - 1), abs=1e-9)
-    assert chance_level(n) == pytest.approx(math.log(2 * n - 1))
+    assert chance_level(torch.arange(n)).item() == pytest.approx(math.log(2 * n - 1))
+
+
+def test_views_of_one_group_that_are_left_out_lower_the_chance_level():
+    groups = torch.tensor([0, 0, 1, 2, 0])
+    z = torch.ones(5, 8, dtype=torch.float64)
+    assert chance_level(groups).item() == pytest.approx((3 * math.log(5) + 2 * math.log(9)) / 5)
+    assert nt_xent(z, z, 0.1, groups).item() == pytest.approx(chance_level(groups).item())
 
 
 def test_perfectly_separated_pairs_have_their_closed_form():
