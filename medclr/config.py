@@ -42,6 +42,7 @@ class ScanConfig:
     key_file: Path | None = _say(None, "key of the pseudonyms (default: ~/.config/medclr/key, made when absent)")
     workers: int | None = _say(None, "processes that read (default: one per core)")
     burned_in: bool = _say(False, "keep secondary captures and images that say they have burned-in text")
+    tilt: Literal["correct", "skip"] = _say("correct", "shear volumes of a tilted CT gantry upright, or skip them")
     strict: bool = _say(False, "stop at the first file that has to be skipped for a fault")
     max_skipped: float = _say(1.0, "share of files that may be skipped for a fault before the exit code is 3")
 

@@ -7,7 +7,7 @@ REASONS = {
     "NO_GEOMETRY": "no position, orientation or spacing to build a volume from",
     "NONUNIFORM": "slices missing, unevenly spaced, or of different shape or orientation",
     "GANTRY_TILT": "slices sheared against their normal by a tilted gantry",
-    "DUPLICATE": "several slices at one position, or pixels already present in another volume",
+    "DUPLICATE": "a copy of another image, or several at one position that nothing tells apart",
     "TRUNCATED": "the file ends before its pixels do",
     "DECODE": "the pixels cannot be decoded, or their decoder is not installed",
     "COLOUR": "a colour image",

@@ -39,7 +39,7 @@ def survey(config: ScanConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]]:
     """Scan a folder into a run's `private/`, and say what was found."""
     names = load_key(config.key_file)
     with progress("reading headers") as show:
-        candidates, skipped = discover(config.data, config.workers, config.burned_in, show)
+        candidates, skipped = discover(config.data, config.workers, config.burned_in, show, config.tilt)
     run.write_frame("private/skipped.csv", skipped_frame(skipped))
     refuse_faults(config, run, skipped)
     if not candidates:

@@ -13,7 +13,8 @@ class Candidate:
     Attributes:
         reader: which module reads it.
         paths: relative to the root, with "/"; in geometric order along the slice normal.
-        member: index of the image inside an .npz, counted over train, val and test; else 0.
+        member: tells the volumes of one file apart: the first frame; the image inside an .npz, counted over train,
+            val and test; else 0.
         patient_known: False where the files name no patient and `patient_id` is only a stand-in.
         modality: as DICOM writes it (CT, MR, DX, ...); "" where unknown.
         field_strength: in tesla; NaN where unknown.
@@ -21,6 +22,7 @@ class Candidate:
         spacing_mm: its spacing, of the same length; NaN where unknown.
         orientation: where the file's own axes point (of L, R, A, P, S, I), e.g. "LPS".
         notes: what had to be assumed, without patient data.
+        frames: of a multi-frame image, or tiles of a mosaic, in geometric order; () where each file is one plane.
     """
 
     reader: Literal["dicom", "nifti", "npz"]
@@ -40,6 +42,7 @@ class Candidate:
     spacing_mm: tuple[float, ...]
     orientation: str
     notes: tuple[str, ...] = ()
+    frames: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def discover(
     workers: int | None = None,
     burned_in: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    tilt: dicom.Tilt = "correct",
 ) -> tuple[list[Candidate], list[Skipped]]:
     """Find every volume below a folder, from headers alone.
 
@@ -78,10 +79,11 @@ def discover(
         workers: processes that read headers; None is one per core, 0 or 1 reads in this one.
         burned_in: accept secondary captures and images that say they have burned-in text.
         progress: called with the number of files read and the number of all, now and then.
+        tilt: whether volumes of a tilted gantry are to be sheared right or skipped.
 
     Returns:
-        Candidates and skipped files, both in the order of their paths. Every regular file is in exactly one
-        candidate's paths (an .npz in those of all its images) or exactly one skipped item.
+        Candidates and skipped files, both in the order of their paths. Every regular file is in the paths of a
+        candidate (of several, where it holds several volumes) or is exactly one skipped item.
 
     Raises:
         UsageError: there is no such folder.
@@ -97,15 +99,16 @@ def discover(
     for results in _read_all(root, items, workers, burned_in):
         n_done += len(results)
         for result in results:
-            if isinstance(result, dicom.Header):
-                headers.append(result)
-            elif isinstance(result[0], Skipped):
-                skipped += [one for one in result if isinstance(one, Skipped)]
-            else:
-                candidates += [one for one in result if isinstance(one, Candidate)]
+            for one in result:
+                if isinstance(one, dicom.Header):
+                    headers.append(one)
+                elif isinstance(one, Skipped):
+                    skipped.append(one)
+                else:
+                    candidates.append(one)
         if progress:
             progress(n_done, len(items))
-    from_dicom, without_volume = dicom.group(headers)
+    from_dicom, without_volume = dicom.group(headers, tilt, partial(dicom.same_pixels, root))
     candidates += from_dicom
     skipped += without_volume
     return sorted(candidates, key=lambda c: (min(c.paths), c.member)), sorted(skipped, key=lambda s: s.item)
@@ -116,7 +119,7 @@ class _Item(NamedTuple):
     companion: str = ""  # the .img of a .hdr
 
 
-_Result = dicom.Header | list[Candidate] | list[Skipped]
+_Result = list[dicom.Header] | list[Candidate] | list[Skipped]
 
 
 def _walk(root: Path) -> tuple[list[_Item], list[Skipped]]:

@@ -28,6 +28,7 @@ COLUMNS = (
     "n_files",
     "source",
     "member",
+    "frames",
     "reader",
     "notes",
 )
@@ -72,6 +73,7 @@ def build_manifest(candidates: list[Candidate], names: Pseudonymiser) -> tuple[p
             "n_files": len(c.paths),
             "source": list(c.paths),
             "member": c.member,
+            "frames": list(c.frames),
             "reader": c.reader,
             "notes": list(c.notes),
         }
@@ -102,6 +104,7 @@ def candidate_of(row: Any) -> Candidate:
         spacing_mm=tuple(float(s) for s in row.spacing_mm),
         orientation=row.orientation,
         notes=tuple(row.notes),
+        frames=tuple(int(frame) for frame in row.frames),
     )
 
 

@@ -14,7 +14,7 @@ import yaml
 from medclr.data.manifest import spatial_dims
 from medclr.errors import DataError, UsageError
 
-STORE_VERSION = 1  # raise it when what prepare writes for the same input and spec changes
+STORE_VERSION = 2  # raise it when what prepare writes for the same input and spec changes
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,408 @@
+"""The planes that one DICOM file holds, told without decoding them.
+
+Values are taken from pydicom's raw elements: that is several times faster than converting them, and warns of nothing,
+so no tag value reaches a log.
+"""
+
+import logging
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from math import ceil, sqrt
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import pydicom
+from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
+from pydicom.uid import UID
+
+from medclr.errors import Unreadable
+
+# Modalities of which every file is an image of its own; where files have positions all the same, they are ignored.
+PLANES = frozenset({"CR", "DX", "MG", "RG", "IO", "PX", "XA", "RF", "US"})
+
+MAX_VOXELS = 2**29  # 2 GiB as float32
+NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", ""})
+PIXEL_DATA = 0x7FE00010
+PER_FRAME, SHARED = 0x52009230, 0x52009229
+
+_HEAD = 65536  # bytes that nearly always reach to the pixels
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_LONG_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"})
+_PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, PIXEL_DATA})
+_COLOURS = ("RGB", "PALETTE", "YBR", "HSV", "ARGB", "CMYK")
+
+
+class Traits(NamedTuple):
+    """What tells images of one place in one series apart, from the plainest to the least."""
+
+    image_type: str
+    stack: str
+    echo: str
+    diffusion: tuple[float, ...]  # b-value, gradient direction
+    phase: str  # temporal position, trigger time
+    acquisition: str
+
+
+class Header(NamedTuple):
+    """What grouping needs to know of one plane; small, since there may be millions."""
+
+    path: str
+    frame: int | None  # of a multi-frame image or tile of a mosaic; None where the file is one plane
+    sop: str
+    instance: int
+    patient: str
+    study: str
+    series: str
+    site: str
+    modality: str
+    manufacturer: str
+    model: str
+    kernel: str
+    field_strength: float
+    rows: int
+    columns: int
+    spacing: tuple[float, ...]  # between rows, between columns; () where unknown
+    orientation: tuple[float, ...]  # six direction cosines, or ()
+    position: tuple[float, ...]  # in LPS millimetres, or ()
+    directions: tuple[str, ...]  # PatientOrientation
+    traits: Traits
+    fault: tuple[str, str] | None  # reason and message, of an image that can't be used
+    notes: tuple[str, ...]
+
+
+def headers(path: Path, relative: str, burned_in: bool = False) -> list[Header]:
+    """Read one DICOM file up to its pixels: one header a plane.
+
+    Args:
+        path: the file, with or without the preamble of PS3.10.
+        relative: its path below the root.
+        burned_in: accept secondary captures and images that say they have burned-in text.
+
+    Raises:
+        Unreadable: it is not DICOM, holds no image, or one of a kind that never becomes a volume.
+    """
+    try:
+        with path.open("rb") as file, quiet():
+            return _headers(file, relative, burned_in)
+    except Unreadable:
+        raise
+    except OSError as error:
+        raise Unreadable("UNREADABLE", f"cannot be opened: {error.strerror or type(error).__name__}") from None
+    except Exception as error:
+        raise Unreadable("NOT_DICOM", f"pydicom cannot parse it ({type(error).__name__})") from None
+
+
+def described(ds: Dataset, pixels: "Pixels | None", size: int, relative: str, burned_in: bool) -> list[Header]:
+    """The planes of a parsed file of `size` bytes; raises Unreadable as `headers` does."""
+    sop_class = text(ds, 0x00080016) or _meta(ds, "MediaStorageSOPClassUID")
+    if not sop_class and 0x00080060 not in ds and 0x00280010 not in ds:
+        raise Unreadable("NOT_DICOM", "no SOP class, modality or rows")
+    rows, columns = integer(ds, 0x00280010), integer(ds, 0x00280011)
+    is_image = bool(rows and columns) or "Image" in UID(sop_class).name
+    if not is_image:
+        raise Unreadable("NOT_AN_IMAGE", "a DICOM object without rows and columns")
+    fault = _fault(ds, pixels, size, rows, columns)
+    _refuse(ds, sop_class, burned_in)
+    plane = _plane(ds, relative, rows, columns, fault)
+    if PER_FRAME in ds and plane.modality not in PLANES:
+        return _frames(ds, plane)
+    if integer_string(ds, 0x00280008) > 1:
+        raise Unreadable("UNSUPPORTED", f"{integer_string(ds, 0x00280008)} frames that do not say where each lies")
+    if "MOSAIC" in plane.traits.image_type.split("\\"):
+        return _tiles(ds, plane)
+    return [plane]
+
+
+class Pixels(NamedTuple):
+    """Where the pixels of a file lie."""
+
+    tag: int
+    start: int
+    length: int  # 0xFFFFFFFF where encapsulated
+
+
+def _headers(file: IO[bytes], relative: str, burned_in: bool) -> list[Header]:
+    head = file.read(_HEAD)
+    if _DEFLATED in head[:1024]:
+        raise Unreadable("UNSUPPORTED", "a deflated transfer syntax")
+    size = file.seek(0, 2)
+    try:
+        ds, pixels = _until_pixels(BytesIO(head))
+    except Exception:
+        if size <= len(head):
+            raise
+        pixels = None
+    if pixels is None and size > len(head):
+        file.seek(0)
+        ds, pixels = _until_pixels(file)
+    return described(ds, pixels, size, relative, burned_in)
+
+
+def _until_pixels(file: Any) -> tuple[Dataset, Pixels | None]:
+    met: list[tuple[int, str | None, int]] = []
+
+    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        if tag not in _PIXEL_TAGS:
+            return False
+        met.append((tag, vr, length))
+        return True
+
+    ds = read_partial(file, at_pixels, force=True)
+    if not met:
+        return ds, None
+    tag, vr, length = met[-1]
+    return ds, Pixels(tag, file.tell() + (12 if vr in _LONG_VRS else 8), length)
+
+
+def _plane(ds: Dataset, relative: str, rows: int, columns: int, fault: tuple[str, str] | None) -> Header:
+    """The file as one plane."""
+    study = text(ds, 0x0020000D)
+    # Without a series UID, what lies in one folder is taken for a series.
+    series = text(ds, 0x0020000E) or f"{study}/{PurePosixPath(relative).parent}"
+    strength = numbers(ds, 0x00180087)
+    spacing = numbers(ds, 0x00280030)
+    notes: tuple[str, ...] = ()
+    modality = text(ds, 0x00080060).upper()
+    if modality in PLANES and len(spacing) != 2:
+        spacing = numbers(ds, 0x00181164)
+        if len(spacing) == 2:
+            notes = ("spacing is that at the detector",)
+    return Header(
+        path=relative,
+        frame=None,
+        sop=text(ds, 0x00080018),
+        instance=integer_string(ds, 0x00200013, absent=-1),
+        patient=_encoded_text(ds, 0x00100020),
+        study=study,
+        series=series,
+        site=_encoded_text(ds, 0x00080080),
+        modality=modality,
+        manufacturer=text(ds, 0x00080070),
+        model=text(ds, 0x00081090),
+        kernel=text(ds, 0x00181210).replace("\\", "/"),
+        field_strength=_tesla(strength[0]) if strength else float("nan"),
+        rows=rows,
+        columns=columns,
+        spacing=spacing if len(spacing) == 2 and min(spacing) > 0 else (),
+        orientation=numbers(ds, 0x00200037),
+        position=numbers(ds, 0x00200032),
+        directions=tuple(part.strip() for part in text(ds, 0x00200020).split("\\")),
+        traits=Traits(
+            image_type=text(ds, 0x00080008).upper(),
+            stack=text(ds, 0x00209056),
+            echo=f"{text(ds, 0x00180081)} {text(ds, 0x00180086)}",
+            diffusion=(*_doubles(ds, 0x00189087), *_doubles(ds, 0x00189089)),
+            phase=f"{text(ds, 0x00200100)} {text(ds, 0x00181060)}",
+            acquisition=text(ds, 0x00200012),
+        ),
+        fault=fault,
+        notes=notes,
+    )
+
+
+def _frames(ds: Dataset, whole: Header) -> list[Header]:
+    """The planes of an enhanced multi-frame image (PS3.3 C.7.6.16), each from its functional groups."""
+    items = list(ds[PER_FRAME].value)
+    announced = max(1, integer_string(ds, 0x00280008))
+    if len(items) != announced:
+        raise Unreadable("DECODE", f"{announced} frames announced, {len(items)} described")
+    found: list[Header] = []
+    for frame, item in enumerate(items):
+        measures, position, orientation, content, echo, diffusion, trigger, kernel = (
+            functional_group(ds, item, tag)
+            for tag in (0x00289110, 0x00209113, 0x00209116, 0x00209111, 0x00189114, 0x00189117, 0x00189118, 0x00189314)
+        )
+        types = [functional_group(ds, item, tag) for tag in (0x00189226, 0x00189329, 0x00189751)]
+        gradient = diffusion.get(0x00189076)
+        spacing = numbers(measures, 0x00280030)
+        found.append(
+            whole._replace(
+                frame=frame,
+                instance=frame,
+                kernel=text(kernel, 0x00181210).replace("\\", "/") or whole.kernel,
+                spacing=spacing if len(spacing) == 2 and min(spacing) > 0 else (),
+                orientation=numbers(orientation, 0x00200037),
+                position=numbers(position, 0x00200032),
+                traits=Traits(
+                    image_type="".join(text(one, 0x00089007).upper() for one in types) or whole.traits.image_type,
+                    stack=text(content, 0x00209056),
+                    echo=str(_doubles(echo, 0x00189082)),
+                    diffusion=(
+                        *_doubles(diffusion, 0x00189087),
+                        *(_doubles(gradient.value[0], 0x00189089) if gradient and gradient.value else ()),
+                    ),
+                    phase=f"{integer(content, 0x00209128)} {_doubles(trigger, 0x00209153)}",
+                    acquisition=str(integer(content, 0x00209156)),
+                ),
+            )
+        )
+    return found
+
+
+def functional_group(ds: Dataset, frame: Dataset, tag: int) -> Dataset:
+    """A macro of one frame, or the one that all frames share; empty where there is neither."""
+    shared = ds[SHARED].value if SHARED in ds else []
+    for item in (frame, *shared[:1]):
+        if tag in item and item[tag].value:
+            found: Dataset = item[tag].value[0]
+            return found
+    return Dataset()
+
+
+def _tiles(ds: Dataset, whole: Header) -> list[Header]:
+    """The planes of a Siemens mosaic: square tiles, row by row, along the normal of Siemens' private header.
+
+    The position of the mosaic is that of its own corner, as if the tiles were one large slice about the same centre.
+    """
+    from nibabel.nicom import csareader  # here, where warnings are off: it warns on import
+
+    try:
+        private = csareader.get_csa_header(ds) or {}
+        n, normal = csareader.get_n_mosaic(private), csareader.get_slice_normal(private)
+    except Exception:  # anything may stand in a private element
+        n, normal = None, None
+    gap = numbers(ds, 0x00180088) or numbers(ds, 0x00180050)
+    if not n or normal is None or not gap or not (whole.spacing and len(whole.orientation) == len(whole.position) * 2):
+        raise Unreadable(
+            "NO_GEOMETRY", "a mosaic without the private header that says how many slices it has, and where"
+        )
+    side = ceil(sqrt(n))
+    if whole.rows % side or whole.columns % side:
+        raise Unreadable("DECODE", f"a mosaic of {whole.rows}×{whole.columns} pixels cannot hold {side}×{side} tiles")
+    rows, columns = whole.rows // side, whole.columns // side
+    along_row, along_column = np.array(whole.orientation[:3]), np.array(whole.orientation[3:])
+    corner = (
+        np.array(whole.position)
+        + along_row * whole.spacing[1] * (whole.columns - columns) / 2
+        + along_column * whole.spacing[0] * (whole.rows - rows) / 2
+    )
+    # The cross product is the sharper of the two, the private normal knows which way.
+    cross = np.cross(along_row, along_column)
+    step = cross * np.sign(cross @ np.asarray(normal)) * abs(gap[0])
+    return [
+        whole._replace(frame=k, instance=k, rows=rows, columns=columns, position=tuple((corner + k * step).tolist()))
+        for k in range(n)
+    ]
+
+
+def _refuse(ds: Dataset, sop_class: str, burned_in: bool) -> None:
+    """Raise for an image that is no part of a volume; the rest of its series does not need it."""
+    samples, photometric = integer(ds, 0x00280002), text(ds, 0x00280004).upper()
+    if samples > 1 or photometric.startswith(_COLOURS):
+        raise Unreadable("COLOUR", f"{max(samples, 1)} samples a pixel" if samples > 1 else "a colour palette")
+    if burned_in:
+        return
+    if sop_class.startswith(_SECONDARY_CAPTURE):
+        raise Unreadable("BURNED_IN", "a secondary capture, which may show a name; --burned-in keeps it")
+    if text(ds, 0x00280301).upper() == "YES":
+        raise Unreadable("BURNED_IN", "says it has burned-in annotation; --burned-in keeps it")
+
+
+def _fault(ds: Dataset, pixels: Pixels | None, size: int, rows: int, columns: int) -> tuple[str, str] | None:
+    """What is wrong with an image that belongs to its series: without it, the others have a hole."""
+    if pixels is None:
+        return "TRUNCATED", "the file ends before its pixels begin"
+    if pixels.tag != PIXEL_DATA:
+        return "UNSUPPORTED", "floating-point pixels"
+    if not rows or not columns:
+        return "DECODE", "no rows or columns"
+    if rows * columns > MAX_VOXELS:
+        return "TOO_LARGE", f"{rows}×{columns} pixels"
+    if pixels.length == 0xFFFFFFFF or transfer_syntax(ds) not in NATIVE:
+        return None
+    n_pixels = rows * columns * max(1, integer(ds, 0x00280002)) * max(1, integer_string(ds, 0x00280008))
+    needed = (n_pixels * integer(ds, 0x00280100) + 7) // 8
+    present = min(size - pixels.start, pixels.length)
+    if present < needed:
+        return "TRUNCATED", f"{max(present, 0)} of {needed} bytes of pixels"
+    return None
+
+
+def raw_value(ds: Dataset, tag: int) -> tuple[bytes, str]:
+    """The bytes of an element and the byte order to read them with; empty where there is none."""
+    element = ds.get_item(tag, keep_deferred=True)
+    value = getattr(element, "value", None)
+    if not isinstance(value, bytes):
+        return b"", "<"
+    return value, "<" if getattr(element, "is_little_endian", True) else ">"
+
+
+def text(ds: Dataset, tag: int) -> str:
+    return raw_value(ds, tag)[0].decode("latin-1").strip(" \0\t\r\n")
+
+
+def _encoded_text(ds: Dataset, tag: int) -> str:
+    """Text of a person's making, which may be in any of DICOM's character sets."""
+    value = raw_value(ds, tag)[0].strip(b" \0")
+    if value.isascii() and b"\x1b" not in value:
+        return value.decode("ascii")
+    try:
+        encodings = convert_encodings(text(ds, 0x00080005).split("\\"))
+        return decode_bytes(value, encodings, set()).strip()
+    except Exception:  # a made-up character set; any stable text will do for an identifier
+        return value.decode("latin-1")
+
+
+def integer(ds: Dataset, tag: int) -> int:
+    value, order = raw_value(ds, tag)
+    if len(value) < 2:
+        return 0
+    return int(struct.unpack(order + "L", value)[0] if len(value) == 4 else struct.unpack(order + "H", value[:2])[0])
+
+
+def _doubles(ds: Dataset, tag: int) -> tuple[float, ...]:
+    value, order = raw_value(ds, tag)
+    return struct.unpack(f"{order}{len(value) // 8}d", value) if value and len(value) % 8 == 0 else ()
+
+
+def integer_string(ds: Dataset, tag: int, absent: int = 0) -> int:
+    """An integer written as text (VR IS)."""
+    values = numbers(ds, tag)
+    return int(values[0]) if values else absent
+
+
+def numbers(ds: Dataset, tag: int) -> tuple[float, ...]:
+    """Decimal strings as finite numbers; () where there is none or one of them is no number."""
+    written = text(ds, tag)
+    if not written:
+        return ()
+    try:
+        values = tuple(float(part) for part in written.split("\\"))
+    except ValueError:
+        return ()
+    return values if all(abs(value) < 1e9 for value in values) else ()
+
+
+def _tesla(strength: float) -> float:
+    return strength / 10_000 if strength > 100 else strength  # some write gauss
+
+
+def _meta(ds: Dataset, keyword: str) -> str:
+    return str(getattr(ds, "file_meta", {}).get(keyword) or "").strip(" \0")
+
+
+def transfer_syntax(ds: Dataset) -> str:
+    return _meta(ds, "TransferSyntaxUID")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pydicom from telling what it finds odd: its messages quote tag values."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "openjpeg", "rle")]
+    before = [logger.disabled for logger in loggers]
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.disabled = True
+            yield
+        finally:
+            for logger, disabled in zip(loggers, before, strict=True):
+                logger.disabled = disabled

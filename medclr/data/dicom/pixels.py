@@ -1,0 +1,287 @@
+"""One candidate -> Volume: planes decoded, brought to their modality's values, stacked and turned."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import UID
+from scipy import ndimage
+
+from medclr.data.candidate import Candidate
+from medclr.data.dicom.header import (
+    NATIVE,
+    PER_FRAME,
+    PIXEL_DATA,
+    PLANES,
+    Header,
+    Pixels,
+    described,
+    functional_group,
+    integer,
+    numbers,
+    quiet,
+    raw_value,
+    text,
+    transfer_syntax,
+)
+from medclr.data.dicom.series import is_transposed, placement
+from medclr.data.volume import Volume, canonical
+from medclr.errors import Unreadable
+
+# Modalities whose values are a quantity, which stays what it is however it is to be displayed.
+_QUANTITIES = frozenset({"CT", "PT"})
+_AIR_HU = -1024.0
+
+
+def read(root: Path, candidate: Candidate) -> Volume:
+    """Decode a candidate: (1, X, Y, Z) in RAS, or (1, X, Y) for a radiograph; CT in HU.
+
+    The affine is that of PS3.3 C.7.6.2.1.1, turned from LPS to RAS. Slices of a tilted gantry are moved within their
+    planes, by linear interpolation, until they stand upright.
+
+    Args:
+        root: the folder that the candidate's paths are relative to.
+        candidate: one that `group` returned.
+
+    Raises:
+        Unreadable: a file is damaged, lacks its decoder, or all pixels are the same.
+    """
+    headers: list[Header] = []
+    planes: list[NDArray[np.float32]] = []
+    notes = list(candidate.notes)
+    for relative in candidate.paths:
+        for header, plane, more in _decoded(root / relative, candidate.frames or None, candidate.modality):
+            notes += [note for note in more if note not in notes]
+            if planes and plane.shape != planes[0].shape:
+                raise Unreadable("DECODE", f"planes of {planes[0].shape} and {plane.shape} pixels in one volume")
+            headers.append(header)
+            planes.append(plane)
+    if min(p.min() for p in planes) == max(p.max() for p in planes):
+        raise Unreadable("NOT_FINITE", "a single value everywhere")
+    if candidate.modality in PLANES:
+        volume = _turned(planes[0], candidate, tuple(notes))
+    else:
+        placed = placement(headers)
+        if placed.shift is not None:
+            planes = _moved(planes, placed.shift, placed.shape[:2], candidate.modality)
+        volume = canonical(np.stack(planes).transpose(2, 1, 0)[None], placed.affine, tuple(notes))
+    if volume.array.shape[1:] != candidate.shape:
+        raise Unreadable("DECODE", f"pixels of shape {volume.array.shape[1:]}; the headers said {candidate.shape}")
+    return volume
+
+
+def same_pixels(root: Path, one: Header, other: Header) -> bool:
+    """Whether two planes hold the same values; False where either cannot be decoded."""
+    try:
+        ((_, a, _),), ((_, b, _),) = (
+            _decoded(root / h.path, None if h.frame is None else (h.frame,), h.modality) for h in (one, other)
+        )
+    except Unreadable:
+        return False
+    return bool(np.array_equal(a, b))
+
+
+def _moved(
+    planes: list[NDArray[np.float32]], shift: NDArray[np.float64], size: tuple[int, ...], modality: str
+) -> list[NDArray[np.float32]]:
+    """Each plane (rows, columns) on a canvas of (columns, rows) `size`, moved by its own share of pixels."""
+    outside = _AIR_HU if modality == "CT" else float(min(plane.min() for plane in planes))
+    columns, rows = size
+    moved = []
+    for plane, (right, down) in zip(planes, shift, strict=True):
+        matrix = np.ones(2)
+        moved.append(
+            ndimage.affine_transform(
+                plane, matrix, (-down, -right), output_shape=(rows, columns), order=1, mode="constant", cval=outside
+            )
+        )
+    return moved
+
+
+def _turned(plane: NDArray[np.float32], candidate: Candidate, notes: tuple[str, ...]) -> Volume:
+    """(rows, columns) -> (1, X, Y): X towards the right (or front), Y towards the head."""
+    array = plane.T
+    for axis, code in enumerate(candidate.orientation):
+        if code in "LPI":
+            array = np.flip(array, axis)
+    if is_transposed(candidate.orientation):
+        array = array.T
+    return Volume(np.ascontiguousarray(array[None]), np.diag([*candidate.spacing_mm, 1.0, 1.0]), notes)
+
+
+# -- planes ---------------------------------------------------------------------------------------------------------
+
+
+def _decoded(
+    path: Path, frames: tuple[int, ...] | None, modality: str
+) -> list[tuple[Header, NDArray[np.float32], list[str]]]:
+    """Planes (rows, columns) in their modality's values, with header and notes; None is the file's only plane."""
+    try:
+        size = path.stat().st_size
+        with quiet(), np.errstate(all="ignore"):
+            with path.open("rb") as file:
+                ds = pydicom.dcmread(file, force=True)
+            value, _ = raw_value(ds, PIXEL_DATA)
+            if not value:
+                raise Unreadable("TRUNCATED", "the file ends before its pixels do")
+            headers = described(ds, Pixels(PIXEL_DATA, size - len(value), len(value)), size, "", burned_in=True)
+            if headers[0].fault:
+                raise Unreadable(*headers[0].fault)
+            if (headers[0].frame is None) != (frames is None) or max(frames or (0,)) >= len(headers):
+                raise Unreadable("DECODE", "other frames than when the folder was scanned; scan it again")
+            if not transfer_syntax(ds):
+                ds.file_meta.TransferSyntaxUID = UID(_guessed_syntax(*map(bool, ds.original_encoding)))
+            chosen = [headers[frame] for frame in frames or (0,)]
+            encodings = _encodings(ds, chosen)  # before pydicom converts the elements that it needs
+            planes = []
+            for header, encoding, stored in zip(chosen, encodings, _stored(ds, chosen), strict=True):
+                if stored.shape != (header.rows, header.columns):
+                    raise Unreadable(
+                        "DECODE", f"decoded as {stored.shape}; {header.rows}×{header.columns} were announced"
+                    )
+                planes.append((header, *_values(stored, encoding, ds, modality)))
+            return planes
+    except Unreadable:
+        raise
+    except OSError as error:
+        raise Unreadable("UNREADABLE", f"cannot be opened: {error.strerror or type(error).__name__}") from None
+    except MemoryError:
+        raise Unreadable("TOO_LARGE", "not enough memory for the pixels") from None
+    except InvalidDicomError:
+        raise Unreadable("NOT_DICOM", "pydicom cannot parse it") from None
+    except Exception as error:
+        raise Unreadable("DECODE", f"the pixels cannot be decoded ({type(error).__name__})") from None
+
+
+def _stored(ds: Dataset, headers: list[Header]) -> Iterator[NDArray[Any]]:
+    """Stored values of planes of one file: it is one, or has frames, or is a mosaic of tiles."""
+    frames = [header.frame for header in headers if header.frame is not None]
+    if PER_FRAME in ds and frames:
+        yield from iter_pixels(ds, raw=True, indices=frames)
+        return
+    (whole,) = iter_pixels(ds, raw=True)
+    for header in headers:
+        if header.frame is None:
+            yield whole
+        else:
+            down, right = divmod(header.frame, whole.shape[1] // header.columns)
+            rows, columns = header.rows, header.columns
+            yield whole[down * rows : (down + 1) * rows, right * columns : (right + 1) * columns]
+
+
+def _guessed_syntax(implicit: bool, little: bool) -> str:
+    if implicit:
+        return "1.2.840.10008.1.2"
+    return "1.2.840.10008.1.2.1" if little else "1.2.840.10008.1.2.2"
+
+
+class _Encoding(NamedTuple):
+    """How stored values become values."""
+
+    bits: int
+    allocated: int
+    high_bit: int
+    signed: bool
+    native: bool
+    inverted: bool
+    slope: float
+    intercept: float | None
+    padding: tuple[int, int] | None
+
+
+def _encodings(ds: Dataset, headers: list[Header]) -> list[_Encoding]:
+    common = _encoding(ds, ds)
+    if PER_FRAME not in ds or headers[0].frame is None:
+        return [common] * len(headers)
+    rescales = [functional_group(ds, ds[PER_FRAME].value[header.frame], 0x00289145) for header in headers]
+    return [_encoding(ds, rescale) if 0x00281053 in rescale else common for rescale in rescales]
+
+
+def _encoding(ds: Dataset, rescale: Dataset) -> _Encoding:
+    slope, intercept = numbers(rescale, 0x00281053), numbers(rescale, 0x00281052)
+    padding = integer(ds, 0x00280120) if 0x00280120 in ds else None
+    limit = integer(ds, 0x00280121) if 0x00280121 in ds else padding
+    bits, allocated = integer(ds, 0x00280101), integer(ds, 0x00280100)
+    if not 0 < bits <= allocated:
+        raise Unreadable("DECODE", f"{bits} bits stored of {allocated} allocated")
+    return _Encoding(
+        bits=bits,
+        allocated=allocated,
+        high_bit=integer(ds, 0x00280102),
+        signed=integer(ds, 0x00280103) == 1,
+        native=transfer_syntax(ds) in NATIVE,
+        inverted=text(ds, 0x00280004).upper() == "MONOCHROME1",
+        slope=slope[0] if slope else 1.0,
+        intercept=intercept[0] if intercept else None,
+        padding=(padding, limit) if padding is not None and limit is not None else None,
+    )
+
+
+def _values(
+    stored: NDArray[Any], encoding: _Encoding, ds: Dataset, modality: str
+) -> tuple[NDArray[np.float32], list[str]]:
+    """Stored values -> HU for CT, the scanner's units else (PS3.3 C.11.1)."""
+    notes: list[str] = []
+    stored = _stored_bits(stored, encoding)
+    padded = _padding(stored, encoding) if modality == "CT" else None
+    # Least and most value change places, so that bright is dense, as in MONOCHROME2.
+    inverted = encoding.inverted and modality not in _QUANTITIES
+    if ds.get("ModalityLUTSequence"):
+        values = np.asarray(apply_modality_lut(stored, ds), dtype=np.float32)
+        if inverted:
+            # The table reads what was stored; its entries run from 0 to the most that their bits hold (C.11.1.1).
+            values = np.float32(2 ** ds.ModalityLUTSequence[0].LUTDescriptor[2] - 1) - values
+    else:
+        if inverted:
+            stored = (-1 if encoding.signed else 2**encoding.bits - 1) - stored.astype(np.int64)
+        if modality == "CT" and encoding.intercept is None:
+            notes.append("no rescale intercept: stored values taken as HU")
+        if not encoding.slope:
+            notes.append("rescale slope 0 taken as 1")
+        values = stored.astype(np.float32) * np.float32(encoding.slope or 1.0) + np.float32(encoding.intercept or 0.0)
+    if not np.isfinite(values).all():
+        raise Unreadable("NOT_FINITE", "the rescale gives values that are not finite")
+    if padded is not None and padded.any():
+        padding = values[padded]
+        # Air, or beyond any tissue: some scanners declare as padding what is a value of water.
+        if padding.max() <= -900 or padding.min() > 3071:
+            values[padded] = _AIR_HU
+        else:
+            notes.append("a pixel padding value within the range of tissue was ignored")
+    return values, notes
+
+
+def _stored_bits(stored: NDArray[Any], encoding: _Encoding) -> NDArray[Any]:
+    """Drop what lies in the bits that hold no pixel (old overlays do), and extend the sign.
+
+    What is decompressed has no such bits, but some codecs leave the sign to the reader.
+    """
+    width = stored.dtype.itemsize * 8
+    if encoding.bits >= width or not (encoding.native or encoding.signed):
+        return stored
+    unsigned = stored.astype(stored.dtype.newbyteorder("=")).view(f"u{stored.dtype.itemsize}")
+    shift = encoding.high_bit + 1 - encoding.bits
+    if encoding.native and 0 < shift <= width - encoding.bits:
+        unsigned = unsigned >> shift
+    kept: NDArray[Any] = unsigned & unsigned.dtype.type(2**encoding.bits - 1)
+    if not encoding.signed:
+        return kept
+    sign = unsigned.dtype.type(2 ** (encoding.bits - 1))
+    extended: NDArray[Any] = ((kept ^ sign) - sign).view(f"i{stored.dtype.itemsize}")
+    return extended
+
+
+def _padding(stored: NDArray[Any], encoding: _Encoding) -> NDArray[np.bool_] | None:
+    """Where the plane holds padding (PS3.3 C.7.5.1.1.2), whatever sign the element was written with."""
+    if encoding.padding is None:
+        return None
+    sign = 2 ** (encoding.bits - 1) if encoding.signed else 0
+    low, high = sorted(((value & (2**encoding.bits - 1)) ^ sign) - sign for value in encoding.padding)
+    return np.asarray((stored >= low) & (stored <= high))

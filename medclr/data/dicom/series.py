@@ -1,0 +1,387 @@
+"""From planes to candidates: one volume is planes of one patient, study and series on one line of equal steps."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from medclr.data.candidate import Candidate, Skipped
+from medclr.data.dicom.header import MAX_VOXELS, PLANES, Header, Traits
+from medclr.errors import Unreadable
+
+MIN_SLICES = 3
+MAX_TILT_DEG = 0.5
+
+Tilt = Literal["correct", "skip"]
+
+
+def group(
+    found: Iterable[Header], tilt: Tilt = "correct", same_pixels: Callable[[Header, Header], bool] | None = None
+) -> tuple[list[Candidate], list[Skipped]]:
+    """Make volumes of planes: by patient, study and series, in the order of their positions.
+
+    A series is split where its planes differ in size, spacing or orientation, and, where they would not make one
+    volume, by what else tells them apart: image type, echo, diffusion, phase, acquisition. What then still has a hole
+    or two images at one place becomes no volume: one with a hole, or of two acquisitions mixed, is worse. Each
+    radiograph is a volume of its own.
+
+    Args:
+        found: planes of whole files.
+        tilt: whether volumes of a tilted gantry are to be sheared right or skipped.
+        same_pixels: tells whether two planes at one place are copies; None takes none for one.
+
+    Returns:
+        Candidates, and the files that are in none of them.
+    """
+    series: dict[tuple[str, str, str], list[Header]] = defaultdict(list)
+    for header in found:
+        series[header.patient, header.study, header.series].append(header)
+    candidates: list[Candidate] = []
+    skipped: list[Skipped] = []
+    for members in series.values():
+        volumes, reasons = _of_series(members, tilt, same_pixels or (lambda one, other: False))
+        candidates += volumes
+        used = {path for candidate in volumes for path in candidate.paths}
+        skipped += [Skipped(path, *reason) for path, reason in reasons.items() if path not in used]
+    return candidates, skipped
+
+
+class Placement(NamedTuple):
+    """How the planes of a volume lie.
+
+    Attributes:
+        affine: from (column, row, slice) of the volume to RAS.
+        shape: columns, rows, slices of the volume; more than those of the planes where the gantry was tilted.
+        shift: (n_slices, 2) columns and rows by which each plane is moved within them; None where none is.
+    """
+
+    affine: NDArray[np.float64]
+    shape: tuple[int, int, int]
+    shift: NDArray[np.float64] | None
+
+
+def placement(ordered: list[Header]) -> Placement:
+    """Where planes in the order of their positions lie (PS3.3 C.7.6.2.1.1); tilted ones after shearing."""
+    first = ordered[0]
+    n = len(ordered)
+    along_row, along_column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
+    between_rows, between_columns = first.spacing
+    corners = np.array([header.position for header in ordered])
+    step = (corners[-1] - corners[0]) / (n - 1)
+    origin = corners[0]
+    columns, rows = first.columns, first.rows
+    shift = None
+    if _tilt_deg(step, np.cross(along_row, along_column)) > MAX_TILT_DEG:
+        # Slice k lies k times this many pixels off the place where an upright stack would have it.
+        drift = np.array([step @ along_row / between_columns, step @ along_column / between_rows])
+        drift[abs(drift) * (n - 1) < 0.05] = 0
+        shift = np.outer(np.arange(n), drift)
+        margin = -shift.min(axis=0)
+        shift += margin
+        columns, rows = (
+            int(np.ceil(size + most - 1e-6)) for size, most in zip((columns, rows), shift.max(axis=0), strict=True)
+        )
+        origin = origin - margin[0] * between_columns * along_row - margin[1] * between_rows * along_column
+        step = step - drift[0] * between_columns * along_row - drift[1] * between_rows * along_column
+    affine = np.eye(4)
+    affine[:3] = np.stack([along_row * between_columns, along_column * between_rows, step, origin], axis=1)
+    lps_to_ras: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return Placement(lps_to_ras @ affine, (columns, rows, n), shift)
+
+
+def plane_directions(directions: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Where the columns' and the rows' numbers grow towards, of L R A P S I, from PatientOrientation (C.7.6.1.1.1)."""
+    letters = "".join({"H": "S", "F": "I"}.get(part[:1].upper(), part[:1].upper()) for part in directions)
+    axes = [next((axis for axis in ("LR", "AP", "SI") if letter in axis), "") for letter in letters]
+    if len(axes) == 2 and all(axes) and axes[0] != axes[1]:
+        return letters, ()
+    return "LI", ("patient orientation absent or odd: columns taken as running to the left, rows to the feet",)
+
+
+# -- one series ----------------------------------------------------------------------------------------------------
+
+
+_Reason = tuple[str, str]
+
+
+def _of_series(
+    members: list[Header], tilt: Tilt, same_pixels: Callable[[Header, Header], bool]
+) -> tuple[list[Candidate], dict[str, _Reason]]:
+    """Its volumes, and why each file that lies in none of them does not."""
+    candidates: list[Candidate] = []
+    reasons: dict[str, _Reason] = {}
+    slices: list[Header] = []
+    for header in members:
+        if header.modality not in PLANES:
+            slices.append(header)
+        elif header.fault:
+            reasons[header.path] = header.fault
+        else:
+            candidates.append(_plane_candidate(header))
+    for stack in _stacks(slices, same_pixels, reasons):
+        try:
+            candidates.append(_candidate_of(stack, tilt))
+        except Unreadable as error:
+            reasons |= {header.path: header.fault or (error.reason, str(error)) for header in stack}
+    for i, candidate in enumerate(candidates):
+        reason = reasons.get(candidate.paths[0])
+        if reason and candidate.frames:
+            note = f"other frames of this file are in no volume: {reason[0]}, {reason[1]}"
+            candidates[i] = replace(candidate, notes=(*candidate.notes, note))
+    return candidates, reasons
+
+
+def _stacks(
+    slices: list[Header], same_pixels: Callable[[Header, Header], bool], reasons: dict[str, _Reason]
+) -> Iterator[list[Header]]:
+    """Planes that may be one volume. Copies are left out, with their reason."""
+    without = [header for header in slices if not _is_placed(header)]
+    if any(header.fault for header in without):
+        yield slices  # nobody knows where the damaged one belongs, so every volume may lack it
+        return
+    # A plane that does not say where it lies may be missing from any of its size.
+    unplaced = {(header.rows, header.columns) for header in without}
+    parts: dict[Any, list[Header]] = defaultdict(list)
+    for header in slices:
+        size = (header.rows, header.columns)
+        alone = header.path if header.frame is not None else ""
+        parts[(size, alone) if size not in unplaced else size].append(header)
+    for key, part in parts.items():
+        if key in unplaced:
+            yield part
+            continue
+        for alike in _clusters(part):
+            unique = _without_copies(alike, same_pixels, reasons)
+            yield from _told_apart(unique)
+
+
+def _is_placed(header: Header) -> bool:
+    """Whether it says where it lies, with directions of length one at right angles."""
+    if not (header.spacing and len(header.orientation) == 6 and len(header.position) == 3):
+        return False
+    row, column = header.orientation[:3], header.orientation[3:]
+    lengths = (sum(x * x for x in row), sum(x * x for x in column))
+    across = sum(x * y for x, y in zip(row, column, strict=True))
+    return all(abs(length - 1) < 0.02 for length in lengths) and abs(across) < 0.01
+
+
+def _clusters(planes: list[Header]) -> list[list[Header]]:
+    """Split by orientation and pixel spacing, with room for rounding."""
+    geometry = np.array([(*header.orientation, *header.spacing) for header in planes])
+    tolerance = np.array([1e-3] * 6 + [1e-3 * min(geometry[:, 6:].min(axis=0))] * 2)
+    left = np.arange(len(planes))
+    clusters = []
+    while len(left):
+        near = (abs(geometry[left] - geometry[left[0]]) <= tolerance).all(axis=1)
+        clusters.append([planes[i] for i in left[near]])
+        left = left[~near]
+    return clusters
+
+
+def _without_copies(
+    planes: list[Header], same_pixels: Callable[[Header, Header], bool], reasons: dict[str, _Reason]
+) -> list[Header]:
+    """Drop planes that have the very pixels of another at their place, and the same instance UID or number."""
+    kept: list[Header] = []
+    by_name: dict[tuple[str, int], Header] = {}
+    for header in planes:
+        names = [(name, header.frame or 0) for name in (header.sop, f"#{header.instance}") if name not in ("", "#-1")]
+        other = next((by_name[name] for name in names if name in by_name), None)
+        if other and other.position == header.position and not header.fault and same_pixels(other, header):
+            reasons[header.path] = ("DUPLICATE", "a copy of another image of this series")
+            continue
+        by_name |= {name: header for name in names if name not in by_name}
+        kept.append(header)
+    return kept
+
+
+def _told_apart(planes: list[Header]) -> Iterator[list[Header]]:
+    """Planes of one geometry as they are where they make a volume, else split by the first trait that helps."""
+    most, uniform = _crowding(planes)
+    if uniform or len(planes) < MIN_SLICES:
+        yield planes
+        return
+    for trait in range(len(Traits._fields)):
+        parts: dict[Any, list[Header]] = defaultdict(list)
+        for header in planes:
+            parts[header.traits[trait]].append(header)
+        split = list(parts.values())
+        crowding = [_crowding(part) for part in split]
+        # A trait with more values than any place has images changes from slice to slice, and tells no volumes apart.
+        helps = len(split) <= most and max(images for images, _ in crowding) < most
+        if len(split) > 1 and (helps or all(uniform for _, uniform in crowding)):
+            for part in split:
+                yield from _told_apart(part)
+            return
+    yield from _by_instance(planes) or [planes]
+
+
+def _by_instance(planes: list[Header]) -> list[list[Header]]:
+    """Repeated images of every place, told apart by instance number; [] where the numbers leave doubt.
+
+    They leave none where all places have as many images, and one volume's numbers come before the next's, or one
+    place's before the next's.
+    """
+    places = _places(planes)
+    counts = Counter(places)
+    numbers = [header.instance for header in planes]
+    if len(set(counts.values())) > 1 or len(set(numbers)) < len(planes) or min(numbers) < 0:
+        return []
+    order = np.argsort(numbers)
+    rank: dict[int, int] = Counter()
+    volume_of = np.zeros(len(planes), dtype=int)
+    for i in order:
+        volume_of[i] = rank[places[i]]
+        rank[places[i]] += 1
+    by_volume = (np.diff(volume_of[order]) >= 0).all()
+    by_place = int((np.diff(np.array(places)[order]) != 0).sum()) == len(counts) - 1
+    if not (by_volume or by_place):
+        return []
+    return [[planes[i] for i in np.flatnonzero(volume_of == k)] for k in range(max(counts.values()))]
+
+
+def _places(planes: list[Header]) -> list[int]:
+    """The number of each plane's place along the normal, counted from its foot."""
+    along = np.array([header.position for header in planes]) @ _normal(planes[0])
+    order = np.argsort(along, kind="stable")
+    number = np.concatenate([[0], np.cumsum(np.diff(along[order]) > 1e-3)])
+    places = np.empty(len(planes), dtype=int)
+    places[order] = number
+    return places.tolist()
+
+
+def _crowding(planes: list[Header]) -> tuple[int, bool]:
+    """Most images at one place, and whether all make one volume."""
+    most = max(Counter(_places(planes)).values())
+    if most > 1 or len(planes) < MIN_SLICES:
+        return most, False
+    try:
+        _check_positions(_ordered(planes))
+    except Unreadable:
+        return most, False
+    return most, True
+
+
+def _ordered(planes: list[Header]) -> list[Header]:
+    along = np.array([header.position for header in planes]) @ _normal(planes[0])
+    return [planes[i] for i in np.argsort(along, kind="stable")]
+
+
+def _normal(header: Header) -> NDArray[np.float64]:
+    return np.cross(header.orientation[:3], header.orientation[3:])
+
+
+# -- one volume ----------------------------------------------------------------------------------------------------
+
+
+def _candidate_of(planes: list[Header], tilt: Tilt) -> Candidate:
+    """One volume of planes alike, or the reason why not."""
+    for header in planes:
+        if header.fault:
+            reason, message = header.fault
+            raise Unreadable(reason, f"another of the {len(planes)} slices of this series is unusable: {message}")
+    n = len(planes)
+    without = sum(not _is_placed(header) for header in planes)
+    if without:
+        raise Unreadable("NO_GEOMETRY", f"{without} of {n} slices without sound position, orientation or spacing")
+    if n < MIN_SLICES:
+        raise Unreadable("NONUNIFORM", f"{n} slice{'s' * (n > 1)}; a volume needs at least {MIN_SLICES}")
+    ordered = _ordered(planes)
+    tilt_deg = _check_positions(ordered)
+    if tilt_deg > MAX_TILT_DEG and tilt == "skip":
+        raise Unreadable("GANTRY_TILT", f"slices sheared by {tilt_deg:.1f} degrees against their normal")
+    first = ordered[0]
+    placed = placement(ordered)
+    if np.prod(placed.shape) > MAX_VOXELS:
+        raise Unreadable("TOO_LARGE", f"{n} slices of {first.rows}×{first.columns} pixels")
+    turn = nib.orientations.io_orientation(placed.affine)
+    axes = np.argsort(turn[:, 0])
+    spacing = np.linalg.norm(placed.affine[:3, :3], axis=0)
+    notes = first.notes
+    if placed.shift is not None:
+        notes += (f"sheared upright: the gantry was tilted by {tilt_deg:.1f} degrees",)
+    in_one_file = first.frame is not None
+    return _candidate(
+        first,
+        paths=(first.path,) if in_one_file else tuple(header.path for header in ordered),
+        frames=tuple(header.frame or 0 for header in ordered) if in_one_file else (),
+        member=min(header.frame or 0 for header in ordered),
+        shape=tuple(placed.shape[i] for i in axes),
+        spacing_mm=tuple(float(spacing[i]) for i in axes),
+        orientation="".join(nib.orientations.ornt2axcodes(turn)),
+        notes=notes,
+    )
+
+
+def _plane_candidate(header: Header) -> Candidate:
+    codes, notes = plane_directions(header.directions)
+    turned = -1 if is_transposed(codes) else 1
+    between_rows, between_columns = header.spacing or (float("nan"), float("nan"))
+    if not header.spacing:
+        notes += ("spacing unknown",)
+    return _candidate(
+        header,
+        paths=(header.path,),
+        frames=(),
+        member=0,
+        shape=(header.columns, header.rows)[::turned],
+        spacing_mm=(between_columns, between_rows)[::turned],
+        orientation=codes,
+        notes=header.notes + notes,
+    )
+
+
+def is_transposed(codes: str) -> bool:
+    """Whether the columns of a radiograph run along the body."""
+    return codes[0] in "SI"
+
+
+def _candidate(header: Header, **found: Any) -> Candidate:
+    return Candidate(
+        reader="dicom",
+        patient_id=header.patient or header.study or header.series,
+        patient_known=bool(header.patient),
+        study_uid=header.study or header.series,
+        series_uid=header.series,
+        site=header.site,
+        modality=header.modality,
+        manufacturer=header.manufacturer,
+        model=header.model,
+        kernel=header.kernel,
+        field_strength=header.field_strength,
+        **found,
+    )
+
+
+def _check_positions(ordered: list[Header]) -> float:
+    """Raise unless planes in the order of their positions are one line of equal steps; else their tilt in degrees.
+
+    A slice may be off its place by 1% of the step, or by the 0.05 mm that come of positions written with one decimal
+    (where that is less than a tenth of the step).
+    """
+    n = len(ordered)
+    positions = np.array([header.position for header in ordered])
+    normal = _normal(ordered[0])
+    along = positions @ normal
+    gaps = np.diff(along)
+    n_places = 1 + int((gaps > 1e-3).sum())
+    if n_places < n:
+        raise Unreadable("DUPLICATE", f"{n} slices at {n_places} positions, and nothing that tells them apart")
+    line = (positions[-1] - positions[0]) / (n - 1)
+    step = float(line @ normal)
+    tolerance = max(0.01 * step, min(0.05, 0.1 * step))
+    if abs(along - along[0] - step * np.arange(n)).max() > tolerance:
+        raise Unreadable("NONUNIFORM", f"slice gap {gaps.min():.3g}–{gaps.max():.3g} mm; slices are missing or uneven")
+    sideways = positions - positions[0] - np.outer(np.arange(n), line)
+    if np.linalg.norm(sideways, axis=1).max() > max(tolerance, 0.05):
+        raise Unreadable("NONUNIFORM", "the slices' corners are not on one line")
+    return _tilt_deg(line, normal)
+
+
+def _tilt_deg(step: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
+    upright = step @ normal
+    return float(np.degrees(np.arctan2(np.linalg.norm(step - upright * normal), upright)))
