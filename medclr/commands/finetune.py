@@ -14,7 +14,7 @@ from scipy.special import expit
 from medclr.commands.prepare import stock, stocked
 from medclr.config import FinetuneConfig, LabelsConfig, PrepareConfig
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
-from medclr.data.labels import LabelTable, check_labels, read_labels
+from medclr.data.labels import LabelTable, check_labels, name_patients, read_labels, unmatched_frame
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 from medclr.errors import DataError, LeakageError, UsageError
@@ -128,12 +128,14 @@ def gather(config: LabelsConfig, run: Run) -> Labelled:
     paths = read_paths(source)
     names = load_key(config.key_file or paths.get("key_file"))
     spec, store, manifest = _volumes(config, run, encoder, source, paths)
+    manifest = name_patients(config.labels, manifest, names)
     table = read_labels(config.labels, manifest, names, config.label)
-    run.write_frame("private/unmatched.csv", pd.DataFrame({table.key: list(table.unmatched_keys)}))
+    unlabelled = manifest[~manifest["volume_id"].isin(table.rows["volume_id"])]
+    run.write_frame("private/unmatched.csv", unmatched_frame(table.key, table.unmatched_keys, unlabelled))
     say(
         f"labels: {counted(len(table.rows), 'volume')} by {table.key}, column {table.column!r}; "
-        f"{counted(len(table.unmatched_keys), 'key')} without a volume (private/unmatched.csv), "
-        f"{counted(table.n_unlabelled, 'volume')} without a label"
+        f"{counted(len(table.unmatched_keys), 'key')} without a volume and "
+        f"{counted(table.n_unlabelled, 'volume')} without a label (listed in private/unmatched.csv)"
     )
     if table.split_source == "patient hash":
         say("no split column: patients are split 70/10/20 into train, val and test by the hash of their pseudonym")
@@ -191,7 +193,9 @@ def _volumes(
 def _leakage(config: LabelsConfig, table: LabelTable, encoder: Encoder, names: Pseudonymiser) -> Verdict:
     test = table.rows.iloc[table.of("test")]
     seen = Seen.from_dict(encoder.bundle.details["seen"])
-    verdict = check_leakage(seen, names.fingerprint, test["patient_key"], test["pixel_hash"])
+    verdict = check_leakage(
+        seen, names.fingerprint, test["patient_key"], test["pixel_hash"], int((~test["patient_known"]).sum())
+    )
     if verdict.status == "leak" and not config.transductive:
         raise LeakageError(
             f"{verdict.sentence} Pretrain again with --holdout {config.labels}, or pass --transductive to go on and "

@@ -14,7 +14,15 @@ from medclr.commands.scan import check_skipped
 from medclr.config import PretrainConfig, paths_of
 from medclr.data.candidate import Skipped
 from medclr.data.identity import Pseudonymiser, Seen, load_key
-from medclr.data.labels import LabelTable, check_labels, held_out, read_keyed, read_labels
+from medclr.data.labels import (
+    LabelTable,
+    check_labels,
+    held_out,
+    name_patients,
+    read_keyed,
+    read_labels,
+    unmatched_frame,
+)
 from medclr.data.loader import Blocks
 from medclr.data.store import Store
 from medclr.errors import DataError, MedclrError
@@ -53,7 +61,9 @@ def pretrain(config: PretrainConfig) -> Encoder:
     else:
         manifest, skipped, spec, store = stock(config, run)
     names = load_key(config.key_file)
-    held = _held_out(config, manifest, names)
+    if config.holdout is not None:
+        manifest = name_patients(config.holdout, manifest, names)
+    held = _held_out(config, run, manifest, names)
     rows = manifest[~held].reset_index(drop=True)
     if len(rows) < FEWEST_VOLUMES:
         raise DataError(f"{counted(len(rows), 'volume')} to learn from; SimCLR needs {FEWEST_VOLUMES} to tell apart")
@@ -86,7 +96,8 @@ def pretrain(config: PretrainConfig) -> Encoder:
             on_epoch,
         )
     last = measures.rows[-1]
-    seen = Seen(names.fingerprint, frozenset(rows["patient_key"]), frozenset(rows["pixel_hash"]))
+    n_unknown = int((~rows["patient_known"]).sum())
+    seen = Seen(names.fingerprint, frozenset(rows["patient_key"]), frozenset(rows["pixel_hash"]), n_unknown)
     settings = asdict(config)
     details = {
         "spec": spec.to_dict(),
@@ -136,11 +147,12 @@ class _Measures:
         )
 
 
-def _held_out(config: PretrainConfig, manifest: pd.DataFrame, names: Pseudonymiser) -> NDArray[np.bool_]:
+def _held_out(config: PretrainConfig, run: Run, manifest: pd.DataFrame, names: Pseudonymiser) -> NDArray[np.bool_]:
     """Which volumes pre-training must not see: those of held-out patients, and any with the very same pixels."""
     if config.holdout is None:
         return np.zeros(len(manifest), dtype=bool)
-    patients = manifest["patient_key"].isin(held_out(config.holdout, manifest, names)).to_numpy()
+    table = held_out(config.holdout, manifest, names)
+    patients = manifest["patient_key"].isin(table.patients).to_numpy()
     pixels = manifest["pixel_hash"].isin(set(manifest["pixel_hash"][patients])).to_numpy()
     twins = int((pixels & ~patients).sum())
     say(
@@ -148,6 +160,12 @@ def _held_out(config: PretrainConfig, manifest: pd.DataFrame, names: Pseudonymis
         f"{counted(manifest['patient_key'][patients].nunique(), 'patient')}"
         + (f", and {counted(twins, 'volume')} of others with the very same pixels" if twins else "")
     )
+    if table.unmatched_keys:
+        run.write_frame("private/unmatched.csv", unmatched_frame(table.key, table.unmatched_keys, manifest[:0]))
+        say(
+            f"warning: {counted(len(table.unmatched_keys), 'key')} of --holdout without a volume "
+            "(listed in private/unmatched.csv): whoever is meant by them is not held out"
+        )
     return patients | pixels
 
 

@@ -105,11 +105,13 @@ class Seen:
         fingerprint: of the key that made the pseudonyms.
         patients: pseudonyms of the patients.
         pixels: pixel hashes of the volumes.
+        n_unknown: volumes of which neither file nor table names the patient.
     """
 
     fingerprint: str
     patients: frozenset[str]
     pixels: frozenset[str]
+    n_unknown: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, sorted, so that equal sets give equal files."""
@@ -117,6 +119,7 @@ class Seen:
             "fingerprint": self.fingerprint,
             "patients": sorted(self.patients),
             "pixels": sorted(self.pixels),
+            "n_unknown": self.n_unknown,
         }
 
     @classmethod
@@ -126,15 +129,17 @@ class Seen:
         Raises:
             BundleError: a field is missing, unknown or of the wrong type.
         """
-        expected = {"fingerprint", "patients", "pixels"}
+        expected = {"fingerprint", "patients", "pixels", "n_unknown"}
         if not isinstance(data, dict) or set(data) != expected:
             raise BundleError(f"the record of what the encoder saw must hold exactly {', '.join(sorted(expected))}")
         if not isinstance(data["fingerprint"], str):
             raise BundleError("the record of what the encoder saw: fingerprint is not text")
+        if not isinstance(data["n_unknown"], int):
+            raise BundleError("the record of what the encoder saw: n_unknown is not a whole number")
         for name in ("patients", "pixels"):
             if not isinstance(data[name], list) or not all(isinstance(item, str) for item in data[name]):
                 raise BundleError(f"the record of what the encoder saw: {name} is not a list of text")
-        return cls(data["fingerprint"], frozenset(data["patients"]), frozenset(data["pixels"]))
+        return cls(data["fingerprint"], frozenset(data["patients"]), frozenset(data["pixels"]), data["n_unknown"])
 
 
 @dataclass(frozen=True)
@@ -145,11 +150,13 @@ class Verdict:
         status: "clean" only when patients and images were both checked and none was seen.
         n_patients: test patients that pre-training saw; 0 where they cannot be compared.
         n_images: test images whose exact pixels pre-training saw.
+        why_not: what keeps patients from being checked; empty where nothing does.
     """
 
     status: Literal["clean", "leak", "patients not checkable"]
     n_patients: int
     n_images: int
+    why_not: str = ""
 
     @property
     def sentence(self) -> str:
@@ -158,7 +165,7 @@ class Verdict:
             return "Pre-training saw none of the test patients and none of the test images."
         if self.status == "patients not checkable":
             return (
-                "Patients not checkable: the encoder was made under another key. "
+                f"Patients not checkable: {self.why_not}. "
                 "No test image has the exact pixels of one seen in pre-training."
             )
         found = [(self.n_patients, "patient"), (self.n_images, "image")]
@@ -166,7 +173,9 @@ class Verdict:
         return f"Pre-training saw {' and '.join(counts)}."
 
 
-def check_leakage(seen: Seen, fingerprint: str, patients: Iterable[str], pixels: Iterable[str]) -> Verdict:
+def check_leakage(
+    seen: Seen, fingerprint: str, patients: Iterable[str], pixels: Iterable[str], n_unknown: int = 0
+) -> Verdict:
     """Compare what an encoder saw with the test set.
 
     Args:
@@ -174,16 +183,27 @@ def check_leakage(seen: Seen, fingerprint: str, patients: Iterable[str], pixels:
         fingerprint: of the key that made `patients`.
         patients: pseudonyms of the test patients; may repeat.
         pixels: pixel hashes, one a test image; these compare under any key.
+        n_unknown: test images of which nobody names the patient.
 
     Returns:
-        "leak" when an image, or under the same key a patient, was seen; under another key never "clean".
+        "leak" when an image, or under the same key a patient, was seen; never "clean" under another key, nor where a
+        patient is unknown.
     """
     same_key = fingerprint == seen.fingerprint
     n_patients = len(seen.patients.intersection(patients)) if same_key else 0
     n_images = sum(pixel in seen.pixels for pixel in pixels)
     if n_patients or n_images:
         return Verdict("leak", n_patients, n_images)
-    return Verdict("clean" if same_key else "patients not checkable", 0, 0)
+    if not same_key:
+        return Verdict("patients not checkable", 0, 0, "the encoder was made under another key")
+    if n_unknown or seen.n_unknown:
+        where = [
+            f"{n:,} {which} image{'s' if n > 1 else ''}"
+            for n, which in ((n_unknown, "test"), (seen.n_unknown, "pre-training"))
+            if n
+        ]
+        return Verdict("patients not checkable", 0, 0, f"nothing names the patient of {' and '.join(where)}")
+    return Verdict("clean", 0, 0)
 
 
 def _make_key(path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -76,14 +76,9 @@ def read_labels(
         DataError: no table, no match, conflicting rows, or other than two classes.
         LeakageError: a patient in two splits.
     """
-    table, key, column, classes = check_labels(path, label)
+    table, column, classes = check_labels(path, label)
     labelled = table[table[column] != ""]
-    matches = _match(table, key, manifest, pseudonymiser)
-    if not any(matches.values()):
-        raise DataError(
-            f"{path.name}: none of {len(matches):,} {key} values matches the {len(manifest):,} volumes; "
-            "were they scanned with another --key-file, or is another column the key?"
-        )
+    key, matches = _join(table, manifest, pseudonymiser, path)
     labels = _one_value_each(labelled, column, key, matches, path)
     if not labels:
         raise DataError(f"{path.name}: no row with a {column!r} matches any of the {len(manifest):,} volumes")
@@ -92,7 +87,7 @@ def read_labels(
             f"{path.name}: only one class of column {column!r} among the {len(labels):,} volumes that match; "
             "scan the volumes of the other, or label more"
         )
-    splits, split_source = _splits(table, key, matches, manifest, path)
+    splits, split_source = _splits(table, key, matches, manifest, pseudonymiser, path)
     positions = sorted(labels)
     without = [position for position in positions if position not in splits]
     if without:
@@ -109,34 +104,75 @@ def read_labels(
         key=key,
         classes=classes,
         split_source=split_source,
-        unmatched_keys=tuple(value for value, found in matches.items() if not found),
+        unmatched_keys=_unmatched(matches),
         n_unlabelled=len(manifest) - len(rows),
     )
 
 
-def read_keyed(path: Path) -> tuple[pd.DataFrame, str]:
-    """A table's cells as text, and its key column; raises as `read_labels` does."""
+def read_keyed(path: Path) -> pd.DataFrame:
+    """A table's cells as text, once it is known to have a key column; raises as `read_labels` does."""
     table = _read_table(path)
-    return table, _key_column(table, path)
+    if not _keys_of(table):
+        raise DataError(
+            f"label table {path.name}: no key among its {len(table.columns)} columns; "
+            f"name one of them {', '.join(KEYS[:-1])} or {KEYS[-1]}"
+        )
+    return table
 
 
-def check_labels(path: Path, label: str | None = None) -> tuple[pd.DataFrame, str, str, tuple[str, str]]:
+def check_labels(path: Path, label: str | None = None) -> tuple[pd.DataFrame, str, tuple[str, str]]:
     """All that can be wrong with a label table before any volume is read; raises as `read_labels` does.
 
     Returns:
-        All cells as text, the key column, the label column, and its two classes.
+        All cells as text, the label column, and its two classes.
     """
-    table, key = read_keyed(path)
+    table = read_keyed(path)
     column = _label_column(table, path, label)
     labelled = table.loc[table[column] != "", column]
     if labelled.empty:
         raise DataError(
             f"{path.name}: column {column!r} is blank in all {len(table):,} rows; name another with --label"
         )
-    return table, key, column, _two_classes(labelled, path)
+    return table, column, _two_classes(labelled, path)
 
 
-def held_out(path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -> set[str]:
+def name_patients(path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -> pd.DataFrame:
+    """The manifest, with the patients that a table names where the files do not.
+
+    A table with a patient_id column beside a more specific key says which volumes are of one patient. Where a file
+    names its patient itself, that stands.
+
+    Args:
+        path: the label table.
+        manifest: the volumes, under the same key as `pseudonymiser`.
+        pseudonymiser: turns the table's keys into the manifest's.
+
+    Raises:
+        DataError: no table, no match, or two patients for one volume.
+    """
+    table = read_keyed(path)
+    key, matches = _join(table, manifest, pseudonymiser, path)
+    if key == "patient_id" or "patient_id" not in table.columns:
+        return manifest
+    named = _one_value_each(table[table["patient_id"] != ""], "patient_id", key, matches, path)
+    known = manifest["patient_known"].to_numpy()
+    unknown = {position: raw for position, raw in named.items() if not known[position]}
+    manifest = manifest.copy()
+    at = manifest.index[list(unknown)]
+    manifest.loc[at, "patient_key"] = [pseudonymiser.pseudonym("patient", raw) for raw in unknown.values()]
+    manifest.loc[at, "patient_known"] = True
+    return manifest
+
+
+class Holdout(NamedTuple):
+    """Patients that pre-training must not see (pseudonyms); the key, and its raw values that match no volume."""
+
+    patients: set[str]
+    key: str
+    unmatched_keys: tuple[str, ...]
+
+
+def held_out(path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -> Holdout:
     """Patients that pre-training must not see: those of the table whose split is val or test.
 
     The splits are those of `read_labels`, but no label column is needed. Patients whom the table does not
@@ -147,23 +183,31 @@ def held_out(path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -
         manifest: the volumes, under the same key as `pseudonymiser`.
         pseudonymiser: turns the table's keys into the manifest's.
 
-    Returns:
-        patient keys (pseudonyms).
-
     Raises:
         DataError: no table, no match, or conflicting rows.
         LeakageError: a patient in two splits.
     """
-    table, key = read_keyed(path)
-    matches = _match(table, key, manifest, pseudonymiser)
-    if not any(matches.values()):
-        raise DataError(
-            f"{path.name}: none of {len(matches):,} {key} values matches the {len(manifest):,} volumes, "
-            "so nobody would be held out; were they scanned with another --key-file, or is another column the key?"
-        )
-    splits, _ = _splits(table, key, matches, manifest, path)
+    table = read_keyed(path)
+    key, matches = _join(table, manifest, pseudonymiser, path)
+    splits, _ = _splits(table, key, matches, manifest, pseudonymiser, path)
     patients = manifest["patient_key"].to_numpy()
-    return {str(patients[position]) for position, split in splits.items() if split != "train"}
+    held = {str(patients[position]) for position, split in splits.items() if split != "train"}
+    return Holdout(held, key, _unmatched(matches))
+
+
+def unmatched_frame(key: str, unmatched_keys: Sequence[str], unlabelled: pd.DataFrame) -> pd.DataFrame:
+    """What has no counterpart, one row each: raw keys without a volume, volumes without a label by their first file.
+
+    Raw keys and paths: for `private/` only.
+    """
+    files = [source[0] for source in unlabelled["source"]]
+    return pd.DataFrame(
+        {
+            "without": ["volume"] * len(unmatched_keys) + ["label"] * len(files),
+            "by": [key] * len(unmatched_keys) + ["path"] * len(files),
+            "value": [*unmatched_keys, *files],
+        }
+    )
 
 
 def split_by_patient(patient_key: str) -> str:
@@ -297,14 +341,28 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def _key_column(table: pd.DataFrame, path: Path) -> str:
-    for key in KEYS:
-        if key in table.columns:
-            return key
+def _keys_of(table: pd.DataFrame) -> list[str]:
+    return [key for key in KEYS if key in table.columns]
+
+
+def _join(
+    table: pd.DataFrame, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser, path: Path
+) -> tuple[str, dict[str, list[int]]]:
+    """The most specific key column of which any value matches a volume, and where each of its values matches."""
+    tried = []
+    for key in _keys_of(table):
+        matches = _match(table, key, manifest, pseudonymiser)
+        if any(matches.values()):
+            return key, matches
+        tried.append(f"{len(matches):,} {key} values")
     raise DataError(
-        f"label table {path.name}: no key among its {len(table.columns)} columns; "
-        f"name one of them {', '.join(KEYS[:-1])} or {KEYS[-1]}"
+        f"{path.name}: none of {' or '.join(tried)} matches the {len(manifest):,} volumes; "
+        "were they scanned with another --key-file, or is another column the key?"
     )
+
+
+def _unmatched(matches: dict[str, list[int]]) -> tuple[str, ...]:
+    return tuple(value for value, found in matches.items() if not found)
 
 
 def _label_column(table: pd.DataFrame, path: Path, label: str | None) -> str:
@@ -382,7 +440,12 @@ def _one_value_each(
 
 
 def _splits(
-    table: pd.DataFrame, key: str, matches: dict[str, list[int]], manifest: pd.DataFrame, path: Path
+    table: pd.DataFrame,
+    key: str,
+    matches: dict[str, list[int]],
+    manifest: pd.DataFrame,
+    pseudonymiser: Pseudonymiser,
+    path: Path,
 ) -> tuple[dict[int, str], Literal["table", "patient hash"]]:
     """The split of each manifest position that the table mentions and gives one, and where it comes from."""
     patients = manifest["patient_key"].to_numpy()
@@ -400,6 +463,11 @@ def _splits(
     of_patient: dict[str, set[str]] = defaultdict(set)
     for position, split in splits.items():
         of_patient[str(patients[position])].add(split)
+    if key != "patient_id" and "patient_id" in table.columns:
+        # The table may know of a patient under two identifiers what the files do not.
+        for raw, split in zip(given["patient_id"], given["split"], strict=True):
+            if raw:
+                of_patient[pseudonymiser.pseudonym("patient", raw)].add(split)
     torn = sorted(patient for patient, its in of_patient.items() if len(its) > 1)
     if torn:
         raise LeakageError(

@@ -7,6 +7,7 @@ import os
 import pickle
 import stat
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 
 import numpy as np
@@ -169,7 +170,7 @@ def test_pixel_hash_takes_negative_zero_for_zero_and_does_not_change():
 # Leakage
 
 
-SEEN = Seen("key-1", frozenset({"a", "b"}), frozenset({"p", "q"}))
+SEEN = Seen("key-1", frozenset({"a", "b"}), frozenset({"p", "q"}), 0)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +192,15 @@ def test_verdicts(fingerprint, patients, pixels, verdict):
     assert (found.status, found.n_patients, found.n_images) == verdict
 
 
+@pytest.mark.parametrize(("in_test", "in_training"), [(1, 0), (0, 3), (2, 1)])
+def test_unknown_patients_are_never_clean(in_test, in_training):
+    seen = replace(SEEN, n_unknown=in_training)
+    found = check_leakage(seen, "key-1", ["c"], ["r"], n_unknown=in_test)
+    assert found.status == "patients not checkable"
+    assert "nothing names the patient of" in found.sentence
+    assert check_leakage(seen, "key-1", ["a"], ["r"], n_unknown=in_test).status == "leak"
+
+
 def test_sentences_say_what_was_found():
     def sentence(fingerprint, patients, pixels):
         return check_leakage(SEEN, fingerprint, patients, pixels).sentence
@@ -204,13 +214,13 @@ def test_sentences_say_what_was_found():
 
 def test_seen_survives_json_and_is_sorted():
     data = json.loads(json.dumps(SEEN.to_dict()))
-    assert data == {"fingerprint": "key-1", "patients": ["a", "b"], "pixels": ["p", "q"]}
+    assert data == {"fingerprint": "key-1", "patients": ["a", "b"], "pixels": ["p", "q"], "n_unknown": 0}
     assert Seen.from_dict(data) == SEEN
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"patients": "ab"}, {"pixels": [1]}, {"fingerprint": None}, {"extra": 1}, {"patients": None}],
+    [{"patients": "ab"}, {"n_unknown": "1"}, {"pixels": [1]}, {"fingerprint": None}, {"extra": 1}, {"patients": None}],
 )
 def test_a_damaged_record_is_an_error(change):
     with pytest.raises(BundleError, match="what the encoder saw"):

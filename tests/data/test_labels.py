@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medclr.data.identity import Pseudonymiser
-from medclr.data.labels import held_out, nested_draws, read_labels, split_by_patient
+from medclr.data.labels import held_out, name_patients, nested_draws, read_labels, split_by_patient
 from medclr.errors import DataError, LeakageError, MedclrError, UsageError
 
 NAMES = Pseudonymiser(b"k" * 32)
@@ -34,6 +34,7 @@ def manifest():
                 "patient_key": NAMES.pseudonym("patient", patient),
                 "study_key": NAMES.pseudonym("study", study),
                 "series_key": NAMES.pseudonym("series", series),
+                "patient_known": patient != "007",
                 "source": files,
                 "modality": "CT",
             }
@@ -327,9 +328,46 @@ def test_rows_that_disagree(table, manifest, lines, message):
 def test_a_patient_in_two_splits(table, manifest):
     path = table("series_uid,label,split", "1.1,1,train", "1.3,1,test", "1.4,0,test", "1.5,0,train")
     for read in (read_labels, held_out):
-        with pytest.raises(LeakageError, match="1 of 3 patients are in more than one split") as error:
+        with pytest.raises(LeakageError, match=r"1 of \d patients are in more than one split") as error:
             read(path, manifest, NAMES)
         assert NAMES.pseudonym("patient", "A") in str(error.value)
+
+
+def test_another_key_serves_where_the_most_specific_matches_nothing(table, manifest):
+    path = table("path,series_uid,label", "/abs/1.dcm,1.1,1", "/abs/2.dcm,1.4,0", "/abs/3.dcm,nowhere,0")
+    found = read_labels(path, manifest, NAMES)
+    assert (found.key, _values(found), found.unmatched_keys) == ("series_uid", {"v0": 1, "v3": 0}, ("nowhere",))
+
+
+# Patients
+
+
+def test_the_table_names_patients_that_the_files_do_not(table, manifest):
+    manifest["patient_known"] = manifest["patient_key"] == NAMES.pseudonym("patient", "A")
+    path = table("series_uid,patient_id,label", "1.1,other,1", "1.4,X,0", "1.5,X,1", "1.6,,0")
+    found = name_patients(path, manifest, NAMES)
+    a, c, x = (NAMES.pseudonym("patient", name) for name in ("A", "007", "X"))
+    assert found["patient_key"].tolist() == [a, a, a, x, x, c]
+    assert found["patient_known"].tolist() == [True] * 5 + [False]
+    assert manifest["patient_key"].nunique() == 4, "the caller's manifest stays as it was"
+    split = read_labels(path, found, NAMES).rows["split"]
+    assert split.iloc[1] == split.iloc[2] == split_by_patient(x)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_patient_whom_only_the_table_knows_may_not_be_in_two_splits(table, manifest, known):
+    manifest["patient_known"] = known
+    path = table("series_uid,patient_id,label,split", "1.4,X,0,train", "1.5,X,1,test")
+    manifest = name_patients(path, manifest, NAMES)
+    for read in (read_labels, held_out):
+        with pytest.raises(LeakageError, match=r"1 of \d patients are in more than one split"):
+            read(path, manifest, NAMES)
+
+
+def test_two_patients_for_one_volume_conflict(table, manifest):
+    manifest["patient_known"] = False
+    with pytest.raises(DataError, match="two values of 'patient_id'"):
+        name_patients(table("series_uid,patient_id,label", "1.4,X,0", "1.4,Y,0"), manifest, NAMES)
 
 
 # Splits
@@ -341,7 +379,7 @@ def test_the_tables_own_split(table, manifest):
     assert list(found.rows["split"]) == ["train", "test", "val"]
     assert found.split_source == "table"
     assert [found.of(split).tolist() for split in ("train", "val", "test")] == [[0], [2], [1]]
-    assert held_out(path, manifest, NAMES) == {NAMES.pseudonym("patient", patient) for patient in "BC"}
+    assert held_out(path, manifest, NAMES).patients == {NAMES.pseudonym("patient", patient) for patient in "BC"}
 
 
 def test_other_splits_and_missing_ones(table, manifest):
@@ -352,7 +390,7 @@ def test_other_splits_and_missing_ones(table, manifest):
     path = table("series_uid,label,split", "1.1,1,train", "1.4,0,")
     with pytest.raises(DataError, match="1 of 2 labelled volumes have a blank split"):
         read_labels(path, manifest, NAMES)
-    assert held_out(path, manifest, NAMES) == set()
+    assert held_out(path, manifest, NAMES).patients == set()
 
 
 @pytest.mark.parametrize("header", ["patient_id,label", "patient_id,label,split"])
@@ -363,15 +401,15 @@ def test_without_splits_patients_are_hashed(table, manifest, header):
     assert found.split_source == "patient hash"
     assert list(found.rows["split"]) == [split_by_patient(key) for key in found.rows["patient_key"]]
     everyone = {NAMES.pseudonym("patient", patient) for patient in ("A", "B", "C", "007")}
-    assert held_out(path, manifest, NAMES) == {key for key in everyone if split_by_patient(key) != "train"}
+    assert held_out(path, manifest, NAMES).patients == {key for key in everyone if split_by_patient(key) != "train"}
 
 
 def test_held_out_needs_no_label_and_leaves_the_others(table, manifest):
-    assert held_out(table("patient_id,split", "A,test", "B,train"), manifest, NAMES) == {
+    assert held_out(table("patient_id,split", "A,test", "B,train"), manifest, NAMES).patients == {
         NAMES.pseudonym("patient", "A")
     }
     path = table("series_uid,x,y,split", "1.2,,,val", "nowhere,,,test")
-    assert held_out(path, manifest, NAMES) == {NAMES.pseudonym("patient", "A")}
+    assert held_out(path, manifest, NAMES).patients == {NAMES.pseudonym("patient", "A")}
 
 
 def test_the_hash_split_is_stable_and_of_the_promised_sizes():
