@@ -21,11 +21,14 @@ def _need(text: str) -> Any:
     return field(metadata={"help": text})
 
 
-def _at_least(config: object, **bounds: float) -> None:
+def _check_ranges(config: object, **bounds: float) -> None:
     for name, bound in bounds.items():
         value = getattr(config, name)
         if value is not None and not value >= bound:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {bound}")
+    seed = getattr(config, "seed", 0)
+    if not seed < 2**32:
+        raise UsageError(f"--seed {seed}: must be below 2^32")
 
 
 def paths_of(config: Any) -> dict[str, Path | None]:
@@ -47,7 +50,7 @@ class ScanConfig:
     max_skipped: float = _say(1.0, "share of files that may be skipped for a fault before the exit code is 3")
 
     def __post_init__(self) -> None:
-        _at_least(self, workers=0, max_skipped=0)
+        _check_ranges(self, workers=0, max_skipped=0)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class PretrainConfig(PrepareConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(
+        _check_ranges(
             self, width=4, epochs=1, batch_size=2, temperature=0.001, lr=0, weight_decay=0, warmup_epochs=0, seed=0
         )
 
@@ -110,7 +113,7 @@ class LabelsConfig:
     seed: int = _say(0, "seed of the weights, the draws and the resamples")
 
     def __post_init__(self) -> None:
-        _at_least(self, epochs=1, batch_size=2, lr=0, min_steps=1, max_steps=1, resamples=100, workers=0, seed=0)
+        _check_ranges(self, epochs=1, batch_size=2, lr=0, min_steps=1, max_steps=1, resamples=100, workers=0, seed=0)
         if self.min_steps > self.max_steps:
             raise UsageError(f"--min-steps {self.min_steps}: must not be above --max-steps {self.max_steps}")
 
@@ -138,7 +141,7 @@ class EfficiencyConfig(LabelsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, draws=1)
+        _check_ranges(self, draws=1)
         if not self.fractions or not all(0 < f <= 1 for f in self.fractions):
             raise UsageError(f"--fractions {self.fractions}: each must be above 0 and at most 1")
         if not self.arms:
@@ -154,7 +157,7 @@ class DemoConfig:
     seed: int = _say(0, "seed of the phantoms and of every step")
 
     def __post_init__(self) -> None:
-        _at_least(self, patients=20, seed=0)
+        _check_ranges(self, patients=20, seed=0)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 REASONS = {
     "NOT_DICOM": "a file named or shaped like DICOM that pydicom cannot parse",
     "NOT_AN_IMAGE": "a file, or a DICOM object, that holds no image (text, report, structure set)",
+    "OTHER_KIND": "a volume of another modality or other dimensions than the spec is for",
     "UNSUPPORTED": "an image of a kind that medclr does not read yet",
     "NO_GEOMETRY": "no position, orientation or spacing to build a volume from",
     "NONUNIFORM": "slices missing, unevenly spaced, or of different shape or orientation",

@@ -111,6 +111,10 @@ def test_no_command_shows_the_commands_and_fails(capsys: pytest.CaptureFixture[s
             "medclr pretrain: --batch-size 1: must be at least 2; see medclr pretrain --help",
         ),
         (
+            ["demo", "--seed", "4294967296"],
+            "medclr demo: --seed 4294967296: must be below 2^32; see medclr demo --help",
+        ),
+        (
             ["efficiency", "--labels", "l", "--fractions", "0.1", "q"],
             "medclr efficiency: --fractions: 'q' is not a number; see medclr efficiency --help",
         ),

@@ -1,7 +1,7 @@
 """`medclr demo`: the whole way, from DICOM files to the report, on phantoms that it makes itself."""
 
 import time
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from medclr.commands.pretrain import pretrain
 from medclr.config import DemoConfig, EfficiencyConfig, FinetuneConfig, PretrainConfig
 from medclr.data.phantoms import write_phantoms
 from medclr.reporting.console import say
-from medclr.reporting.run import Run
+from medclr.reporting.run import Run, next_command
 
 # Small enough for two cores and five minutes: a third of it pre-training, the rest 30 trained networks.
 PATCH_SPEC = "phantom"
@@ -77,12 +77,5 @@ def demo(config: DemoConfig) -> Path:
 
 def _print(command: str, config: Any) -> None:
     """The command as a user would type it."""
-    words = ["$ medclr", command]
-    for field in fields(config):
-        value = getattr(config, field.name)
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        if value != default:
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
     say()
-    say(" ".join(words))
+    say(f"$ {next_command(command, config, [field.name for field in fields(config)])}")

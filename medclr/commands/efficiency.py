@@ -1,16 +1,14 @@
 """`medclr efficiency`: the label-efficiency curve, its intervals and its report."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from medclr.commands.finetune import Labelled, gather
-from medclr.commands.pretrain import manifest_hash
+from medclr.commands.finetune import Labelled, find_encoder, gather
+from medclr.commands.prepare import check_stock
 from medclr.config import EfficiencyConfig
 from medclr.data.phantoms import SCANNERS
 from medclr.errors import DataError
@@ -33,7 +31,7 @@ def efficiency(config: EfficiencyConfig) -> Curve:
     """
     run = Run.open("efficiency", config, config.out)
     say(f"run folder: {run.folder}")
-    data = gather(config, run)
+    data = gather(config, run, find_encoder(config, run))
     table, rows = data.table, data.table.rows
     train, test = table.of("train"), table.of("test")
     y, patients = rows["y"].to_numpy(), rows["patient_key"].to_numpy()
@@ -43,7 +41,6 @@ def efficiency(config: EfficiencyConfig) -> Curve:
                 f"{config.labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and not both "
                 f"classes of {table.column!r} ({' and '.join(table.classes)}); a curve needs both"
             )
-    run.pin({"encoder": _digest(data.encoder.network), "volumes": manifest_hash(rows)})
     cells = len(config.arms) * len(set(config.fractions)) * config.draws
     say(f"{len(config.arms)} arms x {len(set(config.fractions))} fractions x {config.draws} draws = {cells} cells")
     done = _done(run)
@@ -100,7 +97,9 @@ def _arms(config: EfficiencyConfig, data: Labelled) -> Mapping[str, Arm]:
     arms: dict[str, Arm] = {}
     for name in config.arms:
         if name == "pca":
-            components = fit_pca(pixel_rows(_unlabelled(data), data.store, data.spec))
+            unlabelled = _unlabelled(data)
+            check_stock(unlabelled, data.spec, data.store, config.data)
+            components = fit_pca(pixel_rows(unlabelled, data.store, data.spec))
             pixels = (pixel_rows(part, data.store, data.spec) for part in (train_rows, test_rows))
             arms[name] = on_features(*map(components, pixels))
         elif name == "simclr-linear":
@@ -119,14 +118,6 @@ def _unlabelled(data: Labelled) -> Any:
     if len(free) <= MOST_PCA_ROWS:
         return free
     return free.iloc[np.sort(np.random.default_rng(0).choice(len(free), MOST_PCA_ROWS, replace=False))]
-
-
-def _digest(network: nn.Module) -> str:
-    """The weights of a network, 16 hex digits: finished cells count only for the encoder that they came from."""
-    digest = hashlib.blake2b(digest_size=8)
-    for tensor in network.state_dict().values():
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _done(run: Run) -> dict[str, Cell]:

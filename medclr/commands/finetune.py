@@ -1,6 +1,7 @@
 """`medclr finetune`: from a handful of labels to a classifier, and how good it is on patients it never saw."""
 
 import copy
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,19 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from medclr.commands.prepare import stock, stocked
+from medclr.commands.prepare import check_stock, stock, stocked
 from medclr.config import FinetuneConfig, LabelsConfig, PrepareConfig
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
 from medclr.data.labels import LabelTable, check_labels, name_patients, read_labels, unmatched_frame
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
-from medclr.errors import DataError, LeakageError, UsageError
+from medclr.errors import BundleError, DataError, LeakageError, UsageError
 from medclr.metrics import auroc, bootstrap_auroc, interval
-from medclr.models.bundle import check_dims
+from medclr.models.bundle import check_dims, fingerprint
 from medclr.models.classifier import Classifier, save_classifier
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.reporting.console import counted, say
-from medclr.reporting.run import Run, read_paths
+from medclr.reporting.run import Run, next_command, read_paths
 from medclr.training.classify import fit_full, fit_linear
 from medclr.training.encode import Encoder, embed_rows, load_encoder, training_device
 from medclr.transforms.presets import Views, build_views
@@ -73,10 +74,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """
     run = Run.open("finetune", config, config.out)
     say(f"run folder: {run.folder}")
+    source = find_encoder(config, run)
     if run.complete:
         say(f"{run.folder} is complete already; use another --out to train again")
         return run.outcome
-    data = gather(config, run)
+    data = gather(config, run, source)
     rows, train = data.table.rows, data.table.of("train")
     y, patients = rows["y"].to_numpy(), rows["patient_key"].to_numpy()
     if len(set(y[train])) < 2:
@@ -86,7 +88,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         )
     positive = f"{data.table.column} = {data.table.classes[1]}"
     say(f"training on {counted(len(train), 'volume')}, {int(y[train].sum()):,} with {positive}")
-    classifier, how = _classifier(config, data, train)
+    classifier, how = _classifier(config, run, data, train)
     logits = embed_rows(classifier, rows, data.store, data.spec).astype(np.float64)
     metrics = {
         "label": data.table.column,
@@ -114,17 +116,24 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     return metrics
 
 
-def gather(config: LabelsConfig, run: Run) -> Labelled:
-    """Find encoder, manifest and store, join the labels, and refuse a test set that pre-training saw."""
+def find_encoder(config: LabelsConfig, run: Run) -> Path:
+    """Where the encoder is; refuses a run that was begun with another one, or with other labels."""
     check_labels(config.labels, config.label)  # now, not after hours of preparing volumes
     source = config.encoder or Run.newest("pretrain")
     if source is None:
         raise UsageError(
             "no complete pretrain run under runs/; run `medclr pretrain --data DIR`, or name one with --encoder"
         )
-    encoder = load_encoder(source)
     if config.encoder is None:
         say(f"encoder: {source}, the newest complete pretrain run")
+    labels = hashlib.blake2b(config.labels.read_bytes(), digest_size=8).hexdigest()
+    run.pin({"labels": labels, "encoder": fingerprint(source)})
+    return source
+
+
+def gather(config: LabelsConfig, run: Run, source: Path) -> Labelled:
+    """Load the encoder, find manifest and store, join the labels, and refuse a test set that pre-training saw."""
+    encoder = load_encoder(source)
     paths = read_paths(source)
     names = load_key(config.key_file or paths.get("key_file"))
     spec, store, manifest = _volumes(config, run, encoder, source, paths)
@@ -140,6 +149,7 @@ def gather(config: LabelsConfig, run: Run) -> Labelled:
     if table.split_source == "patient hash":
         say("no split column: patients are split 70/10/20 into train, val and test by the hash of their pseudonym")
     verdict = _leakage(config, table, encoder, names)
+    check_stock(table.rows, spec, store, config.data or paths.get("data"))
     return Labelled(table, manifest, store, spec, encoder, verdict)
 
 
@@ -187,6 +197,11 @@ def _volumes(
             f"--encoder {source}: a bundle without its pretrain run's private/ and spec.yaml; give --data too"
         )
     check_dims(encoder.bundle, kept[1].spatial_dims)
+    if kept[1] != encoder.spec:
+        raise BundleError(
+            f"--encoder {source}: its spec.yaml is not the spec that the encoder was trained with; restore it, or give "
+            "--data to prepare the volumes anew"
+        )
     return kept[1], Store(config.store or paths.get("store") or source.parent / "store"), kept[0]
 
 
@@ -204,13 +219,18 @@ def _leakage(config: LabelsConfig, table: LabelTable, encoder: Encoder, names: P
     return verdict
 
 
-def _classifier(config: FinetuneConfig, data: Labelled, train: NDArray[np.intp]) -> tuple[Classifier, dict[str, Any]]:
+def _classifier(
+    config: FinetuneConfig, run: Run, data: Labelled, train: NDArray[np.intp]
+) -> tuple[Classifier, dict[str, Any]]:
     rows = data.table.rows.iloc[train].reset_index(drop=True)
     network = data.network(config.init, config.seed)
     width = data.architecture.feature_dim
     if config.method == "full":
+        checkpoint = run.folder / "checkpoints" / "last.ckpt"
         report = lambda step, loss: say(f"step {step}: loss {loss:.3f}")  # noqa: E731
-        full = fit_full(network, width, rows, data.store, data.spec, data.views, config, config.seed, report)
+        full = fit_full(
+            network, width, rows, data.store, data.spec, data.views, config, config.seed, report, checkpoint
+        )
         return full, {"n_train": len(rows)}
     features = embed_rows(network.to(training_device(config.device)), rows, data.store, data.spec)
     head = fit_linear(features, rows["y"].to_numpy(), rows["patient_key"].to_numpy(), config.seed)
@@ -237,5 +257,5 @@ def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:
         say("no test split: nothing is known of how good this classifier is; add a split column with test rows")
     say(metrics["leakage"])
     say(f"wrote {run.folder}: metrics.json, predictions.csv, classifier/")
-    encoder = f" --encoder {config.encoder}" if config.encoder else ""
-    say(f"next: medclr efficiency --labels {config.labels}{encoder}")
+    carried = ("labels", "encoder", "data", "store", "key_file", "label", "transductive", "device")
+    say(f"next: {next_command('efficiency', config, carried)}")

@@ -5,17 +5,17 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from medclr.commands.scan import check_skipped, refuse_faults, summarise, survey
+from medclr.commands.scan import READING, check_skipped, refuse_faults, summarise, survey
 from medclr.config import PrepareConfig
-from medclr.data.candidate import Skipped
-from medclr.data.manifest import skipped_frame, spatial_dims
+from medclr.data.candidate import Skipped, settled
+from medclr.data.manifest import candidate_of, skipped_frame, spatial_dims
 from medclr.data.prepare import prepare as fill_store
 from medclr.data.prepare import processes
 from medclr.data.spec import DataSpec, choose_spec, load_spec, parse_spec
 from medclr.data.store import Store
 from medclr.errors import DataError
 from medclr.reporting.console import counted, progress, say
-from medclr.reporting.run import Run, writing
+from medclr.reporting.run import Run, next_command, writing
 
 
 def prepare(config: PrepareConfig) -> pd.DataFrame:
@@ -30,7 +30,7 @@ def prepare(config: PrepareConfig) -> pd.DataFrame:
     run.finish({"volumes": len(manifest), "skipped_files": len(skipped), "store": spec.digest()})
     say(f"wrote {run.folder}: scan.json, spec.yaml; private/ has manifest.parquet, skipped.csv and keys.csv")
     say(f"store {store.root} has {counted(len(manifest), 'volume')}")
-    say(f"next: medclr pretrain --data {config.data}")
+    say(f"next: {next_command('pretrain', config, (*READING, 'store', 'spec'))}")
     check_skipped(config, manifest, skipped)
     return manifest
 
@@ -63,13 +63,20 @@ def stock(
     if spec.patch is None or (spec.sizing == "spacing" and spec.spacing_mm is None):
         spec = spec.filled(chosen)
     run.write_text("spec.yaml", yaml.safe_dump(spec.to_dict(), sort_keys=False))
-    others = len(manifest) - len(chosen)
-    rest = f"; {counted(others, 'volume')} of other kinds left out" if others else ""
+    others = manifest[~spec.accepts(manifest)]
+    rest = f"; {counted(len(others), 'volume')} of other kinds left out" if len(others) else ""
     say(f"spec {spec.name}: {_described(spec)}{rest}")
     workers = processes(config.workers, len(chosen))
-    with writing(store.root), progress("preparing volumes") as show, workers as pool:
+    with writing(store.root, "--store"), progress("preparing volumes") as show, workers as pool:
         prepared, unreadable = fill_store(chosen, config.data, spec, store, pool, show)
-    skipped += unreadable
+    left_out = [
+        Skipped(
+            item, "OTHER_KIND", f"{candidate.modality or 'unknown modality'} {len(candidate.shape)}D", candidate.member
+        )
+        for candidate in map(candidate_of, others.itertuples(index=False))
+        for item in candidate.paths
+    ]
+    skipped = settled([*skipped, *left_out, *unreadable], {item for source in prepared["source"] for item in source})
     run.write_frame("private/skipped.csv", skipped_frame(skipped))
     refuse_faults(config, run, unreadable)
     if prepared.empty:
@@ -82,6 +89,28 @@ def stock(
     run.write_json("scan.json", summarise(prepared, skipped))
     run.write_frame("private/manifest.parquet", prepared)
     return prepared, skipped, spec, store
+
+
+def check_stock(rows: pd.DataFrame, spec: DataSpec, store: Store, data: Path | None) -> None:
+    """Make sure that the store holds these volumes whole; those that it does not are prepared again from `data`.
+
+    Raises:
+        DataError: some are missing or damaged, and `data` does not hold what they were made of.
+    """
+    bad = rows[[store.facts(key) is None for key in rows["store_key"]]]
+    if bad.empty:
+        return
+    say(f"store {store.root}: {counted(len(bad), 'volume')} missing or damaged")
+    if data is not None and data.is_dir():
+        with writing(store.root, "--store"):
+            again, _ = fill_store(bad, data, spec, store)
+        if set(again["store_key"]) == set(bad["store_key"]):
+            say(f"prepared again: {counted(len(again), 'volume')}")
+            return
+    raise DataError(
+        f"store {store.root}: {len(bad):,} of {counted(len(rows), 'volume')} missing or damaged, and the scans that "
+        "they were made of are gone or changed; run `medclr prepare` on the data again"
+    )
 
 
 def stocked(folder: Path) -> tuple[pd.DataFrame, DataSpec] | None:

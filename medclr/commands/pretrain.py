@@ -1,7 +1,9 @@
 """`medclr pretrain`: from a folder of unlabelled scans to an encoder bundle."""
 
+import hashlib
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medclr import __version__
-from medclr.commands.prepare import stock, stocked
+from medclr.commands.prepare import check_stock, stock, stocked
 from medclr.commands.scan import check_skipped
 from medclr.config import PretrainConfig, paths_of
 from medclr.data.candidate import Skipped
@@ -24,11 +26,12 @@ from medclr.data.labels import (
     unmatched_frame,
 )
 from medclr.data.loader import Blocks
+from medclr.data.manifest import read_skipped
 from medclr.data.store import Store
 from medclr.errors import DataError, MedclrError
 from medclr.models.bundle import save_bundle
 from medclr.reporting.console import counted, progress, say
-from medclr.reporting.run import Run
+from medclr.reporting.run import Run, next_command
 from medclr.training.encode import Encoder, load_encoder
 from medclr.training.health import health_check
 from medclr.training.trainer import checkpoint_path, pretrain_encoder
@@ -55,9 +58,9 @@ def pretrain(config: PretrainConfig) -> Encoder:
     skipped: list[Skipped] = []
     if kept:
         manifest, spec = kept
-        table = pd.read_csv(run.private / "skipped.csv", dtype=str, keep_default_na=False)
-        skipped = [Skipped(*row) for row in table.itertuples(index=False)]
+        skipped = read_skipped(run.private / "skipped.csv")
         store = Store(config.store or run.folder.parent / "store")
+        check_stock(manifest, spec, store, config.data)
     else:
         manifest, skipped, spec, store = stock(config, run)
     names = load_key(config.key_file)
@@ -72,7 +75,7 @@ def pretrain(config: PretrainConfig) -> Encoder:
     if config.batch_size > len(rows):
         say(f"--batch-size {config.batch_size} is more than the {len(rows):,} volumes: a batch is all of them")
 
-    run.pin({"volumes": manifest_hash(rows)})
+    run.pin({"volumes": manifest_hash(rows), "files": _sizes(manifest, config.data)})
     measures = _Measures(run)
     views = build_views(spec.preset, spec.spatial_dims, spec.laterality)
     say(
@@ -119,6 +122,15 @@ def pretrain(config: PretrainConfig) -> Encoder:
 def manifest_hash(rows: pd.DataFrame) -> str:
     """What a table of volumes holds, whatever its order: 16 hex digits."""
     return Pseudonymiser(b"manifest").pseudonym("volumes", "\n".join(sorted(rows["volume_id"] + rows["pixel_hash"])))
+
+
+def _sizes(manifest: pd.DataFrame, root: Path) -> str:
+    """The files behind the volumes, by name and size, 16 hex digits: what a resumed run can look at in no time."""
+    digest = hashlib.blake2b(digest_size=8)
+    for item in sorted({item for source in manifest["source"] for item in source}):
+        path = root / item
+        digest.update(f"{item}\0{path.stat().st_size if path.is_file() else 'gone'}\0".encode())
+    return digest.hexdigest()
 
 
 class _Measures:
@@ -192,4 +204,4 @@ def _tell(config: PretrainConfig, run: Run, last: dict[str, float]) -> None:
         say(f"warning: RankMe {last['rankme']:.2f}: the embedding has collapsed to one direction; try a lower --lr")
     say(f"wrote {run.folder}: encoder/, metrics.csv, tensorboard/, scan.json, spec.yaml")
     labels = config.holdout or "LABELS.csv"
-    say(f"next: medclr finetune --labels {labels} --encoder {run.folder}")
+    say(f"next: {next_command('finetune', config, ('label',), labels=labels, encoder=run.folder)}")

@@ -12,9 +12,10 @@ from medclr.data.identity import load_key
 from medclr.data.manifest import build_manifest, skipped_frame, spatial_dims
 from medclr.errors import REASONS, DataError, TooManySkipped
 from medclr.reporting.console import counted, progress, say
-from medclr.reporting.run import Run
+from medclr.reporting.run import Run, next_command
 
-_NO_FAULT = {"NOT_AN_IMAGE"}  # archives hold texts and reports; to skip those is no loss
+READING = ("data", "key_file", "burned_in", "tilt", "workers")  # flags that say how scans are read
+_NO_FAULT = {"NOT_AN_IMAGE", "OTHER_KIND"}  # archives hold reports, and volumes that nobody asked for
 
 
 def scan(config: ScanConfig) -> pd.DataFrame:
@@ -30,7 +31,7 @@ def scan(config: ScanConfig) -> pd.DataFrame:
     run.write_json("scan.json", summary)
     run.finish({"volumes": len(manifest), "skipped_files": len(skipped)})
     say(f"wrote {run.folder}: scan.json; private/ has manifest.parquet, skipped.csv and keys.csv")
-    say(f"next: medclr pretrain --data {config.data}")
+    say(f"next: {next_command('pretrain', config, READING)}")
     check_skipped(config, manifest, skipped)
     return manifest
 
@@ -43,7 +44,7 @@ def survey(config: ScanConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]]:
     run.write_frame("private/skipped.csv", skipped_frame(skipped))
     refuse_faults(config, run, skipped)
     if not candidates:
-        why = ", ".join(f"{reason} {n:,}" for reason, n in _reasons(skipped))
+        why = ", ".join(f"{reason} {n:,}" for reason, n, _ in _reasons(skipped))
         found = f"{counted(len(skipped), 'file')} skipped ({why})" if skipped else "the folder is empty"
         raise DataError(
             f"--data {config.data}: no volume in it; {found}. Point --data at DICOM, NIfTI or MedMNIST files"
@@ -68,19 +69,22 @@ def refuse_faults(config: ScanConfig, run: Run, skipped: list[Skipped]) -> None:
 
 def check_skipped(config: ScanConfig, manifest: pd.DataFrame, skipped: list[Skipped]) -> None:
     """Raise TooManySkipped where more files were skipped for a fault than --max-skipped allows."""
-    faults, files = len(_faults(skipped)), _files(manifest) + len(skipped)
-    if faults > config.max_skipped * files:
+    faults = len(_faults(skipped))
+    # An archive of images is one file of many volumes, a series is many files of one.
+    most = max(_files(manifest) + len(_whole(skipped)), len(manifest) + len(skipped))
+    if faults > config.max_skipped * most:
         raise TooManySkipped(
-            f"{faults:,} of {counted(files, 'file')} skipped for a fault ({faults / files:.1%}), "
+            f"{faults:,} of {most:,} files or volumes skipped for a fault ({faults / most:.1%}), "
             f"more than --max-skipped {config.max_skipped:g}; private/skipped.csv says why for each"
         )
 
 
 def summarise(manifest: pd.DataFrame, skipped: list[Skipped]) -> dict[str, Any]:
-    """Counts that may be shared: every file is either used or skipped."""
+    """Counts that may be shared: every file is either used or skipped; of one that is used, parts may be skipped."""
+    n_used, n_skipped = _files(manifest), len(_whole(skipped))
     columns = ("modality", "manufacturer", "model", "kernel", "orientation", "site")
     return {
-        "files": {"all": _files(manifest) + len(skipped), "used": _files(manifest), "skipped": len(skipped)},
+        "files": {"all": n_used + n_skipped, "used": n_used, "skipped": n_skipped},
         "volumes": len(manifest),
         "patients": int(manifest["patient_key"].nunique()),
         "patients_known": bool(manifest["patient_known"].all()),
@@ -88,20 +92,24 @@ def summarise(manifest: pd.DataFrame, skipped: list[Skipped]) -> dict[str, Any]:
         "shape": _counts(manifest["shape"].map(lambda shape: " x ".join(map(str, shape)))),
         "spacing_mm": _counts(manifest["spacing_mm"].map(lambda steps: " x ".join(f"{s:.2f}" for s in steps))),
         **{name: _counts(manifest[name]) for name in columns},
-        "skipped": {reason: {"files": n, "meaning": REASONS[reason]} for reason, n in _reasons(skipped)},
+        "skipped": {
+            reason: {"files": files, "parts_of_used_files": parts, "meaning": REASONS[reason]}
+            for reason, files, parts in _reasons(skipped)
+        },
     }
 
 
 def _tell(manifest: pd.DataFrame, skipped: list[Skipped]) -> None:
     known = "" if manifest["patient_known"].all() else " (not all files name their patient)"
-    files = _files(manifest)
+    used, unused = _files(manifest), len(_whole(skipped))
     say(f"{counted(len(manifest), 'volume')} of {counted(manifest['patient_key'].nunique(), 'patient')}{known}")
     kinds = manifest.groupby([manifest["modality"], spatial_dims(manifest), manifest["manufacturer"]], sort=True)
     for (modality, dims, manufacturer), group in sorted(kinds, key=lambda kind: -len(kind[1])):
         say(f"  {len(group):>8,}  {modality or 'unknown modality'} {dims}D  {manufacturer or 'unknown manufacturer'}")
-    say(f"{counted(files + len(skipped), 'file')}: {files:,} used, {len(skipped):,} skipped")
-    for reason, n in _reasons(skipped):
-        say(f"  {n:>8,}  {reason}: {REASONS[reason]}")
+    say(f"{counted(used + unused, 'file')}: {used:,} used, {unused:,} skipped")
+    for reason, files, parts in _reasons(skipped):
+        also = f" (and {counted(parts, 'volume')} of used files)" if parts else ""
+        say(f"  {files:>8,}  {reason}: {REASONS[reason]}{also}")
 
 
 def _files(manifest: pd.DataFrame) -> int:
@@ -113,8 +121,15 @@ def _faults(skipped: list[Skipped]) -> list[Skipped]:
     return [item for item in skipped if item.reason not in _NO_FAULT]
 
 
-def _reasons(skipped: list[Skipped]) -> list[tuple[str, int]]:
-    return Counter(item.reason for item in skipped).most_common()
+def _whole(skipped: list[Skipped]) -> list[Skipped]:
+    """Files of which nothing is used."""
+    return [item for item in skipped if item.part is None]
+
+
+def _reasons(skipped: list[Skipped]) -> list[tuple[str, int, int]]:
+    """Each reason with the files, and the parts of used files, that it stands for; the commonest first."""
+    rows, files = Counter(item.reason for item in skipped), Counter(item.reason for item in _whole(skipped))
+    return [(reason, files[reason], n - files[reason]) for reason, n in rows.most_common()]
 
 
 def _counts(values: "pd.Series[Any]") -> dict[str, int]:

@@ -1,6 +1,7 @@
 """What discovery finds, and what it passes over."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -50,8 +51,27 @@ class Skipped:
     """One file that becomes part of no volume: a code of `medclr.errors.REASONS` and one line.
 
     The message holds no tag value but numbers and what may be shown; only `item` is a path.
+
+    Attributes:
+        item: relative to the root.
+        part: which volume of the file this is about, where others of it are used; None is the whole file.
     """
 
     item: str
     reason: str
     message: str
+    part: int | None = None
+
+
+def settled(skipped: Iterable[Skipped], used: set[str]) -> list[Skipped]:
+    """One row a file of which nothing is used; of one that is, a row for each part that is not.
+
+    Args:
+        skipped: what was skipped, file by file or part by part.
+        used: files that volumes are made of.
+    """
+    rows: dict[tuple[str, int | None], Skipped] = {}
+    for one in skipped:
+        row = one if one.item in used else replace(one, part=None)
+        rows.setdefault((row.item, row.part), row)
+    return list(rows.values())

@@ -1,19 +1,16 @@
 """Folder -> candidates: what every file is, told by its content, never following a link out of the folder."""
 
-import multiprocessing
 import os
-import signal
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from medclr.data import dicom, image2d, nifti
 from medclr.data.candidate import Candidate, Skipped
-from medclr.errors import MedclrError, Unreadable, UsageError
+from medclr.data.pool import worker_pool
+from medclr.errors import Unreadable, UsageError
 
 __all__ = ["Candidate", "Skipped", "discover"]
 
@@ -186,24 +183,12 @@ def _read_all(root: Path, items: list[_Item], workers: int | None, burned_in: bo
     if n_workers < 2 or len(items) < _INLINE:
         yield from map(look, chunks)
         return
-    # Neither threads nor open files of this process go into a forkserver's children.
-    context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_leave_signals_to_the_parent)
-    try:
+    with worker_pool(n_workers, "reads headers") as pool:
         yield from pool.map(look, chunks)
-    except BrokenProcessPool:
-        fix = "try --workers 1, and in a script call medclr under `if __name__ == '__main__':`"
-        raise MedclrError(f"a process that reads headers died; {fix}") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _leave_signals_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _look_at_chunk(root: Path, burned_in: bool, items: Iterable[_Item]) -> list[_Result]:

@@ -62,7 +62,10 @@ def load_key(path: Path | None) -> Pseudonymiser:
         MedclrError: the file is no key, others than its owner can read it, or it cannot be read or made.
     """
     shown = str(path or DEFAULT_KEY)
-    path = path or Path(DEFAULT_KEY).expanduser()
+    try:
+        path = path or Path(DEFAULT_KEY).expanduser()
+    except RuntimeError:
+        raise MedclrError(f"key file {shown}: this user has no home folder; name a key with --key-file") from None
     try:
         if not path.exists():
             _make_key(path)

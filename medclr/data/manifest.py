@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -109,8 +111,16 @@ def candidate_of(row: Any) -> Candidate:
 
 
 def skipped_frame(skipped: Iterable[Skipped]) -> pd.DataFrame:
-    """The table of skipped items: item, reason, message; one row a file."""
-    return pd.DataFrame([(s.item, s.reason, s.message) for s in skipped], columns=["item", "reason", "message"])
+    """The table of skipped items: item, reason, message, part; one row a file, or one a part of it."""
+    table = pd.DataFrame([astuple(s) for s in skipped], columns=["item", "reason", "message", "part"])
+    return table.astype({"part": "Int64"})
+
+
+def read_skipped(path: Path) -> list[Skipped]:
+    """The inverse of `skipped_frame`, from a CSV file."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    rows = table[["item", "reason", "message", "part"]].to_numpy().tolist()
+    return [Skipped(item, reason, message, int(part) if part else None) for item, reason, message, part in rows]
 
 
 def spatial_dims(manifest: pd.DataFrame) -> pd.Series:

@@ -1,12 +1,9 @@
 """Manifest + spec -> store: each volume decoded, resampled and clipped once, by as many processes as wanted."""
 
 import hashlib
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -21,10 +18,11 @@ from medclr.data import dicom, image2d, nifti
 from medclr.data.candidate import Candidate, Skipped
 from medclr.data.identity import pixel_hash
 from medclr.data.manifest import candidate_of
+from medclr.data.pool import worker_pool
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 from medclr.data.volume import Volume
-from medclr.errors import DataError, Unreadable
+from medclr.errors import Unreadable
 
 READERS: dict[str, Callable[[Path, Candidate], Volume]] = {
     "dicom": dicom.read,
@@ -54,7 +52,8 @@ def prepare(
 
     Returns:
         The manifest of the volumes that are in the store, with pixel_hash and the columns store_key, store_shape,
-        mean, std, low and high filled; and the files of those that could not be decoded, with reason codes.
+        mean, std, low and high filled; and the files of those that could not be decoded, with
+        reason codes, and the volume's member as their part.
     """
     tasks = [(candidate_of(row), root, spec, store) for row in manifest.itertuples(index=False)]
     done: list[dict[str, Any]] = []
@@ -62,15 +61,16 @@ def prepare(
     skipped: list[Skipped] = []
     for position, outcome in enumerate(_map(executor, tasks)):
         if isinstance(outcome, Unreadable):
-            files = manifest["source"].iloc[position]
-            skipped += [Skipped(item, outcome.reason, str(outcome)) for item in files]
+            row = manifest.iloc[position]
+            skipped += [Skipped(item, outcome.reason, str(outcome), int(row["member"])) for item in row["source"]]
         else:
             done.append(outcome)
             kept.append(position)
         if progress:
             progress(position + 1, len(tasks))
     measured = pd.DataFrame(done, index=kept)
-    table = manifest.iloc[kept].drop(columns="pixel_hash").reset_index(drop=True)
+    # Rows that were prepared before have these columns already.
+    table = manifest.iloc[kept].drop(columns=measured.columns, errors="ignore").reset_index(drop=True)
     return pd.concat([table, measured.reset_index(drop=True)], axis=1), skipped
 
 
@@ -121,17 +121,8 @@ def processes(workers: int | None, n_items: int) -> Iterator[Executor | None]:
     if workers < 2:
         yield None
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"), _leave_signals_to_the_parent)
-    try:
+    with worker_pool(workers, "prepares volumes") as pool:
         yield pool
-    except BrokenProcessPool:
-        raise DataError("a process that prepares volumes died; out of memory? Run again with fewer --workers") from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _leave_signals_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _map(executor: Executor | None, tasks: list[Any]) -> Iterator[dict[str, Any] | Unreadable]:

@@ -111,13 +111,13 @@ def load_spec(path: Path) -> DataSpec:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--spec {path}: not YAML ({type(error).__name__})") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"--spec {path}: holds no table of keys and values")
     return parse_spec(content, f"--spec {path}")
 
 
-def parse_spec(content: dict[str, Any], source: str) -> DataSpec:
+def parse_spec(content: Any, source: str) -> DataSpec:
     """Validate a table of keys and values; `source` names it in errors."""
+    if not isinstance(content, dict):
+        raise UsageError(f"{source}: holds no table of keys and values")
     known = {f.name: f for f in fields(DataSpec)}
     if unknown := sorted(map(str, set(content) - set(known))):
         raise UsageError(f"{source}: unknown keys {', '.join(unknown)}; known are {', '.join(known)}")

@@ -21,7 +21,7 @@ from medclr.models.projector import build_projector
 SCHEMA_VERSION = 1
 _WEIGHTS, _RECORD = "encoder.safetensors", "encoder.json"
 _DETAILS = frozenset({"spec", "method", "hyperparameters", "code_version", "manifest_hash", "holdout", "seen"})
-_OWN = frozenset({"schema_version", "sha256", "architecture", "projector"})
+_OWN = frozenset({"schema_version", "sha256", "architecture", "projector", "digest"})
 _COPY_AGAIN = "copy the bundle again, or run pretrain again"
 
 
@@ -67,7 +67,8 @@ def save_bundle(
         "projector": _describe(projector),
         **details,
     }
-    text = json.dumps(_plain(record), indent=2, allow_nan=False) + "\n"
+    record = _plain(record)
+    text = json.dumps(record | {"digest": _digest(record)}, indent=2, allow_nan=False) + "\n"
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -116,6 +117,11 @@ def load_bundle(path: Path) -> Bundle:
     channels_last(encoder, architecture.spatial_dims)
     details = {key: value for key, value in record.items() if key not in _OWN}
     return Bundle(encoder, projector, architecture, details)
+
+
+def fingerprint(path: Path) -> str:
+    """The record of a bundle, and with it its weights, as 16 hex digits; raises BundleError where there is none."""
+    return str(_read_record(_find(path))["digest"])[:16]
 
 
 def check_dims(bundle: Bundle, spatial_dims: int) -> None:
@@ -193,7 +199,15 @@ def _read_record(folder: Path) -> dict[str, Any]:
         )
     if missing := sorted((_OWN | _DETAILS) - record.keys()):
         raise BundleError(f"encoder bundle {folder}: {_RECORD} lacks {', '.join(missing)}; {_COPY_AGAIN}")
+    if record["digest"] != _digest(record):
+        raise BundleError(f"encoder bundle {folder}: {_RECORD} is not as saved: damaged or edited; {_COPY_AGAIN}")
     return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """Of all that a record says, so that what it says of preprocessing and of patients seen can be believed."""
+    rest = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(line: str = "") -> None:
-    """One line of plain text on standard output, at once."""
-    print(line, flush=True)
+    """One line of plain text on standard output, at once; what a header says cannot rewrite what the terminal shows."""
+    print("".join(char if char.isprintable() else "?" for char in line), flush=True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, fields
 from datetime import UTC, datetime
@@ -175,12 +175,12 @@ def read_paths(folder: Path) -> dict[str, Path | None]:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Around writes: what the operating system refuses becomes a MedclrError of one line that names the folder."""
+def writing(folder: Path, flag: str = "--out") -> Iterator[None]:
+    """Around writes: what the operating system refuses becomes a MedclrError of one line that names folder and flag."""
     try:
         yield
     except OSError as error:
-        raise MedclrError(_explain(error, folder)) from error
+        raise MedclrError(_explain(error, folder, flag)) from error
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -208,20 +208,34 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 def command_line(command: str, config: Any) -> str:
     """The command with every setting that is not its default; a path becomes the name of its flag in capitals."""
-    words = ["medclr", command]
-    paths = paths_of(config)
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name in FREE_FIELDS or value == _default(field):
-            continue
-        flag = f"--{field.name.replace('_', '-')}"
-        if field.name in paths:
-            words += [flag, field.name.upper()]
-        elif isinstance(value, list):
-            words += [flag, *map(str, value)]
-        else:
-            words += [flag, str(value).lower() if isinstance(value, bool) else str(value)]
-    return shlex.join(words)
+    shown = {
+        field.name: field.name.upper() if field.name in paths_of(config) else getattr(config, field.name)
+        for field in fields(config)
+        if field.name not in FREE_FIELDS and getattr(config, field.name) != _default(field)
+    }
+    return shlex.join(["medclr", command, *_flags(shown)])
+
+
+def next_command(command: str, config: Any, carried: Iterable[str], **given: Any) -> str:
+    """A command that can be typed as it stands.
+
+    Args:
+        command: its name.
+        config: of the command that ends.
+        carried: fields of `config` that the next command takes over where they are not their default.
+        given: further flags and their values; None is left out.
+    """
+    defaults = {field.name: _default(field) for field in fields(config)}
+    values = {name: getattr(config, name) for name in carried if getattr(config, name) != defaults[name]} | given
+    return shlex.join(["medclr", command, *_flags({name: v for name, v in values.items() if v is not None})])
+
+
+def _flags(values: Mapping[str, Any]) -> list[str]:
+    words = []
+    for name, value in values.items():
+        several = value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}", *(str(v).lower() if isinstance(v, bool) else str(v) for v in several)]
+    return words
 
 
 def versions() -> dict[str, str]:
@@ -336,16 +350,16 @@ def _default(field: "Field[Any]") -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def _explain(error: OSError, folder: Path) -> str:
+def _explain(error: OSError, folder: Path, flag: str) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left on the device of {folder}; free some or use another --out"
+        return f"no space left on the device of {folder}; free some or use another {flag}"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"no permission to write {folder}; change it or use another --out"
+        return f"no permission to write {folder}; change it or use another {flag}"
     if error.errno == errno.EROFS:
-        return f"{folder} is on a read-only file system; use another --out"
+        return f"{folder} is on a read-only file system; use another {flag}"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f"{folder}: a file stands where a folder is needed; use another --out"
-    return f"cannot write {folder}: {error.strerror or type(error).__name__}; use another --out"
+        return f"{folder}: a file stands where a folder is needed; use another {flag}"
+    return f"cannot write {folder}: {error.strerror or type(error).__name__}; use another {flag}"
 
 
 def _no_formula(cell: Any) -> Any:

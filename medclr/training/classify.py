@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from medclr.metrics import auroc
 from medclr.models.classifier import Classifier
 from medclr.training.encode import training_device
 from medclr.training.optim import adamw, warmup_cosine
+from medclr.training.resume import SafeCheckpointIO
 from medclr.transforms.presets import Views
 
 Scores = NDArray[np.float64]
@@ -104,6 +107,7 @@ def fit_full(
     config: LabelsConfig,
     seed: int,
     on_epoch: Callable[[int, float], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> Classifier:
     """Train encoder and head together on labelled rows, for a number of steps that is known beforehand.
 
@@ -119,6 +123,7 @@ def fit_full(
         config: epochs, batch_size, lr, min_steps, max_steps, device.
         seed: of the order and the views; the head starts at zero.
         on_epoch: called with steps done and the mean loss of the epoch.
+        checkpoint: written after each epoch, and taken up where it is there already.
 
     Returns:
         The classifier in evaluation mode, on the training device.
@@ -133,7 +138,13 @@ def fit_full(
     total = int(np.clip(config.epochs * len(loader), config.min_steps, config.max_steps))
     optimizer = adamw(classifier, config.lr, weight_decay=1e-2)
     schedule = warmup_cosine(optimizer, min(len(loader), total // 10), total)
+    state: dict[str, Any] = {"classifier": classifier, "optimizer": optimizer, "schedule": schedule}
     step, epoch = 0, 0
+    if checkpoint and checkpoint.is_file():
+        saved = SafeCheckpointIO().load_checkpoint(checkpoint, device)
+        step, epoch = saved["step"], saved["epoch"]
+        for name, part in state.items():
+            part.load_state_dict(saved[name])
     while step < total:
         order.set_epoch(epoch)
         losses = []
@@ -152,6 +163,9 @@ def fit_full(
             if step == total:
                 break
         epoch += 1
+        if checkpoint:
+            saved = {name: part.state_dict() for name, part in state.items()} | {"step": step, "epoch": epoch}
+            SafeCheckpointIO().save_checkpoint(saved, checkpoint)
         if on_epoch:
             on_epoch(step, float(np.mean(losses)))
     return classifier.eval()

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,7 +88,10 @@ def pretrain_encoder(
             log_every_n_steps=1,
         )
         last = checkpoint_path(folder)
-        trainer.fit(module, loader, ckpt_path=last if last.is_file() else None, weights_only=True)
+        try:
+            trainer.fit(module, loader, ckpt_path=last if last.is_file() else None, weights_only=True)
+        finally:
+            _drop_host(folder / "tensorboard")
     return module.cpu().eval(), architecture
 
 
@@ -135,6 +139,12 @@ class _Epochs(Callback):
         # Lightning tells only samplers of single rows which epoch it is.
         self.order.set_epoch(trainer.current_epoch + 1)
         self.on_epoch({"epoch": trainer.current_epoch, "loss": loss, "chance": chance, "lr": lr, **measured})
+
+
+def _drop_host(folder: Path) -> None:
+    """TensorBoard names its files after the host, which is nobody's business who is given the run."""
+    for path in folder.glob(f"events.out.tfevents.*.{socket.gethostname()}.*"):
+        path.rename(path.with_name(path.name.replace(f".{socket.gethostname()}.", ".host.")))
 
 
 def _diverged(how: str) -> str:

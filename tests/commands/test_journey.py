@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -147,6 +148,8 @@ def test_no_patient_data_outside_private(journey):
             assert not [secret for secret in secrets if secret in content], path
             assert "CANARY" not in str(path)
     assert looked_at > 40
+    assert list(Path("runs/pretrain/tensorboard").glob("events.out.tfevents.*"))
+    assert not [p for p in Path("runs").rglob("*") if socket.gethostname() in p.name.split(".")]
     for private in Path("runs").glob("*/private"):
         assert stat.S_IMODE(private.stat().st_mode) == 0o700
     assert b"CANARY" in Path("runs/pretrain/private/keys.csv").read_bytes()  # so the search can find it
@@ -252,6 +255,66 @@ def test_a_wrong_table_is_found_before_anything_is_scanned(said, tmp_path, words
     assert not (tmp_path / "out" / "private" / "skipped.csv").exists()
 
 
+def test_damaged_entries_of_the_store_are_mended_or_named(said, tmp_path):
+    """With the scans at hand they are prepared again, with the same result; without them the command stops."""
+    words = ["finetune", "--labels", "phantoms/labels.csv", "--encoder", "runs/pretrain", "--resamples", "200"]
+    shutil.copytree("runs/store", tmp_path / "store")
+    for entry in (tmp_path / "store").rglob("*.safetensors"):
+        content = bytearray(entry.read_bytes())
+        content[-1500:] = bytes(1500)
+        entry.write_bytes(content)
+    shutil.copytree("runs/pretrain", tmp_path / "moved")
+    paths = tmp_path / "moved/private/paths.yaml"
+    paths.write_text(paths.read_text().replace("phantoms/dicom", "phantoms/gone"))
+    moved = [*words[:3], "--encoder", str(tmp_path / "moved"), "--store", str(tmp_path / "store")]
+    code, lines = said(*moved, "--key-file", "key", "--out", str(tmp_path / "out"))
+    assert code == 1
+    assert len(lines) == 1
+    assert "missing or damaged" in lines[0]
+    assert main([*words, "--store", str(tmp_path / "store"), "--out", str(tmp_path / "mended")]) == 0
+    assert main([*words, "--out", str(tmp_path / "sound")]) == 0
+    assert record(tmp_path / "mended/metrics.json") == record(tmp_path / "sound/metrics.json")
+
+
+@pytest.mark.parametrize("command", ["finetune", "efficiency"])
+def test_a_run_does_not_answer_for_other_labels(said, tmp_path, command):
+    table = tmp_path / "labels.csv"
+    shutil.copy("phantoms/labels.csv", table)
+    words = [command, "--labels", str(table), "--encoder", "runs/pretrain", "--resamples", "200"]
+    words += ["--arms", "pca", "--fractions", "1.0", "--draws", "1"] if command == "efficiency" else []
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    labels = pd.read_csv(table, dtype=str)
+    labels["lesion"] = labels["lesion"].map({"0": "1", "1": "0"})
+    labels.to_csv(table, index=False)
+    code, lines = said(*words, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "labels" in lines[0]
+    assert "changed" in lines[0]
+
+
+def test_volumes_of_other_kinds_are_accounted_for(said, tmp_path):
+    shutil.copytree("phantoms/dicom", tmp_path / "mixed/ct")
+    images = np.random.default_rng(0).integers(0, 255, (5, 28, 28), dtype=np.uint8)
+    images[2] = 7
+    np.savez(tmp_path / "mixed/flat.npz", train_images=images, train_labels=np.zeros(5))
+    words = ["prepare", "--data", str(tmp_path / "mixed"), "--key-file", "key", "--store", str(tmp_path / "store")]
+    for spec, reason, files, parts in (("tiny.yaml", "OTHER_KIND", 1, 0), ("radiograph", "NOT_FINITE", 0, 1)):
+        out = tmp_path / spec
+        assert main([*words, "--spec", spec, "--out", str(out)]) == 0
+        manifest = pd.read_parquet(out / "private/manifest.parquet")
+        skipped = pd.read_csv(out / "private/skipped.csv")
+        used = {item for source in manifest["source"] for item in source}
+        whole = set(skipped["item"][skipped["part"].isna()])
+        on_disk = {
+            p.relative_to(tmp_path / "mixed").as_posix() for p in Path(tmp_path / "mixed").rglob("*") if p.is_file()
+        }
+        assert used | whole == on_disk
+        assert not used & whole
+        counts = record(out / "scan.json")
+        assert counts["files"] == {"all": len(on_disk), "used": len(used), "skipped": len(whole)}
+        assert (counts["skipped"][reason]["files"], counts["skipped"][reason]["parts_of_used_files"]) == (files, parts)
+
+
 def test_corrupt_bundle_is_named(said, tmp_path):
     shutil.copytree("runs/pretrain/encoder", tmp_path / "encoder")
     weights = tmp_path / "encoder/encoder.safetensors"
@@ -312,6 +375,32 @@ def test_strict_holds_while_decoding_too(said, tmp_path):
     code, lines = said(*words, "--out", str(tmp_path / "strict"), "--strict")
     assert code == 1
     assert "TRUNCATED" in lines[0]
+
+
+def test_what_to_run_next_can_be_typed(said, capsys, tmp_path):
+    """Each command's last line parses, and carries on what the user chose."""
+    scans = tmp_path / "my scans"
+    shutil.copytree("phantoms/dicom", scans)
+    both = pd.read_csv("phantoms/labels.csv", dtype=str).assign(other="0")
+    both.to_csv(tmp_path / "two.csv", index=False)
+    labels = str(tmp_path / "two.csv")
+    reading = ["--data", str(scans), "--key-file", "key", "--tilt", "skip"]
+    learning = [*SETTINGS[2:], "--epochs", "1", "--spec", "tiny.yaml", "--holdout", labels, "--label", "lesion"]
+    steps = [
+        (["scan", *reading], "pretrain", {"data": scans, "key_file": Path("key"), "tilt": "skip"}),
+        (["prepare", *reading, "--spec", "tiny.yaml"], "pretrain", {"data": scans, "spec": Path("tiny.yaml")}),
+        (["pretrain", *reading, *learning], "finetune", {"label": "lesion", "encoder": tmp_path / "pretrain"}),
+        (["finetune", "--labels", labels, "--label", "lesion", "--encoder", str(tmp_path / "pretrain")],
+         "efficiency", {"label": "lesion", "labels": tmp_path / "two.csv", "encoder": tmp_path / "pretrain"}),
+    ]  # fmt: skip
+    for words, command, carried in steps:
+        capsys.readouterr()
+        assert main([*words, "--out", str(tmp_path / words[0])]) == 0
+        (line,) = re.findall(r"^next: medclr (.*)$", capsys.readouterr().out, re.MULTILINE)
+        name, *flags = shlex.split(line)
+        assert name == command
+        config = parse(name, flags)
+        assert {field: getattr(config, field) for field in carried} == carried
 
 
 def test_the_printed_command_can_be_typed(journey):

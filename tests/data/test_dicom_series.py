@@ -331,15 +331,12 @@ def test_files_of_several_frames_are_not_mixed(tmp_path: Path, write_enhanced: W
     assert sorted(map(sorted, map(whole, volumes(tmp_path)))) == [[1, 2], [5, 6]]
 
 
-def test_frames_that_make_no_volume_are_told_in_the_notes_of_those_that_do(
-    tmp_path: Path, write_enhanced: Write
-) -> None:
+def test_frames_that_make_no_volume_are_skipped_as_a_part_of_their_file(tmp_path: Path, write_enhanced: Write) -> None:
     write_enhanced([(2.0 * z, 10 * t, 1.0, t) for t in (1, 2) for z in range(4) if (t, z) != (2, 1)])
     candidates, skipped = look(tmp_path)
-    assert skipped == []
     (candidate,) = candidates
     assert candidate.frames == (0, 1, 2, 3)
-    assert "NONUNIFORM" in candidate.notes[-1]
+    assert [(s.item, s.reason, s.part) for s in skipped] == [("enhanced.dcm", "NONUNIFORM", 4)]
 
 
 @pytest.mark.parametrize("announced", [2, 40_000])

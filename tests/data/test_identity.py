@@ -9,6 +9,7 @@ import stat
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +166,15 @@ def test_pixel_hash_takes_negative_zero_for_zero_and_does_not_change():
     assert pixel_hash(np.array([0.0, 1.0])) == pixel_hash(np.array([-0.0, 1.0]))
     expected = hashlib.blake2b(b"(2, 3)" + np.arange(6, dtype="<f4").tobytes(), digest_size=16).hexdigest()
     assert pixel_hash(np.arange(6).reshape(2, 3)) == expected
+
+
+def test_a_user_without_a_home_is_told_to_name_a_key(monkeypatch):
+    def none(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", none)
+    with pytest.raises(MedclrError, match="no home folder; name a key with --key-file"):
+        load_key(None)
 
 
 # Leakage

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from medclr.data.candidate import Candidate, Skipped
+from medclr.data.candidate import Candidate, Skipped, settled
 from medclr.data.identity import Pseudonymiser
-from medclr.data.manifest import COLUMNS, build_manifest, candidate_of, skipped_frame, spatial_dims
+from medclr.data.manifest import COLUMNS, build_manifest, candidate_of, read_skipped, skipped_frame, spatial_dims
 
 SCAN = Candidate(
     reader="dicom",
@@ -99,10 +99,18 @@ def test_a_row_leads_back_to_its_candidate(tmp_path):
         assert replace(found, field_strength=0.0) == replace(SCAN, field_strength=0.0, **blank)
 
 
-def test_skipped_frame():
-    frame = skipped_frame([Skipped("a/b.dcm", "DECODE", "why")])
-    assert frame.to_dict("records") == [{"item": "a/b.dcm", "reason": "DECODE", "message": "why"}]
-    assert list(skipped_frame([]).columns) == ["item", "reason", "message"]
+def test_skipped_items_survive_their_table(tmp_path):
+    skipped = [Skipped("a/b.dcm", "DECODE", "why"), Skipped("c.npz", "NOT_FINITE", "one, value", 0)]
+    frame = skipped_frame(skipped)
+    assert frame["item"].tolist() == ["a/b.dcm", "c.npz"]
+    frame.to_csv(tmp_path / "skipped.csv", index=False)
+    assert read_skipped(tmp_path / "skipped.csv") == skipped
+    assert list(skipped_frame([]).columns) == ["item", "reason", "message", "part"]
+
+
+def test_a_file_has_one_row_unless_it_is_used():
+    rows = [Skipped("a", "DECODE", "x", 0), Skipped("a", "NOT_FINITE", "y", 1), Skipped("b", "DECODE", "z", 4)]
+    assert settled([*rows, rows[2]], {"b"}) == [Skipped("a", "DECODE", "x"), Skipped("b", "DECODE", "z", 4)]
 
 
 def test_nothing_found():

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from medclr.errors import BundleError, MedclrError
 from medclr.models import Architecture, build_encoder, build_projector, check_dims, load_bundle, save_bundle
+from medclr.models.bundle import _digest
 
 ARCHITECTURE = Architecture(depth=10, width=8, spatial_dims=2, channels=1, norm="batch", patch=(16, 16))
 DETAILS = {
@@ -46,7 +47,12 @@ def rewrite(folder, change):
 
 def alter(folder, **changes):
     record = json.loads((folder / "encoder.json").read_text())
-    (folder / "encoder.json").write_text(json.dumps(record | changes))
+    sign(folder, record | changes)
+
+
+def sign(folder, record):
+    """Write a record as `save_bundle` would, had it been given that."""
+    (folder / "encoder.json").write_text(json.dumps(record | {"digest": _digest(record)}))
 
 
 @pytest.fixture(scope="module")
@@ -199,10 +205,18 @@ def test_another_schema_version_is_refused(bundle, version):
     refused(bundle, f"schema version {version!r}", "reads 1")
 
 
+@pytest.mark.parametrize("field", ["spec", "seen", "hyperparameters", "holdout"])
+def test_a_record_that_was_edited_is_refused(bundle, field):
+    """What an encoder saw decides whether a test is clean, so it is not believed unless it is as it was saved."""
+    path = bundle / "encoder.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: {}}))
+    refused(bundle, "encoder.json is not as saved")
+
+
 def test_a_record_that_lacks_something_says_what(bundle):
     record = json.loads((bundle / "encoder.json").read_text())
     del record["seen"], record["architecture"]
-    (bundle / "encoder.json").write_text(json.dumps(record))
+    sign(bundle, record)
     refused(bundle, "lacks architecture, seen")
 
 
@@ -266,4 +280,4 @@ def test_any_byte_of_the_record_may_change_and_nothing_but_a_bundle_error_comes_
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (bundle / "encoder.json").write_bytes(content)
     with contextlib.suppress(BundleError):
-        assert load_bundle(bundle).architecture.feature_dim == ARCHITECTURE.feature_dim
+        assert load_bundle(bundle).details == load_bundle(saved).details

@@ -35,3 +35,8 @@ def test_say_and_counted(capsys):
     say(counted(5856, "volume"))
     say()
     assert capsys.readouterr().out == "1 volume\n5,856 volumes\n\n"
+
+
+def test_what_a_header_says_cannot_move_the_cursor(capsys):
+    say("CT 3D  \x1b[2J\x1b[31mPWN\r\x07 – 5 × 3 °")
+    assert capsys.readouterr().out == "CT 3D  ?[2J?[31mPWN?? – 5 × 3 °\n"

@@ -134,14 +134,14 @@ def test_pca_is_that_of_scikit_learn_and_learned_once():
 
 @pytest.fixture
 def full(material, tmp_path):
-    def run(seed=0, rows=None, network=None, on_epoch=None, **settings):
+    def run(seed=0, rows=None, network=None, on_epoch=None, checkpoint=None, **settings):
         torch.manual_seed(5)
         network = network or build_encoder(Architecture(10, 8, 2, 1, "batch", (12, 12)))
         defaults = {"labels": tmp_path, "device": "cpu", "epochs": 1, "batch_size": 8, "min_steps": 1, "max_steps": 600}
         views = build_views("xray", 2, scale=(0.7, 1.0))
         rows = material.rows if rows is None else rows
         config = LabelsConfig(**defaults | settings)
-        return fit_full(network, 64, rows, material.store, material.spec, views, config, seed, on_epoch)
+        return fit_full(network, 64, rows, material.store, material.spec, views, config, seed, on_epoch, checkpoint)
 
     return run
 
@@ -150,6 +150,28 @@ def test_full_is_deterministic_for_a_seed(full):
     one, two, other = (full(seed=seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_full_goes_on_where_it_was_stopped(full, tmp_path):
+    """Ended after the third of four epochs, the second call gives the very weights of an uninterrupted one."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step, loss):
+        seen.append(step)
+        if len(seen) == 3:
+            raise Stopped
+
+    seen = []
+    checkpoint = tmp_path / "last.ckpt"
+    with pytest.raises(Stopped):
+        full(epochs=4, on_epoch=stop, checkpoint=checkpoint)
+    told = []
+    resumed = full(epochs=4, on_epoch=lambda step, loss: told.append(step), checkpoint=checkpoint).state_dict()
+    assert (seen, told) == ([5, 10, 15], [20])
+    whole = full(epochs=4).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.parametrize(

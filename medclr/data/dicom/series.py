@@ -2,14 +2,13 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from medclr.data.candidate import Candidate, Skipped
+from medclr.data.candidate import Candidate, Skipped, settled
 from medclr.data.dicom.header import MAX_VOXELS, PLANES, Header, Traits
 from medclr.errors import Unreadable
 
@@ -35,7 +34,7 @@ def group(
         same_pixels: tells whether two planes at one place are copies; None takes none for one.
 
     Returns:
-        Candidates, and the files that are in none of them.
+        Candidates, and what is in none of them: files, or stacks of frames, by their first, of files that are.
     """
     series: dict[tuple[str, str, str], list[Header]] = defaultdict(list)
     for header in found:
@@ -43,10 +42,9 @@ def group(
     candidates: list[Candidate] = []
     skipped: list[Skipped] = []
     for members in series.values():
-        volumes, reasons = _of_series(members, tilt, same_pixels or (lambda one, other: False))
+        volumes, refused = _of_series(members, tilt, same_pixels or (lambda one, other: False))
         candidates += volumes
-        used = {path for candidate in volumes for path in candidate.paths}
-        skipped += [Skipped(path, *reason) for path, reason in reasons.items() if path not in used]
+        skipped += settled(refused, {path for candidate in volumes for path in candidate.paths})
     return candidates, skipped
 
 
@@ -105,38 +103,34 @@ def plane_directions(directions: tuple[str, ...]) -> tuple[str, tuple[str, ...]]
 # -- one series ----------------------------------------------------------------------------------------------------
 
 
-_Reason = tuple[str, str]
-
-
 def _of_series(
     members: list[Header], tilt: Tilt, same_pixels: Callable[[Header, Header], bool]
-) -> tuple[list[Candidate], dict[str, _Reason]]:
-    """Its volumes, and why each file that lies in none of them does not."""
+) -> tuple[list[Candidate], list[Skipped]]:
+    """Its volumes, and why each plane that lies in none of them does not."""
     candidates: list[Candidate] = []
-    reasons: dict[str, _Reason] = {}
+    refused: list[Skipped] = []
     slices: list[Header] = []
     for header in members:
         if header.modality not in PLANES:
             slices.append(header)
         elif header.fault:
-            reasons[header.path] = header.fault
+            refused.append(Skipped(header.path, *header.fault))
         else:
             candidates.append(_plane_candidate(header))
-    for stack in _stacks(slices, same_pixels, reasons):
+    for stack in _stacks(slices, same_pixels, refused):
         try:
             candidates.append(_candidate_of(stack, tilt))
         except Unreadable as error:
-            reasons |= {header.path: header.fault or (error.reason, str(error)) for header in stack}
-    for i, candidate in enumerate(candidates):
-        reason = reasons.get(candidate.paths[0])
-        if reason and candidate.frames:
-            note = f"other frames of this file are in no volume: {reason[0]}, {reason[1]}"
-            candidates[i] = replace(candidate, notes=(*candidate.notes, note))
-    return candidates, reasons
+            why = (error.reason, str(error))
+            part = min(header.frame or 0 for header in stack)
+            refused += [
+                Skipped(path, *(fault or why), part) for path, fault in {h.path: h.fault for h in stack}.items()
+            ]
+    return candidates, refused
 
 
 def _stacks(
-    slices: list[Header], same_pixels: Callable[[Header, Header], bool], reasons: dict[str, _Reason]
+    slices: list[Header], same_pixels: Callable[[Header, Header], bool], refused: list[Skipped]
 ) -> Iterator[list[Header]]:
     """Planes that may be one volume. Copies are left out, with their reason."""
     without = [header for header in slices if not _is_placed(header)]
@@ -155,7 +149,7 @@ def _stacks(
             yield part
             continue
         for alike in _clusters(part):
-            unique = _without_copies(alike, same_pixels, reasons)
+            unique = _without_copies(alike, same_pixels, refused)
             yield from _told_apart(unique)
 
 
@@ -183,7 +177,7 @@ def _clusters(planes: list[Header]) -> list[list[Header]]:
 
 
 def _without_copies(
-    planes: list[Header], same_pixels: Callable[[Header, Header], bool], reasons: dict[str, _Reason]
+    planes: list[Header], same_pixels: Callable[[Header, Header], bool], refused: list[Skipped]
 ) -> list[Header]:
     """Drop planes that have the very pixels of another at their place, and the same instance UID or number."""
     kept: list[Header] = []
@@ -192,7 +186,9 @@ def _without_copies(
         names = [(name, header.frame or 0) for name in (header.sop, f"#{header.instance}") if name not in ("", "#-1")]
         other = next((by_name[name] for name in names if name in by_name), None)
         if other and other.position == header.position and not header.fault and same_pixels(other, header):
-            reasons[header.path] = ("DUPLICATE", "a copy of another image of this series")
+            refused.append(
+                Skipped(header.path, "DUPLICATE", "a copy of another image of this series", header.frame or 0)
+            )
             continue
         by_name |= {name: header for name in names if name not in by_name}
         kept.append(header)
