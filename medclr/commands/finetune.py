@@ -124,8 +124,6 @@ def find_encoder(config: LabelsConfig, run: Run) -> Path:
         raise UsageError(
             "no complete pretrain run under runs/; run `medclr pretrain --data DIR`, or name one with --encoder"
         )
-    if config.encoder is None:
-        say(f"encoder: {source}, the newest complete pretrain run")
     labels = hashlib.blake2b(config.labels.read_bytes(), digest_size=8).hexdigest()
     run.pin({"labels": labels, "encoder": fingerprint(source)})
     return source
@@ -134,6 +132,9 @@ def find_encoder(config: LabelsConfig, run: Run) -> Path:
 def gather(config: LabelsConfig, run: Run, source: Path) -> Labelled:
     """Load the encoder, find manifest and store, join the labels, and refuse a test set that pre-training saw."""
     encoder = load_encoder(source)
+    weights = len(encoder.bundle.encoder.state_dict()) + len(encoder.bundle.projector.state_dict())
+    found = "" if config.encoder else ", the newest complete pretrain run"
+    say(f"encoder: {source}{found}; all {weights} weights match")
     paths = read_paths(source)
     names = load_key(config.key_file or paths.get("key_file"))
     spec, store, manifest = _volumes(config, run, encoder, source, paths)

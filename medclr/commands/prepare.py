@@ -66,6 +66,7 @@ def stock(
     others = manifest[~spec.accepts(manifest)]
     rest = f"; {counted(len(others), 'volume')} of other kinds left out" if len(others) else ""
     say(f"spec {spec.name}: {_described(spec)}{rest}")
+    store.sweep()
     workers = processes(config.workers, len(chosen))
     with writing(store.root, "--store"), progress("preparing volumes") as show, workers as pool:
         prepared, unreadable = fill_store(chosen, config.data, spec, store, pool, show)

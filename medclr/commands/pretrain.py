@@ -38,6 +38,7 @@ from medclr.training.trainer import checkpoint_path, pretrain_encoder
 from medclr.transforms.presets import build_views
 
 FEWEST_VOLUMES = 8  # to tell apart
+AXIS_ORDER = {2: "channel, towards the right, upwards", 3: "channel, right, anterior, superior"}
 AT_CHANCE = 0.97  # share of the chance level above which the loss has not moved
 
 
@@ -104,11 +105,16 @@ def pretrain(config: PretrainConfig) -> Encoder:
     settings = asdict(config)
     details = {
         "spec": spec.to_dict(),
+        "axis_order": AXIS_ORDER[spec.spatial_dims],
         "method": "simclr",
         "hyperparameters": {name: settings[name] for name in settings if name not in paths_of(config)},
         "code_version": __version__,
         "manifest_hash": manifest_hash(rows),
-        "holdout": {"volumes": int(held.sum()), "patients": int(manifest["patient_key"][held].nunique())},
+        "holdout": {
+            "splits": ["val", "test"] if config.holdout else [],
+            "volumes": int(held.sum()),
+            "patients": int(manifest["patient_key"][held].nunique()),
+        },
         "seen": seen.to_dict(),
     }
     save_bundle(run.folder / "encoder", module.encoder, module.projector, architecture, details)

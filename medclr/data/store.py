@@ -3,6 +3,8 @@
 import hashlib
 import os
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,13 @@ class Store:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+    def sweep(self, older_than_s: float = 3600.0) -> None:
+        """Remove what killed writers left; the younger may be of one that is at work."""
+        for partial in self.root.glob("*/.*.part"):
+            with suppress(OSError):
+                if time.time() - partial.stat().st_mtime > older_than_s:
+                    partial.unlink()
 
     def facts(self, key: str) -> dict[str, str] | None:
         """What prepare noted of a sound entry; None where it is missing or damaged."""

@@ -20,7 +20,9 @@ from medclr.models.projector import build_projector
 
 SCHEMA_VERSION = 1
 _WEIGHTS, _RECORD = "encoder.safetensors", "encoder.json"
-_DETAILS = frozenset({"spec", "method", "hyperparameters", "code_version", "manifest_hash", "holdout", "seen"})
+_DETAILS = frozenset(
+    {"spec", "axis_order", "method", "hyperparameters", "code_version", "manifest_hash", "holdout", "seen"}
+)
 _OWN = frozenset({"schema_version", "sha256", "architecture", "projector", "digest"})
 _COPY_AGAIN = "copy the bundle again, or run pretrain again"
 
@@ -33,7 +35,8 @@ class Bundle:
         encoder: maps (B, channels, *patch) to (B, architecture.feature_dim); in evaluation mode, on the CPU.
         projector: the projector it was trained with, likewise.
         architecture: what both were built from.
-        details: plain JSON types; keys spec, method, hyperparameters, code_version, manifest_hash, holdout, seen.
+        details: plain JSON types; keys spec, axis_order, method, hyperparameters, code_version,
+            manifest_hash, holdout, seen.
     """
 
     encoder: nn.Module

@@ -119,6 +119,17 @@ def test_a_killed_writer_leaves_whole_entries_only(tmp_path):
         assert store.facts(path.stem) == FACTS
 
 
+def test_what_killed_writers_left_is_swept_but_not_what_is_being_written(store):
+    folder = next(path for path in store.root.iterdir() if path.is_dir())
+    old, young = folder / ".old.part", folder / ".young.part"
+    for partial in (old, young):
+        partial.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    before = {path for path in store.root.rglob("*") if path.is_file()}
+    store.sweep()
+    assert before - {path for path in store.root.rglob("*") if path.is_file()} == {old}
+
+
 def test_a_write_that_fails_leaves_the_old_entry_and_nothing_else(store, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")

@@ -18,7 +18,8 @@ from medclr.models.bundle import _digest
 
 ARCHITECTURE = Architecture(depth=10, width=8, spatial_dims=2, channels=1, norm="batch", patch=(16, 16))
 DETAILS = {
-    "spec": {"modality": "CT", "spatial_dims": 2, "spacing_mm": (1.0, math.nan), "axis_order": "C,X,Y,Z RAS"},
+    "spec": {"modality": "CT", "spatial_dims": 2, "spacing_mm": (1.0, math.nan)},
+    "axis_order": "channel, towards the right, upwards",
     "method": "simclr",
     "hyperparameters": {"temperature": 0.1, "lr": 2e-3},
     "code_version": "0.1.0",

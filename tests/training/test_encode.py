@@ -49,7 +49,7 @@ def bundle(folder, spec):
         network,
         projector,
         architecture,
-        details | {"manifest_hash": "", "holdout": {}, "seen": {"patients": []}},
+        details | {"manifest_hash": "", "axis_order": "", "holdout": {}, "seen": {"patients": []}},
     )
     return load_encoder(folder)
 
