@@ -1,4 +1,5 @@
 import logging
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from medclr.data import dicom
 from medclr.data.candidate import Candidate, Skipped
@@ -84,13 +85,37 @@ def test_every_voxel_lies_where_the_standard_puts_it(
     assert np.diag(volume.affine)[:3].min() > 0
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, RLELossless, ExplicitVRBigEndian])
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, RLELossless, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+)
 def test_transfer_syntaxes_give_the_same_values(
     tmp_path: Path, write_series: Write, stored: NDArray[np.int16], syntax: str
 ) -> None:
     order = ">" if syntax == ExplicitVRBigEndian else "<"
     write_series(tmp_path, (stored - 60).astype(f"{order}i2"), syntax=syntax)
     assert np.array_equal(np.sort(only(tmp_path).array, axis=None), np.arange(120) - 60)
+
+
+def test_a_deflated_file_that_inflates_without_end_is_too_large(tmp_path: Path, write_dicom: Write) -> None:
+    pixels = np.zeros((8000, 8000), np.uint16)
+    path = write_dicom(tmp_path / "bomb.dcm", pixels, syntax=DeflatedExplicitVRLittleEndian)
+    assert path.stat().st_size < 200_000
+    tracemalloc.start()
+    with pytest.raises(Unreadable) as raised:
+        dicom.headers(path, path.name)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert raised.value.reason == "TOO_LARGE"
+    assert peak < pixels.nbytes
+
+
+def test_a_truncated_deflated_file_is_told(tmp_path: Path, write_dicom: Write) -> None:
+    noise = np.random.default_rng(0).integers(0, 4096, (64, 64)).astype(np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", noise, syntax=DeflatedExplicitVRLittleEndian)
+    path.write_bytes(path.read_bytes()[:-3000])
+    (header,) = dicom.headers(path, path.name)
+    assert header.fault is not None
+    assert header.fault[0] == "TRUNCATED"
 
 
 def test_a_file_without_preamble_is_read(tmp_path: Path, write_series: Write, stored: NDArray[np.int16]) -> None:

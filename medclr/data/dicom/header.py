@@ -7,6 +7,7 @@ so no tag value reaches a log.
 import logging
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -32,8 +33,14 @@ PIXEL_DATA = 0x7FE00010
 PER_FRAME, SHARED = 0x52009230, 0x52009229
 
 _HEAD = 65536  # bytes that nearly always reach to the pixels
+_META = 1024  # bytes within which the transfer syntax stands
+_MAX_INFLATED, _MAX_INFLATION = 2**31, 200  # bytes, and times the deflated size
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_NO_PICTURES = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
+}
 _LONG_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"})
 _PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, PIXEL_DATA})
 _COLOURS = ("RGB", "PALETTE", "YBR", "HSV", "ARGB", "CMYK")
@@ -89,7 +96,7 @@ def headers(path: Path, relative: str, burned_in: bool = False) -> list[Header]:
         Unreadable: it is not DICOM, holds no image, or one of a kind that never becomes a volume.
     """
     try:
-        with path.open("rb") as file, quiet():
+        with opened(path) as file, quiet():
             return _headers(file, relative, burned_in)
     except Unreadable:
         raise
@@ -97,6 +104,37 @@ def headers(path: Path, relative: str, burned_in: bool = False) -> list[Header]:
         raise Unreadable("UNREADABLE", f"cannot be opened: {error.strerror or type(error).__name__}") from None
     except Exception as error:
         raise Unreadable("NOT_DICOM", f"pydicom cannot parse it ({type(error).__name__})") from None
+
+
+def opened(path: Path) -> IO[bytes]:
+    """The file; one of the deflated transfer syntax (PS3.5 A.5) inflated in memory, as explicit little endian.
+
+    Raises:
+        Unreadable: it inflates to more than any image does, or cannot be inflated.
+        OSError: it cannot be opened.
+    """
+    file = path.open("rb")
+    try:
+        head = file.read(_META)
+        at = head.find(_DEFLATED)
+        if head[128:132] != b"DICM" or at < 0:
+            file.seek(0)
+            return file
+        with file:
+            file.seek(0)
+            start = 144 + int.from_bytes(head[140:144], "little")  # group length (0002,0000) is the first element
+            meta, rest = file.read(start), file.read()
+    except BaseException:
+        file.close()
+        raise
+    most = min(_MAX_INFLATED, _MAX_INFLATION * len(rest))
+    try:
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(rest, most + 1)
+    except zlib.error:
+        raise Unreadable("TRUNCATED", "a deflated file that cannot be inflated") from None
+    if len(inflated) > most:
+        raise Unreadable("TOO_LARGE", f"{len(rest):,} deflated bytes that inflate to more than {most:,}")
+    return BytesIO(meta.replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0") + inflated)
 
 
 def described(ds: Dataset, pixels: "Pixels | None", size: int, relative: str, burned_in: bool) -> list[Header]:
@@ -108,6 +146,8 @@ def described(ds: Dataset, pixels: "Pixels | None", size: int, relative: str, bu
     is_image = bool(rows and columns) or "Image" in UID(sop_class).name
     if not is_image:
         raise Unreadable("NOT_AN_IMAGE", "a DICOM object without rows and columns")
+    if sop_class in _NO_PICTURES:
+        raise Unreadable("NOT_AN_IMAGE", _NO_PICTURES[sop_class])
     fault = _fault(ds, pixels, size, rows, columns)
     _refuse(ds, sop_class, burned_in)
     plane = _plane(ds, relative, rows, columns, fault)
@@ -129,10 +169,9 @@ class Pixels(NamedTuple):
 
 
 def _headers(file: IO[bytes], relative: str, burned_in: bool) -> list[Header]:
-    head = file.read(_HEAD)
-    if _DEFLATED in head[:1024]:
-        raise Unreadable("UNSUPPORTED", "a deflated transfer syntax")
     size = file.seek(0, 2)
+    file.seek(0)
+    head = file.read(_HEAD)
     try:
         ds, pixels = _until_pixels(BytesIO(head))
     except Exception:

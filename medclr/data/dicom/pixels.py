@@ -26,6 +26,7 @@ from medclr.data.dicom.header import (
     functional_group,
     integer,
     numbers,
+    opened,
     quiet,
     raw_value,
     text,
@@ -124,9 +125,10 @@ def _decoded(
 ) -> list[tuple[Header, NDArray[np.float32], list[str]]]:
     """Planes (rows, columns) in their modality's values, with header and notes; None is the file's only plane."""
     try:
-        size = path.stat().st_size
         with quiet(), np.errstate(all="ignore"):
-            with path.open("rb") as file:
+            with opened(path) as file:
+                size = file.seek(0, 2)
+                file.seek(0)
                 ds = pydicom.dcmread(file, force=True)
             value, _ = raw_value(ds, PIXEL_DATA)
             if not value:
