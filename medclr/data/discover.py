@@ -217,7 +217,7 @@ def _classified(root: Path, burned_in: bool, item: _Item) -> _Result:
         return dicom.headers(path, item.path, burned_in)
     if item.companion or nifti.is_header(_inflated(start)) or name.endswith((".nii", ".nii.gz")):
         companion = root / item.companion if item.companion else None
-        return [nifti.header(path, item.path, companion, item.companion)]
+        return nifti.header(path, item.path, companion, item.companion)
     if start.startswith(b"PK\x03\x04") and name.endswith(".npz"):
         return list(image2d.header(path, item.path))
     if start[:2] in (b"\x02\0", b"\x08\0") or name.endswith(_DICOM_NAMES):

@@ -1,4 +1,4 @@
-"""One NIfTI file (.nii, .nii.gz, or .hdr with .img) -> Volume.
+"""One NIfTI file (.nii, .nii.gz, or .hdr with .img) -> Volume, or several where it has more than three axes.
 
 The header is nibabel's; the bytes are read here, never more of them than the header claims.
 """
@@ -7,7 +7,9 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from io import BytesIO
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -21,13 +23,15 @@ from medclr.data.volume import Volume, canonical
 from medclr.errors import Unreadable
 
 _MAX_VOXELS = 2**29  # 2 GiB as float32
+_MAX_VOLUMES = 2**14  # time points of one file
 _MAX_INFLATION = 1032  # the most that deflate can compress
 _CIFTI = range(3000, 3100)  # intent codes of surfaces and matrices in a NIfTI-2 wrapper
+_TENSORS = range(1004, 1008)  # intent codes of matrices and vectors: their fifth axis has no volumes along it
 _TO_MM = {"meter": 1000.0, "micron": 0.001}
 
 
-def header(path: Path, relative: str, companion: Path | None = None, companion_relative: str = "") -> Candidate:
-    """What a NIfTI file will be as a volume.
+def header(path: Path, relative: str, companion: Path | None = None, companion_relative: str = "") -> list[Candidate]:
+    """What a NIfTI file will be as a volume, or as volumes of one patient where it is 4D or 5D.
 
     Args:
         path: the .nii, .nii.gz or .hdr file.
@@ -36,7 +40,7 @@ def header(path: Path, relative: str, companion: Path | None = None, companion_r
         companion_relative: the same below the root.
 
     Raises:
-        Unreadable: it is no NIfTI file, or not one volume in grey.
+        Unreadable: it is no NIfTI file, or not in grey.
     """
     with _as_unreadable():
         parsed = _parse(path)
@@ -45,7 +49,7 @@ def header(path: Path, relative: str, companion: Path | None = None, companion_r
     order = np.argsort(turn[:, 0])
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     identity = _identity(relative)
-    return Candidate(
+    first = Candidate(
         reader="nifti",
         paths=(relative, companion_relative) if companion else (relative,),
         member=0,
@@ -64,6 +68,7 @@ def header(path: Path, relative: str, companion: Path | None = None, companion_r
         orientation="".join(nib.orientations.ornt2axcodes(turn)),
         notes=notes,
     )
+    return [replace(first, member=member) for member in range(prod(shape[3:]))]
 
 
 def read(root: Path, candidate: Candidate) -> Volume:
@@ -81,7 +86,7 @@ def read(root: Path, candidate: Candidate) -> Volume:
     with _as_unreadable():
         parsed = _parse(path)
         shape, affine, notes = _check(parsed, path, companion)
-        stored = _voxels(parsed, companion or path, shape)
+        stored = _voxels(parsed, companion or path, shape, candidate.member)
         array, more = _scaled(stored, parsed)
         return canonical(array[None], affine, notes + more)
 
@@ -135,9 +140,11 @@ def _parse(path: Path) -> Any:
 def _check(
     parsed: Any, path: Path, companion: Path | None
 ) -> tuple[tuple[int, ...], NDArray[np.float64], tuple[str, ...]]:
-    """Shape without trailing axes of one, affine in mm, notes; refuses what is not one grey volume."""
+    """Shape without trailing axes of one, affine in mm, notes; refuses what is not grey volumes."""
     if int(parsed["intent_code"]) in _CIFTI:
         raise Unreadable("UNSUPPORTED", "CIFTI: surfaces or a matrix, no volume")
+    if int(parsed["intent_code"]) in _TENSORS:
+        raise Unreadable("UNSUPPORTED", "a vector or a matrix in each voxel")
     if companion is None and bytes(parsed["magic"])[:2] == b"ni":
         raise Unreadable("TRUNCATED", "a .hdr without its .img")
     try:
@@ -151,17 +158,19 @@ def _check(
     shape = tuple(int(n) for n in parsed.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if len(shape) != 3 or min(shape) < 3:
-        raise Unreadable("UNSUPPORTED", f"shape {_by(shape)}; one volume of at least 3 voxels a side is needed")
-    n_voxels = shape[0] * shape[1] * shape[2]
+    if len(shape) < 3 or min(shape[:3]) < 3 or min(shape) < 1:
+        raise Unreadable("UNSUPPORTED", f"shape {_by(shape)}; volumes of at least 3 voxels a side are needed")
+    n_voxels = prod(shape[:3])
+    if prod(shape[3:]) > _MAX_VOLUMES:
+        raise Unreadable("TOO_LARGE", f"{prod(shape[3:]):,} volumes in one file")
     if n_voxels > _MAX_VOXELS:
         raise Unreadable("TOO_LARGE", f"shape {_by(shape)} is {n_voxels * 4 / 2**30:.1f} GiB as float32")
     pixels = companion or path
     with pixels.open("rb") as file:
         inflation = _MAX_INFLATION if file.read(2) == b"\x1f\x8b" else 1
     size = pixels.stat().st_size
-    if parsed.get_data_offset() + n_voxels * dtype.itemsize > size * inflation:
-        raise Unreadable("TRUNCATED", f"{n_voxels} voxels of {dtype.itemsize} bytes do not fit in {size} bytes")
+    if parsed.get_data_offset() + prod(shape) * dtype.itemsize > size * inflation:
+        raise Unreadable("TRUNCATED", f"{prod(shape)} voxels of {dtype.itemsize} bytes do not fit in {size} bytes")
     affine, notes = _affine(parsed)
     return shape, affine, notes
 
@@ -206,16 +215,16 @@ def _in_mm(
     return affine, notes
 
 
-def _voxels(parsed: Any, path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+def _voxels(parsed: Any, path: Path, shape: tuple[int, ...], member: int) -> NDArray[Any]:
     dtype = parsed.get_data_dtype()
-    n_bytes = shape[0] * shape[1] * shape[2] * dtype.itemsize
+    n_bytes = prod(shape[:3]) * dtype.itemsize
     with _open(path) as file:
-        file.seek(int(parsed.get_data_offset()))
+        file.seek(int(parsed.get_data_offset()) + member * n_bytes)
         content = file.read(n_bytes)
         if len(content) < n_bytes:
             raise EOFError
         file.read(1)  # at its end a gzip stream is checked against its checksum
-    return np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
+    return np.frombuffer(content, dtype=dtype).reshape(shape[:3], order="F")
 
 
 def _scaled(stored: NDArray[Any], parsed: Any) -> tuple[NDArray[np.float32], tuple[str, ...]]:

@@ -26,7 +26,7 @@ def write(path: Path, values: NDArray[Any] = VALUES, affine: NDArray[Any] | None
 
 
 def load(path: Path) -> Volume:
-    candidate = nifti.header(path, path.name)
+    (candidate,) = nifti.header(path, path.name)
     volume = nifti.read(path.parent, candidate)
     assert volume.array.shape[1:] == candidate.shape
     np.testing.assert_allclose(volume.spacing_mm, candidate.spacing_mm)
@@ -47,15 +47,15 @@ def test_agrees_with_nibabel(tmp_path: Path, name: str, dtype: str) -> None:
     volume = load(path)
     np.testing.assert_array_equal(volume.array[0], expected.get_fdata())
     np.testing.assert_allclose(volume.affine, expected.affine)
-    assert nifti.header(path, "x/a.nii.gz").orientation == "PSR"
-    assert nifti.header(path, "x/a.nii.gz").series_uid == "x/a"
+    (candidate,) = nifti.header(path, "x/a.nii.gz")
+    assert (candidate.orientation, candidate.series_uid) == ("PSR", "x/a")
 
 
 def test_nifti2_and_pairs(tmp_path: Path) -> None:
     nib.save(nib.Nifti2Image(VALUES, AFFINE), tmp_path / "two.nii")
     np.testing.assert_array_equal(np.sort(load(tmp_path / "two.nii").array, axis=None), np.arange(60))
     nib.save(nib.Nifti1Pair(VALUES, AFFINE), tmp_path / "pair.hdr")
-    candidate = nifti.header(tmp_path / "pair.hdr", "pair.hdr", tmp_path / "pair.img", "pair.img")
+    (candidate,) = nifti.header(tmp_path / "pair.hdr", "pair.hdr", tmp_path / "pair.img", "pair.img")
     assert candidate.paths == ("pair.hdr", "pair.img")
     np.testing.assert_array_equal(nifti.read(tmp_path, candidate).array.sum(), VALUES.sum())
     assert reason(tmp_path / "pair.hdr") == "TRUNCATED"
@@ -95,6 +95,36 @@ def test_units_are_converted_where_that_is_plausible(tmp_path: Path, unit: str, 
     assert load(tmp_path / "a.nii").spacing_mm[0] == pytest.approx(600 * factor)
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_each_time_of_a_4d_file_is_a_volume_of_one_patient(tmp_path: Path, name: str) -> None:
+    values = np.random.default_rng(0).integers(0, 99, (3, 4, 5, 2, 3)).astype(np.int16)
+    candidates = nifti.header(write(tmp_path / name, values), name)
+    assert [c.member for c in candidates] == list(range(6))
+    assert {c.patient_id for c in candidates} == {"a"}
+    image = nib.Nifti1Image(values.reshape(3, 4, 5, 6, order="F"), AFFINE)
+    for candidate, expected in zip(candidates, nib.four_to_three(image), strict=True):
+        volume = nifti.read(tmp_path, candidate)
+        np.testing.assert_array_equal(volume.array[0], nib.as_closest_canonical(expected).get_fdata())
+        assert volume.array.shape[1:] == candidate.shape
+
+
+def test_a_4d_file_that_ends_early_is_truncated(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii", np.stack([VALUES] * 3, axis=3))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert reason(path) == "TRUNCATED"
+
+
+def test_a_small_file_that_claims_a_million_volumes_is_too_large(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii.gz", np.zeros((3, 3, 3, 30_000), np.uint8))
+    assert path.stat().st_size < 2_000
+    assert reason(path) == "TOO_LARGE"
+
+
+@pytest.mark.parametrize("intent", [1004, 1005, 1006, 1007])
+def test_vectors_and_matrices_are_no_volumes(tmp_path: Path, intent: int) -> None:
+    assert reason(write(tmp_path / "a.nii", np.stack([VALUES] * 3, axis=3), intent_code=intent)) == "UNSUPPORTED"
+
+
 def test_trailing_axes_of_one_are_dropped(tmp_path: Path) -> None:
     assert load(write(tmp_path / "a.nii", VALUES[..., None, None])).array.shape == (1, 5, 3, 4)
 
@@ -102,7 +132,7 @@ def test_trailing_axes_of_one_are_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (np.zeros((4, 4, 4, 2), np.int16), "UNSUPPORTED"),
+        (np.zeros((4, 4), np.int16), "UNSUPPORTED"),
         (np.zeros((4, 4, 1), np.int16), "UNSUPPORTED"),
         (np.zeros((4, 4, 4), np.complex64), "UNSUPPORTED"),
         (np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "COLOUR"),
