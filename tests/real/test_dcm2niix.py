@@ -14,23 +14,56 @@ from medclr.data import dicom
 from medclr.data.discover import discover
 
 FOLDERS = {  # volumes in it
-    "dcm_qa_ct/In/Philips/S21570": 1,
-    "dcm_qa_nih/In/20180918GE/mr_0004": 10,  # told apart by instance number
-    "dcm_qa_nih/In/20180918Si/mr_0003": 2,
-    "dcm_qa_orientation/In/ax/axasc36": 2,  # mosaics
+    "dcm_qa_ct/In/Philips/S21570/S2010": 1,
+    "dcm_qa_nih/In/20180918GE/mr_0004": 10,  # time points that only the instance number tells apart
+    "dcm_qa_nih/In/20180918GE/mr_0005": 10,
+    "dcm_qa_nih/In/20180918GE/mr_0006": 10,
+    "dcm_qa_nih/In/20180918GE/mr_0007": 10,
+    "dcm_qa_nih/In/20180918Si/mr_0003": 2,  # mosaics, as all of Siemens' here
+    "dcm_qa_nih/In/20180918Si/mr_0004": 2,
+    "dcm_qa_nih/In/20180918Si/mr_0005": 2,
+    "dcm_qa_nih/In/20180918Si/mr_0006": 2,
+    "dcm_qa_orientation/In/ax/axasc35": 2,
+    "dcm_qa_orientation/In/ax/axasc36": 2,
+    "dcm_qa_orientation/In/ax/axasc36b": 2,
+    "dcm_qa_orientation/In/ax/axdesc35": 2,
+    "dcm_qa_orientation/In/ax/axdesc36": 2,
+    "dcm_qa_orientation/In/ax/axint35": 2,
+    "dcm_qa_orientation/In/ax/axint36": 2,
+    "dcm_qa_orientation/In/axmb/AxAsc36mb2a": 2,
     "dcm_qa_orientation/In/axmb/AxInt36mb": 2,
+    "dcm_qa_orientation/In/cor/corasc35": 2,
+    "dcm_qa_orientation/In/cor/corasc36": 2,
     "dcm_qa_orientation/In/cor/cordesc35": 2,
+    "dcm_qa_orientation/In/cor/cordesc36": 2,
+    "dcm_qa_orientation/In/cor/corint35": 2,
+    "dcm_qa_orientation/In/cor/corint36": 2,
+    "dcm_qa_orientation/In/sag/sagasc35": 2,
+    "dcm_qa_orientation/In/sag/sagasc36": 2,
+    "dcm_qa_orientation/In/sag/sagdesc35": 2,
+    "dcm_qa_orientation/In/sag/sagdesc36": 2,
+    "dcm_qa_orientation/In/sag/sagint35": 2,
     "dcm_qa_orientation/In/sag/sagint36": 2,
+    "dicom2nifti/anatomical/001": 1,
+    "dicom2nifti/ge/anatomical/001": 1,
     "dicom2nifti/ge/anatomical/001_implicit": 1,
+    "dicom2nifti/ge/dti/001": 2,
+    "dicom2nifti/ge/dti/001_implicit": 2,
     "dicom2nifti/ge/dti/002": 4,
+    "dicom2nifti/generic/anatomical/001": 1,
+    "dicom2nifti/generic/anatomical/001_implicit": 1,
     "dicom2nifti/generic/anatomical/002_non_isotropic": 1,
     "dicom2nifti/hitachi/anatomical/001": 1,
+    "dicom2nifti/hitachi/anatomical/001_implicit": 1,
     "dicom2nifti/hyperfine/anatomical/001": 1,  # enhanced
     "dicom2nifti/philips/anatomical/001": 1,
     "dicom2nifti/philips/anatomical/002": 2,  # magnitude and phase
     "dicom2nifti/philips_enhanced/anatomical/001": 1,
+    "dicom2nifti/philips_enhanced/anatomical/001_implicit": 1,
+    "dicom2nifti/siemens/anatomical/001": 1,
+    "dicom2nifti/siemens/anatomical/001_implicit": 1,
     "dicom2nifti/siemens/dti_classic/001": 2,
-    "dicom2nifti/siemens_multiframe/anatomical/001": 1,
+    "dicom2nifti/siemens_multiframe/anatomical/001": 1,  # enhanced
 }
 
 
@@ -38,7 +71,7 @@ FOLDERS = {  # volumes in it
 def test_the_voxels_and_the_affine_are_those_of_dcm2niix(real_data, tmp_path, name):
     folder = real_data / "dicom_series_multivendor" / name
     theirs = convert(folder, tmp_path)
-    candidates, _ = discover(folder, workers=0)
+    candidates = [c for c in discover(folder, workers=0)[0] if c.reader == "dicom"]
     assert len(candidates) == len(theirs) == FOLDERS[name]
     for candidate in candidates:
         volume = dicom.read(folder, candidate)
