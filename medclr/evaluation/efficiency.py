@@ -95,9 +95,9 @@ class Curve:
 
         To pick the arm that did best and test that one would be optimistic, so every pre-trained arm is named, at
         every fraction. An arm "helps" only where it beats every baseline, and "hurts" only where it falls behind
-        the better one, at 5% after Holm over arms x baselines x fractions; anything else is no difference that
-        these data can resolve. The intervals in the sentence are for one comparison each: one that leaves out 0
-        only just can fail Holm. Without both baselines nothing is said to help.
+        the better one, at 5% after Holm over arms x baselines x fractions and with an interval that leaves out 0;
+        anything else is no difference that these data can resolve. The interval, for one comparison, and the test
+        are two computations, and a claim must pass both. Without both baselines nothing is said to help.
         """
         rows = self.differences[self.differences["versus"] == BETTER]
         arms = self.points["arm"].unique()
@@ -338,7 +338,7 @@ def _claims(rows: pd.DataFrame, helps: str) -> str:
             claim, where = "is not compared", f"{where} ({row['reason']})"
         else:
             where = f"{where} ({effect} against {row['baseline']})"
-            if row["p_holm"] >= 1 - _LEVEL:
+            if row["p_holm"] >= 1 - _LEVEL or row["low"] <= 0 <= row["high"]:
                 claim = "shows no difference that these data can resolve"
             else:
                 claim = helps if row["difference"] > 0 else "hurts"

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -197,7 +198,7 @@ def test_two_draws_give_an_interval_within_the_scale(grid: Grid) -> None:
 
 
 def test_verdict_names_every_arm_and_claims_only_what_holds(grid: Grid) -> None:
-    said = grid.run(grid.arms(scratch=2, pca=1.5, simclr_linear=0.5, simclr_full=1.5)).verdict()
+    said = grid.run(grid.arms(scratch=2, pca=2, simclr_linear=0.3, simclr_full=2)).verdict()
     assert said.startswith("In AUROC against the better of scratch and pca, with Holm's correction over 8 comparisons:")
     linear, full = said.split("; ")
     assert "simclr-linear helps at 10% (+0." in linear
@@ -208,6 +209,17 @@ def test_verdict_names_every_arm_and_claims_only_what_holds(grid: Grid) -> None:
     hurt = grid.run(grid.arms(scratch=2, pca=0.4, simclr_full=1)).verdict()
     assert "simclr-full hurts at 10% (-0." in hurt
     assert "against pca), 100%" in hurt
+
+
+@pytest.mark.parametrize(
+    ("low", "p_holm", "claim"), [(0.01, 0.01, "helps"), (-0.01, 0.01, "no difference"), (0.01, 0.06, "no difference")]
+)
+def test_a_claim_must_pass_the_test_and_the_interval(grid: Grid, low: float, p_holm: float, claim: str) -> None:
+    curve = grid.run(grid.arms(scratch=2, pca=2, simclr_full=1))
+    rows = curve.differences.assign(difference=0.05, low=low, high=0.1, p_holm=p_holm)
+    said = replace(curve, differences=rows).verdict()
+    assert claim in said
+    assert ("no difference" in said) == (claim == "no difference")
 
 
 def test_verdict_does_not_call_a_win_over_one_baseline_help(grid: Grid) -> None:
