@@ -40,7 +40,7 @@ def paths_of(config: Any) -> dict[str, Path | None]:
 class ScanConfig:
     """What is here: series by modality, vendor and geometry; what was skipped and why; the manifest."""
 
-    data: Path = _need("folder with DICOM, NIfTI or MedMNIST .npz files, read recursively")
+    data: Path = _need("folder with DICOM, NIfTI, PNG, JPEG or MedMNIST .npz files, read recursively")
     out: Path | None = _say(None, "run folder to write (default: runs/DATE-COMMAND)")
     key_file: Path | None = _say(None, "key of the pseudonyms (default: ~/.config/medclr/key, made when absent)")
     workers: int | None = _say(None, "processes that read (default: one per core)")

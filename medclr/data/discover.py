@@ -19,8 +19,6 @@ _CHUNK = 128  # files a process is given at a time
 
 # Formats that are images, told by how they start or, where that says nothing, by how they are named.
 _OTHER_STARTS = {
-    b"\x89PNG": "PNG",
-    b"\xff\xd8\xff": "JPEG",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
     b"BM": "BMP",
@@ -218,6 +216,8 @@ def _classified(root: Path, burned_in: bool, item: _Item) -> _Result:
     if item.companion or nifti.is_header(_inflated(start)) or name.endswith((".nii", ".nii.gz")):
         companion = root / item.companion if item.companion else None
         return nifti.header(path, item.path, companion, item.companion)
+    if start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        return [image2d.picture(path, item.path)]
     if start.startswith(b"PK\x03\x04") and name.endswith(".npz"):
         return list(image2d.header(path, item.path))
     if start[:2] in (b"\x02\0", b"\x08\0") or name.endswith(_DICOM_NAMES):
@@ -232,7 +232,7 @@ def _classified(root: Path, burned_in: bool, item: _Item) -> _Result:
     for ending, kind in _OTHER_NAMES.items():
         if name.endswith(ending):
             raise Unreadable("UNSUPPORTED", kind)
-    raise Unreadable("NOT_AN_IMAGE", "neither DICOM, NIfTI nor a MedMNIST archive")
+    raise Unreadable("NOT_AN_IMAGE", "neither DICOM, NIfTI, PNG, JPEG nor a MedMNIST archive")
 
 
 def _inflated(start: bytes) -> bytes:

@@ -1,12 +1,16 @@
-"""MedMNIST archives (.npz) -> Volume: many small images in one file, with splits and without patients."""
+"""PNG and JPEG files, and MedMNIST archives (.npz) of many images -> Volume; neither knows patients or spacing."""
 
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from medclr.data.candidate import Candidate
 from medclr.data.volume import Volume
@@ -16,6 +20,8 @@ SPLITS = ("train", "val", "test")
 
 # The 3D sets of CT origin are rescaled to 0..255: not Hounsfield units, so their modality stays unknown.
 _MODALITY = {"pneumoniamnist": "DX", "chestmnist": "DX", "breastmnist": "US"}
+_MAX_PIXELS = 2**28  # of one picture
+_EXIF_ORIENTATION = 0x0112
 _MAX_BYTES = 2**33  # of one split in memory
 _MAX_INFLATION = 1032  # the most that deflate can compress
 
@@ -112,6 +118,99 @@ _NOTES: dict[int, tuple[str, ...]] = {
     2: ("spacing unknown", "rows taken as running to the feet, columns to the patient's left"),
     3: ("spacing unknown", "axes taken as right, anterior, superior"),
 }
+
+
+def picture(path: Path, relative: str) -> Candidate:
+    """What a PNG or JPEG file will be as a volume of one plane, from its header alone.
+
+    Args:
+        path: the file.
+        relative: its path below the root, which stands in for patient and series.
+
+    Raises:
+        Unreadable: it is neither, or larger than any radiograph.
+    """
+    with _as_unreadable(), _opened(path) as image:
+        columns, rows = image.size
+        if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
+            columns, rows = rows, columns
+        if min(rows, columns) < 3:
+            raise Unreadable("UNSUPPORTED", f"an image of {rows}×{columns} pixels")
+        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            raise Unreadable("COLOUR", f"colour mode {image.mode}")
+    return Candidate(
+        reader="picture",
+        paths=(relative,),
+        member=0,
+        patient_id=relative,
+        patient_known=False,
+        study_uid=relative,
+        series_uid=relative,
+        site="",
+        modality="",
+        manufacturer="",
+        model="",
+        kernel="",
+        field_strength=float("nan"),
+        shape=(columns, rows),
+        spacing_mm=(float("nan"), float("nan")),
+        orientation="LI",
+        notes=_NOTES[2],
+    )
+
+
+def read_picture(root: Path, candidate: Candidate) -> Volume:
+    """A PNG or JPEG file: (1, X, Y), X towards the patient's right and Y towards the head; spacing NaN.
+
+    Args:
+        root: the folder that the candidate's path is relative to.
+        candidate: one that `picture` returned.
+
+    Raises:
+        Unreadable: the file is damaged, has colours, or is one value everywhere.
+    """
+    with _as_unreadable(), _opened(root / candidate.paths[0]) as image:
+        upright = ImageOps.exif_transpose(image)
+        # A palette, and three channels, may still be grey, as many radiographs on the web are.
+        pixels = np.asarray(upright.convert("RGB") if upright.mode in ("P", "PA", "RGBA", "RGBX") else upright)
+    if pixels.ndim == 3:
+        channels = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1]  # without opacity
+        if (channels != channels[..., :1]).any():
+            raise Unreadable("COLOUR", "colours, not grey values")
+        pixels = channels[..., 0]
+    array = pixels.astype(np.float32)
+    if array.min() == array.max():
+        raise Unreadable("NOT_FINITE", "a single value everywhere")
+    return Volume(np.ascontiguousarray(array.T[::-1, ::-1][None]), np.diag([np.nan, np.nan, 1.0, 1.0]), candidate.notes)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    with Image.open(path, formats=("PNG", "JPEG")) as image:
+        if image.width * image.height > _MAX_PIXELS:
+            raise Unreadable("TOO_LARGE", f"an image of {image.height}×{image.width} pixels")
+        yield image
+
+
+@contextmanager
+def _as_unreadable() -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's quote what is in the file
+            yield
+    except Unreadable:
+        raise
+    except Image.DecompressionBombError:
+        raise Unreadable("TOO_LARGE", "an image of more pixels than any radiograph has") from None
+    except OSError as error:  # so does Pillow call what it cannot decode
+        if error.errno:
+            raise Unreadable("UNREADABLE", f"cannot be opened: {error.strerror}") from None
+        reason = "TRUNCATED" if "truncated" in str(error) else "DECODE"
+        raise Unreadable(reason, "the image cannot be decoded") from None
+    except MemoryError:
+        raise Unreadable("TOO_LARGE", "not enough memory for the image") from None
+    except Exception as error:
+        raise Unreadable("DECODE", f"the image cannot be decoded ({type(error).__name__})") from None
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -28,6 +28,7 @@ READERS: dict[str, Callable[[Path, Candidate], Volume]] = {
     "dicom": dicom.read,
     "nifti": nifti.read,
     "npz": image2d.read,
+    "picture": image2d.read_picture,
 }
 MAX_VOXELS = 1 << 31  # of one volume in the store; more is a wrong spacing, not a scan
 

@@ -56,7 +56,7 @@ def test_every_file_is_in_one_place(tree: Path) -> None:
         "odd/capture": "BURNED_IN",
         "odd/nothing": "NOT_AN_IMAGE",
         "odd/notes.txt": "NOT_AN_IMAGE",
-        "odd/photo.png": "UNSUPPORTED",
+        "odd/photo.png": "DECODE",
         "odd/report.dcm": "NOT_AN_IMAGE",
         "odd/scan.mgz": "UNSUPPORTED",
         "odd/text.dcm": "NOT_DICOM",

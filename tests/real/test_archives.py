@@ -5,10 +5,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from medclr.data.discover import discover
 from medclr.data.identity import Pseudonymiser
+from medclr.data.labels import name_patients, read_labels
 from medclr.data.manifest import build_manifest
 from medclr.data.prepare import READERS, prepare
 from medclr.data.spec import choose_spec, load_spec
@@ -77,6 +80,26 @@ def test_a_nifti_is_what_nibabel_reads(real_data):
     image = nib.as_closest_canonical(nib.load(folder / candidates[0].paths[0]))
     np.testing.assert_allclose(volume.array[0], image.get_fdata(dtype=np.float32))
     np.testing.assert_allclose(volume.affine, image.affine)
+
+
+def test_radiographs_as_png_whose_patients_the_table_names(real_data, tmp_path):
+    folder = real_data / "nih_cxr_1000"
+    candidates, skipped = discover(folder, workers=0)
+    assert len(candidates) == 1000
+    assert sorted(item.item for item in skipped) == ["SOURCE.txt", "labels.csv"]
+    table = pd.read_csv(folder / "labels.csv", dtype=str).rename(columns={"file": "path"})
+    table[["path", "patient_id", "label_pneumonia"]].to_csv(tmp_path / "labels.csv", index=False)
+    names = Pseudonymiser(b"k")
+    manifest, _ = build_manifest(candidates, names)
+    named = name_patients(tmp_path / "labels.csv", manifest, names)
+    assert named["patient_known"].all()
+    assert named["patient_key"].nunique() == 682
+    labels = read_labels(tmp_path / "labels.csv", named, names)
+    assert len(labels.rows) == 1000
+    assert (labels.rows.groupby("patient_key")["split"].nunique() == 1).all()
+    with Image.open(folder / candidates[7].paths[0]) as image:
+        expected = np.asarray(image).T[::-1, ::-1]
+    np.testing.assert_array_equal(READERS["picture"](folder, candidates[7]).array[0], expected)
 
 
 def test_medmnist_is_the_archive_turned(real_data, tmp_path):
