@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.imageglobals import logger
 from numpy.typing import NDArray
 
 from medclr.data.candidate import Candidate
@@ -98,9 +98,10 @@ def is_header(start: bytes) -> bool:
 
 @contextmanager
 def _as_unreadable() -> Iterator[None]:
+    # nibabel logs what it finds odd; the candidate's notes and reasons say what matters.
+    before, logger.disabled = logger.disabled, True
     try:
-        # nibabel logs what it finds odd; the candidate's notes and reasons say what matters.
-        with LoggingOutputSuppressor(), np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):
             yield
     except Unreadable:
         raise
@@ -117,6 +118,8 @@ def _as_unreadable() -> Iterator[None]:
         raise Unreadable("TOO_LARGE", "not enough memory for the volume") from None
     except Exception as error:
         raise Unreadable("DECODE", f"the header makes no sense ({type(error).__name__})") from None
+    finally:
+        logger.disabled = before
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -404,6 +404,25 @@ def test_a_damaged_codestream_is_a_decode_error_without_tag_values(
     assert path.name not in str(raised.value)
 
 
+def test_a_decoder_that_panics_costs_its_file(
+    tmp_path: Path, write_series: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pylibjpeg-rle is written in Rust, and its panics are no Exceptions."""
+    panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+
+    def panicking(*args: Any, **kwargs: Any) -> Any:
+        raise panic("index out of bounds")
+
+    write_series(tmp_path, np.arange(120, dtype=np.int16).reshape(4, 5, 6))
+    candidates, _ = look(tmp_path)
+    monkeypatch.setattr(dicom.pixels, "iter_pixels", panicking)
+    with pytest.raises(Unreadable, match="PanicException"):
+        dicom.read(tmp_path, candidates[0])
+    monkeypatch.setattr(dicom.pixels, "iter_pixels", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        dicom.read(tmp_path, candidates[0])
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_mutated_file_is_a_volume_or_a_reason(

@@ -165,6 +165,17 @@ def test_truncation_is_told_from_the_header_or_the_stream(tmp_path: Path) -> Non
     assert reason(zipped) == "TRUNCATED"
 
 
+def test_what_nibabel_finds_odd_is_not_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.nii")
+    content = bytearray(path.read_bytes())
+    content[0:4] = b"\x07\0\0\0"  # the size of the header, which nibabel logs that it mends
+    path.write_bytes(content)
+    load(path)
+    assert caplog.records == []
+    nib.load(path)
+    assert caplog.records  # nibabel does tell, and is not left silent
+
+
 def test_a_wrong_checksum_is_told(tmp_path: Path) -> None:
     # Larger than gzip's buffer, so that the last voxel is read before the end of the stream.
     values = np.random.default_rng(0).integers(0, 9999, (40, 40, 40), np.int16)

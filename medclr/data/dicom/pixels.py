@@ -158,7 +158,10 @@ def _decoded(
         raise Unreadable("TOO_LARGE", "not enough memory for the pixels") from None
     except InvalidDicomError:
         raise Unreadable("NOT_DICOM", "pydicom cannot parse it") from None
-    except Exception as error:
+    except BaseException as error:
+        # A decoder written in Rust panics with what is no Exception.
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
         raise Unreadable("DECODE", f"the pixels cannot be decoded ({type(error).__name__})") from None
 
 
