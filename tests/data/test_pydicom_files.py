@@ -6,7 +6,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from medclr.data import dicom
 from medclr.data.candidate import Candidate, Skipped
+from medclr.data.dicom.elements import quick_elements
 from medclr.data.discover import discover
 from medclr.data.prepare import READERS
 from medclr.errors import Unreadable
@@ -67,3 +69,28 @@ def test_every_candidate_is_read(found: tuple[list[Candidate], list[Skipped]]) -
         assert array.min() < array.max()
     names = {Path(c.paths[0]).parent.as_posix() for c in found[0]}
     assert {"dicomdirtests/98892001/CT5N", "dicomdirtests/77654033/CR1"} <= names
+
+
+def test_the_quick_way_tells_the_same_as_pydicom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headers read by `quick_elements`, where it does not give up, and by pydicom alone."""
+    used = agree(ROOT, monkeypatch)
+    assert used > 80
+
+
+def agree(root: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Compare both ways on all files below a folder; returns on how many the quick way was taken."""
+    quick = 0
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        monkeypatch.setattr(dicom.header, "quick_elements", quick_elements)
+        one = told(path)
+        monkeypatch.setattr(dicom.header, "quick_elements", lambda head: None)
+        assert one == told(path), path
+        quick += quick_elements(path.read_bytes()[:65536]) is not None
+    return quick
+
+
+def told(path: Path) -> str:
+    try:
+        return repr(dicom.headers(path, path.name))
+    except Unreadable as error:
+        return f"{error.reason}: {error}"

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from medclr.data import dicom
+from medclr.data.dicom.elements import quick_elements
 from medclr.data.discover import discover
 from medclr.data.identity import Pseudonymiser
 from medclr.data.labels import name_patients, read_labels
@@ -37,6 +39,21 @@ def test_every_file_is_used_or_skipped_and_every_volume_reads(real_data, name):
         assert volume.array.shape[1:] == candidate.shape
         assert np.isfinite(volume.array).all()
         assert volume.spacing_mm == pytest.approx(candidate.spacing_mm, abs=1e-3, nan_ok=True)
+
+
+def test_the_quick_way_to_a_header_tells_the_same_as_pydicom(real_data, monkeypatch):
+    def told(path):
+        try:
+            return repr(dicom.headers(path, path.name))
+        except Unreadable as error:
+            return f"{error.reason}: {error}"
+
+    paths = sorted(p for p in (real_data / "dicom_series_multivendor").rglob("*") if p.is_file())[::4]
+    quick = [told(path) for path in paths]
+    taken = sum(quick_elements(path.read_bytes()[:65536]) is not None for path in paths)
+    monkeypatch.setattr(dicom.header, "quick_elements", lambda head: None)
+    assert quick == [told(path) for path in paths]
+    assert taken > 0.7 * len(paths)
 
 
 def test_ct_is_in_hounsfield_units(real_data):

@@ -5,6 +5,7 @@ so no tag value reaches a log.
 """
 
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -22,6 +23,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.uid import UID
 
+from medclr.data.dicom.elements import Elements, Pixels, quick_elements
 from medclr.errors import Unreadable
 
 # Modalities of which every file is an image of its own; where files have positions all the same, they are ignored.
@@ -31,6 +33,8 @@ MAX_VOXELS = 2**29  # 2 GiB as float32
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", ""})
 PIXEL_DATA = 0x7FE00010
 PER_FRAME, SHARED = 0x52009230, 0x52009229
+
+Source = Dataset | Elements
 
 _HEAD = 65536  # bytes that nearly always reach to the pixels
 _META = 1024  # bytes within which the transfer syntax stands
@@ -96,6 +100,11 @@ def headers(path: Path, relative: str, burned_in: bool = False) -> list[Header]:
         Unreadable: it is not DICOM, holds no image, or one of a kind that never becomes a volume.
     """
     try:
+        with path.open("rb", buffering=0) as file:
+            head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
+        quick = quick_elements(head)
+        if quick and b"MOSAIC" not in quick[0].get(0x00080008, b""):
+            return described(*quick, size, relative, burned_in)
         with opened(path) as file, quiet():
             return _headers(file, relative, burned_in)
     except Unreadable:
@@ -137,9 +146,9 @@ def opened(path: Path) -> IO[bytes]:
     return BytesIO(meta.replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0") + inflated)
 
 
-def described(ds: Dataset, pixels: "Pixels | None", size: int, relative: str, burned_in: bool) -> list[Header]:
+def described(ds: Source, pixels: Pixels | None, size: int, relative: str, burned_in: bool) -> list[Header]:
     """The planes of a parsed file of `size` bytes; raises Unreadable as `headers` does."""
-    sop_class = text(ds, 0x00080016) or _meta(ds, "MediaStorageSOPClassUID")
+    sop_class = text(ds, 0x00080016) or _meta(ds, 0x00020002)
     if not sop_class and 0x00080060 not in ds and 0x00280010 not in ds:
         raise Unreadable("NOT_DICOM", "no SOP class, modality or rows")
     rows, columns = integer(ds, 0x00280010), integer(ds, 0x00280011)
@@ -151,21 +160,13 @@ def described(ds: Dataset, pixels: "Pixels | None", size: int, relative: str, bu
     fault = _fault(ds, pixels, size, rows, columns)
     _refuse(ds, sop_class, burned_in)
     plane = _plane(ds, relative, rows, columns, fault)
-    if PER_FRAME in ds and plane.modality not in PLANES:
+    if isinstance(ds, Dataset) and PER_FRAME in ds and plane.modality not in PLANES:
         return _frames(ds, plane)
     if integer_string(ds, 0x00280008) > 1:
         raise Unreadable("UNSUPPORTED", f"{integer_string(ds, 0x00280008)} frames that do not say where each lies")
-    if "MOSAIC" in plane.traits.image_type.split("\\"):
+    if isinstance(ds, Dataset) and "MOSAIC" in plane.traits.image_type.split("\\"):
         return _tiles(ds, plane)
     return [plane]
-
-
-class Pixels(NamedTuple):
-    """Where the pixels of a file lie."""
-
-    tag: int
-    start: int
-    length: int  # 0xFFFFFFFF where encapsulated
 
 
 def _headers(file: IO[bytes], relative: str, burned_in: bool) -> list[Header]:
@@ -200,7 +201,7 @@ def _until_pixels(file: Any) -> tuple[Dataset, Pixels | None]:
     return ds, Pixels(tag, file.tell() + (12 if vr in _LONG_VRS else 8), length)
 
 
-def _plane(ds: Dataset, relative: str, rows: int, columns: int, fault: tuple[str, str] | None) -> Header:
+def _plane(ds: Source, relative: str, rows: int, columns: int, fault: tuple[str, str] | None) -> Header:
     """The file as one plane."""
     study = text(ds, 0x0020000D)
     # Without a series UID, what lies in one folder is taken for a series.
@@ -331,7 +332,7 @@ def _tiles(ds: Dataset, whole: Header) -> list[Header]:
     ]
 
 
-def _refuse(ds: Dataset, sop_class: str, burned_in: bool) -> None:
+def _refuse(ds: Source, sop_class: str, burned_in: bool) -> None:
     """Raise for an image that is no part of a volume; the rest of its series does not need it."""
     samples, photometric = integer(ds, 0x00280002), text(ds, 0x00280004).upper()
     if samples > 1 or photometric.startswith(_COLOURS):
@@ -344,7 +345,7 @@ def _refuse(ds: Dataset, sop_class: str, burned_in: bool) -> None:
         raise Unreadable("BURNED_IN", "says it has burned-in annotation; --burned-in keeps it")
 
 
-def _fault(ds: Dataset, pixels: Pixels | None, size: int, rows: int, columns: int) -> tuple[str, str] | None:
+def _fault(ds: Source, pixels: Pixels | None, size: int, rows: int, columns: int) -> tuple[str, str] | None:
     """What is wrong with an image that belongs to its series: without it, the others have a hole."""
     if pixels is None:
         return "TRUNCATED", "the file ends before its pixels begin"
@@ -364,8 +365,10 @@ def _fault(ds: Dataset, pixels: Pixels | None, size: int, rows: int, columns: in
     return None
 
 
-def raw_value(ds: Dataset, tag: int) -> tuple[bytes, str]:
+def raw_value(ds: Source, tag: int) -> tuple[bytes, str]:
     """The bytes of an element and the byte order to read them with; empty where there is none."""
+    if isinstance(ds, Elements):
+        return ds.get(tag, b""), "<"
     element = ds.get_item(tag, keep_deferred=True)
     value = getattr(element, "value", None)
     if not isinstance(value, bytes):
@@ -373,41 +376,44 @@ def raw_value(ds: Dataset, tag: int) -> tuple[bytes, str]:
     return value, "<" if getattr(element, "is_little_endian", True) else ">"
 
 
-def text(ds: Dataset, tag: int) -> str:
-    return raw_value(ds, tag)[0].decode("latin-1").strip(" \0\t\r\n")
+def text(ds: Source, tag: int) -> str:
+    """A text without its padding; "" where there is none."""
+    value = ds.get(tag, b"") if isinstance(ds, Elements) else raw_value(ds, tag)[0]
+    return value.decode("latin-1").strip(" \0\t\r\n") if value else ""
 
 
-def _encoded_text(ds: Dataset, tag: int) -> str:
+def _encoded_text(ds: Source, tag: int) -> str:
     """Text of a person's making, which may be in any of DICOM's character sets."""
     value = raw_value(ds, tag)[0].strip(b" \0")
     if value.isascii() and b"\x1b" not in value:
         return value.decode("ascii")
     try:
-        encodings = convert_encodings(text(ds, 0x00080005).split("\\"))
-        return decode_bytes(value, encodings, set()).strip()
+        with quiet():
+            encodings = convert_encodings(text(ds, 0x00080005).split("\\"))
+            return decode_bytes(value, encodings, set()).strip()
     except Exception:  # a made-up character set; any stable text will do for an identifier
         return value.decode("latin-1")
 
 
-def integer(ds: Dataset, tag: int) -> int:
+def integer(ds: Source, tag: int) -> int:
     value, order = raw_value(ds, tag)
     if len(value) < 2:
         return 0
     return int(struct.unpack(order + "L", value)[0] if len(value) == 4 else struct.unpack(order + "H", value[:2])[0])
 
 
-def _doubles(ds: Dataset, tag: int) -> tuple[float, ...]:
+def _doubles(ds: Source, tag: int) -> tuple[float, ...]:
     value, order = raw_value(ds, tag)
     return struct.unpack(f"{order}{len(value) // 8}d", value) if value and len(value) % 8 == 0 else ()
 
 
-def integer_string(ds: Dataset, tag: int, absent: int = 0) -> int:
+def integer_string(ds: Source, tag: int, absent: int = 0) -> int:
     """An integer written as text (VR IS)."""
     values = numbers(ds, tag)
     return int(values[0]) if values else absent
 
 
-def numbers(ds: Dataset, tag: int) -> tuple[float, ...]:
+def numbers(ds: Source, tag: int) -> tuple[float, ...]:
     """Decimal strings as finite numbers; () where there is none or one of them is no number."""
     written = text(ds, tag)
     if not written:
@@ -423,12 +429,15 @@ def _tesla(strength: float) -> float:
     return strength / 10_000 if strength > 100 else strength  # some write gauss
 
 
-def _meta(ds: Dataset, keyword: str) -> str:
-    return str(getattr(ds, "file_meta", {}).get(keyword) or "").strip(" \0")
+def _meta(ds: Source, tag: int) -> str:
+    if isinstance(ds, Elements):
+        return text(ds, tag)
+    element = getattr(ds, "file_meta", {}).get(tag)
+    return str(element.value or "").strip(" \0") if element else ""
 
 
-def transfer_syntax(ds: Dataset) -> str:
-    return _meta(ds, "TransferSyntaxUID")
+def transfer_syntax(ds: Source) -> str:
+    return _meta(ds, 0x00020010)
 
 
 @contextmanager

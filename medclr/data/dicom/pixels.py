@@ -15,13 +15,13 @@ from pydicom.uid import UID
 from scipy import ndimage
 
 from medclr.data.candidate import Candidate
+from medclr.data.dicom.elements import Pixels
 from medclr.data.dicom.header import (
     NATIVE,
     PER_FRAME,
     PIXEL_DATA,
     PLANES,
     Header,
-    Pixels,
     described,
     functional_group,
     integer,

@@ -1,0 +1,104 @@
+"""Scanning headers, beside a loop over pydicom, on the same files in one process, interleaved.
+
+    python benchmarks/scan_headers.py [FOLDER]     # without one, 5,000 generated CT slices
+
+The limit is to open each file and read its first 64 KiB. The target is five times the speed of the loop over pydicom
+(`dcmread(path, stop_before_pixels=True)`) on generated files. One process, warm cache.
+"""
+
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from medclr.data import dicom
+from medclr.errors import Unreadable
+
+N_FILES, REPEATS = 5000, 3
+
+
+def main(folder: Path | None) -> None:
+    """Print medians and ratios."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = folder or write_files(Path(name))
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and is_dicom(path)]
+        ways = {"read 64 KiB": by_bytes, "medclr": by_medclr, "pydicom": by_pydicom}
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(REPEATS):
+            for way, run in ways.items():
+                started = time.perf_counter()
+                for path in paths:
+                    run(path)
+                seconds[way].append(time.perf_counter() - started)
+    middle = {way: median(times) for way, times in seconds.items()}
+    print(f"{len(paths):,} files")
+    for way, value in middle.items():
+        print(f"{way:12} {value:7.2f} s  {len(paths) / value:8,.0f} files/s")
+    print(f"medclr is {middle['pydicom'] / middle['medclr']:.1f} times as fast as pydicom (target: 5), ", end="")
+    print(f"and takes {middle['medclr'] / middle['read 64 KiB']:.1f} times the limit")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether it has the preamble."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def by_bytes(path: Path) -> None:
+    """The limit."""
+    with path.open("rb") as file:
+        file.read(65536)
+
+
+def by_medclr(path: Path) -> None:
+    """What `medclr scan` does with a file."""
+    with suppress(Unreadable):
+        dicom.headers(path, path.name)
+
+
+def by_pydicom(path: Path) -> None:
+    """What most scripts do."""
+    with suppress(Exception):  # a peer that fails has done its work, too
+        pydicom.dcmread(path, stop_before_pixels=True)
+
+
+def write_files(folder: Path) -> Path:
+    """CT slices of 64 x 64 with the hundred elements, some in sequences and private, that scanners write."""
+    pixels = np.random.default_rng(0).integers(0, 2000, (64, 64)).astype(np.int16).tobytes()
+    ds = Dataset()
+    ds.SOPClassUID, ds.Modality, ds.Manufacturer = "1.2.840.10008.5.1.4.1.1.2", "CT", "ACME"
+    ds.PatientID, ds.PatientName, ds.StudyInstanceUID = "P", "A^B", generate_uid()
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.Rows, ds.Columns = 1, "MONOCHROME2", 64, 64
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+    ds.PixelSpacing, ds.ImageOrientationPatient = [0.7, 0.7], [1, 0, 0, 0, 1, 0]
+    ds.RescaleSlope, ds.RescaleIntercept, ds.ConvolutionKernel, ds.KVP = 1, -1024, "STANDARD", 120
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "T-D3000", "SRT", "Chest"
+    ds.AnatomicRegionSequence, ds.ProcedureCodeSequence = [code], [code]
+    for group, text in ((0x0009, "ACME PRIVATE 1"), (0x0019, "ACME PRIVATE 2"), (0x0043, "ACME PRIVATE 3")):
+        block = ds.private_block(group, text, create=True)
+        for element in range(25):
+            block.add_new(element, "DS", "1.25")
+    ds.PixelData = pixels
+    ds["PixelData"].VR = "OW"
+    for k in range(N_FILES):
+        ds.SOPInstanceUID, ds.InstanceNumber, ds.ImagePositionPatient = generate_uid(), k, [0, 0, k]
+        ds.SeriesInstanceUID = f"1.2.{1 + k // 200}"
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.save_as(folder / f"{k}.dcm", enforce_file_format=True)
+    return folder
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
