@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from io import BytesIO
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -24,9 +25,11 @@ from medclr.errors import Unreadable
 
 _MAX_VOXELS = 2**29  # 2 GiB as float32
 _MAX_VOLUMES = 2**14  # time points of one file
+_MOST_INFLATED = 2**31  # bytes of a 4D file that are kept while its volumes are read
 _MAX_INFLATION = 1032  # the most that deflate can compress
 _CIFTI = range(3000, 3100)  # intent codes of surfaces and matrices in a NIfTI-2 wrapper
-_TENSORS = range(1004, 1008)  # intent codes of matrices and vectors: their fifth axis has no volumes along it
+# Intent codes of matrices, vectors, points, quaternions and colours: along their fifth axis there are no volumes.
+_TENSORS = {*range(1004, 1011), 2003, 2004}
 _TO_MM = {"meter": 1000.0, "micron": 0.001}
 
 
@@ -122,10 +125,13 @@ def _as_unreadable() -> Iterator[None]:
         logger.disabled = before
 
 
-def _open(path: Path) -> IO[bytes]:
+def _is_zipped(path: Path) -> bool:
     with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if zipped else path.open("rb")  # type: ignore[return-value]
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if _is_zipped(path) else path.open("rb")  # type: ignore[return-value]
 
 
 def _parse(path: Path) -> Any:
@@ -158,6 +164,8 @@ def _check(
         raise Unreadable("COLOUR", "RGB voxels")
     if dtype.kind not in "iuf" or dtype.itemsize not in (1, 2, 4, 8):
         raise Unreadable("UNSUPPORTED", f"voxels of type {dtype}")
+    if bytes(parsed["magic"])[:2] == b"n+" and parsed.get_data_offset() < int(parsed["sizeof_hdr"]):
+        raise Unreadable("DECODE", "voxels that would begin within the header")
     shape = tuple(int(n) for n in parsed.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -191,7 +199,8 @@ def _affine(parsed: Any) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     for affine, notes in tried:
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         # The determinant of the directions is one for right angles; near nought, two axes coincide.
-        if np.isfinite(affine).all() and (spacing > 0).all() and abs(np.linalg.det(affine[:3, :3] / spacing)) > 0.1:
+        sound = np.isfinite(affine).all() and (spacing > 1e-6).all() and (spacing < 1e6).all()
+        if sound and abs(np.linalg.det(affine[:3, :3] / spacing)) > 0.1:
             return _in_mm(affine, spacing, parsed, notes)
     raise Unreadable("NO_GEOMETRY", "sform and qform are singular or not finite")
 
@@ -221,13 +230,28 @@ def _in_mm(
 def _voxels(parsed: Any, path: Path, shape: tuple[int, ...], member: int) -> NDArray[Any]:
     dtype = parsed.get_data_dtype()
     n_bytes = prod(shape[:3]) * dtype.itemsize
+    offset = int(parsed.get_data_offset())
+    if member and offset + prod(shape) * dtype.itemsize <= _MOST_INFLATED and _is_zipped(path):
+        # To find a time point in a gzip stream is to inflate all before it; so it is done once for all of them.
+        state = path.stat()
+        start = offset + member * n_bytes
+        content = _inflated(path, state.st_mtime_ns, state.st_size, offset + prod(shape) * dtype.itemsize)
+        if len(content) < start + n_bytes:
+            raise EOFError
+        return np.frombuffer(content, dtype, prod(shape[:3]), start).reshape(shape[:3], order="F")
     with _open(path) as file:
-        file.seek(int(parsed.get_data_offset()) + member * n_bytes)
+        file.seek(offset + member * n_bytes)
         content = file.read(n_bytes)
         if len(content) < n_bytes:
             raise EOFError
         file.read(1)  # at its end a gzip stream is checked against its checksum
     return np.frombuffer(content, dtype=dtype).reshape(shape[:3], order="F")
+
+
+@lru_cache(maxsize=1)
+def _inflated(path: Path, mtime_ns: int, size: int, n_bytes: int) -> bytes:
+    with _open(path) as file:
+        return file.read(n_bytes)
 
 
 def _scaled(stored: NDArray[Any], parsed: Any) -> tuple[NDArray[np.float32], tuple[str, ...]]:

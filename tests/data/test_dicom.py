@@ -109,6 +109,13 @@ def test_a_deflated_file_that_inflates_without_end_is_too_large(tmp_path: Path, 
     assert peak < pixels.nbytes
 
 
+def test_a_deflated_syntax_named_elsewhere_deflates_nothing(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path, stored, InstanceCreatorUID=DeflatedExplicitVRLittleEndian)
+    assert only(tmp_path).array.max() == 119
+
+
 def test_a_truncated_deflated_file_is_told(tmp_path: Path, write_dicom: Write) -> None:
     noise = np.random.default_rng(0).integers(0, 4096, (64, 64)).astype(np.uint16)
     path = write_dicom(tmp_path / "a.dcm", noise, syntax=DeflatedExplicitVRLittleEndian)
@@ -178,6 +185,32 @@ def test_the_rescale_of_each_slice_is_its_own(tmp_path: Path, write_dicom: Write
             RescaleIntercept=0,
         )
     assert only(tmp_path).array[0, 0, 0].tolist() == [10.0, 20.0, 30.0]
+
+
+def test_a_ct_slice_without_the_rescale_of_the_others_is_refused(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
+) -> None:
+    path = write_series(tmp_path, stored, RescaleSlope=1, RescaleIntercept=-1024)[2]
+    ds = pydicom.dcmread(path)
+    del ds.RescaleSlope, ds.RescaleIntercept
+    ds.save_as(path)
+    (candidate,) = look(tmp_path)[0]
+    with pytest.raises(Unreadable, match="on some slices, and none on others"):
+        dicom.read(tmp_path, candidate)
+
+
+@pytest.mark.parametrize("slope", ["0,5", "1e10", "abc", "0.5mm"])
+def test_a_slope_that_is_no_number_is_refused(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], slope: str
+) -> None:
+    for path in write_series(tmp_path, stored, Modality="PT", RescaleSlope="1"):
+        ds = pydicom.dcmread(path)
+        ds[0x00281053]._value = slope
+        ds.add_new(0x00281053, "LO", slope)
+        ds.save_as(path)
+    (candidate,) = look(tmp_path)[0]
+    with pytest.raises(Unreadable, match="no number"):
+        dicom.read(tmp_path, candidate)
 
 
 @pytest.mark.parametrize("vr_value", [-2000, 63536])

@@ -61,8 +61,7 @@ def write_planes(tmp_path: Path, write_dicom: Write) -> Callable[..., list[Path]
                 tmp_path / f"{name:03d}.dcm",
                 plane(value),
                 Modality="MR",
-                ImageOrientationPatient=AXIAL,
-                **{"ImagePositionPatient": [0, 0, z], **tags},
+                **{"ImageOrientationPatient": AXIAL, "ImagePositionPatient": [0, 0, z], **tags},
             )
             for name, (z, value, tags) in zip(names, rows, strict=True)
         ]
@@ -191,6 +190,77 @@ def test_a_localizer_in_the_series_is_set_apart(tmp_path: Path, write_series: Wr
     assert [(s.item, s.reason) for s in skipped] == [("scout.dcm", "NONUNIFORM")]
 
 
+def test_every_other_slice_is_no_volume(tmp_path: Path, write_planes: Write) -> None:
+    """Slices that were excited together share a trigger time; the time points are told apart by number instead."""
+    rows = [
+        (2 * z, 10 * t, {"TriggerTime": 1000.0 * t + 100 * (z % 3), "InstanceNumber": 9 * t + z + 1})
+        for t in range(2)
+        for z in range(9)
+    ]
+    write_planes(rows)
+    assert [(v.array.shape[3], v.spacing_mm[2]) for v in volumes(tmp_path)] == [(9, 2.0), (9, 2.0)]
+
+
+def test_echoes_between_each_others_slices_are_volumes_each(tmp_path: Path, write_planes: Write) -> None:
+    write_planes([(2.0 * z, 100 * (z % 2), {"EchoTime": 10 + 900 * (z % 2)}) for z in range(8)])
+    assert sorted((min(whole(v)), v.spacing_mm[2]) for v in volumes(tmp_path)) == [(0, 4.0), (100, 4.0)]
+
+
+def test_echoes_that_lack_slices_are_not_mixed_by_number(tmp_path: Path, write_planes: Write) -> None:
+    lacking = {(0, 2), (1, 1), (2, 0)}
+    write_planes(
+        [
+            (2 * z, 100 * e, {"EchoTime": 10 * (e + 1), "InstanceNumber": 3 * z + e + 1})
+            for z in range(3)
+            for e in range(3)
+            if (e, z) not in lacking
+        ]
+    )
+    candidates, skipped = look(tmp_path)
+    assert candidates == []
+    assert len(skipped) == 6
+
+
+def test_blank_slices_of_another_echo_are_no_copies(tmp_path: Path, write_dicom: Write) -> None:
+    """Numbers that start again with each echo, and slices beyond the head that are zero in both."""
+    for echo in range(2):
+        for z in range(5):
+            pixels = np.zeros((3, 4), np.int16) if z in (0, 4) else plane(10 * echo + z)
+            write_dicom(
+                tmp_path / f"{echo}{z}.dcm",
+                pixels,
+                Modality="MR",
+                ImageOrientationPatient=AXIAL,
+                ImagePositionPatient=[0, 0, 2 * z],
+                InstanceNumber=z + 1,
+                EchoTime=10 * (echo + 1),
+            )
+    assert [v.array.shape[3] for v in volumes(tmp_path)] == [5, 5]
+
+
+@pytest.mark.parametrize("spacing", [["1e-200", "1e-200"], ["1e-310", "1e-310"], ["1e7", "1e7"], ["0", "0"]])
+def test_absurd_spacing_costs_its_series_alone(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], spacing: list[str]
+) -> None:
+    write_series(tmp_path / "a", stored, PixelSpacing=spacing)
+    write_series(tmp_path / "b", stored, SeriesInstanceUID="1.2.3.5")
+    candidates, skipped = look(tmp_path)
+    assert [c.paths[0][0] for c in candidates] == ["b"]
+    assert {s.reason for s in skipped} == {"NO_GEOMETRY"}
+
+
+def test_direction_cosines_written_short_tilt_nothing(tmp_path: Path, write_planes: Write) -> None:
+    write_planes([(2 * z, z, {"ImageOrientationPatient": [0.71, 0.71, 0, -0.71, 0.71, 0]}) for z in range(4)])
+    (volume,) = volumes(tmp_path)
+    assert volume.notes == ()
+    np.testing.assert_allclose(volume.spacing_mm, [1, 1, 2])
+
+
+def test_the_slices_of_another_frame_of_reference_are_another_volume(tmp_path: Path, write_planes: Write) -> None:
+    write_planes([(2 * z, z, {"FrameOfReferenceUID": f"1.{z // 3}"}) for z in range(6)])
+    assert [v.array.shape[3] for v in volumes(tmp_path)] == [3, 3]
+
+
 # -- tilt ------------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +332,16 @@ def test_upright_volumes_are_not_interpolated(tmp_path: Path, write_series: Writ
     np.testing.assert_array_equal(np.sort(volume.array, axis=None), np.arange(120))
 
 
+def test_slices_side_by_side_are_no_tilted_stack(tmp_path: Path, write_dicom: Write) -> None:
+    for k in range(3):
+        write_dicom(
+            tmp_path / f"{k}.dcm", plane(k), ImageOrientationPatient=AXIAL, ImagePositionPatient=[3000 * k, 0, 5 * k]
+        )
+    candidates, skipped = look(tmp_path)
+    assert candidates == []
+    assert {s.reason for s in skipped} == {"NONUNIFORM"}
+
+
 def test_a_tilted_volume_is_skipped_when_asked(tmp_path: Path, tilted: Write) -> None:
     tilted(AXIAL, [0.0, 1.0, 3.0])
     candidates, skipped = look(tmp_path, tilt="skip")
@@ -316,6 +396,16 @@ def test_frames_are_ordered_by_their_own_positions_and_scaled_by_their_own_slope
     assert volume.array[0, 0, 0].tolist() == [20, 60, 30]
 
 
+def test_a_frame_without_the_slope_that_others_have_is_refused(tmp_path: Path, write_enhanced: Write) -> None:
+    path = write_enhanced([(2.0 * z, z + 1, 2.0, 1) for z in range(3)])
+    ds = pydicom.dcmread(path)
+    del ds.PerFrameFunctionalGroupsSequence[1].PixelValueTransformationSequence
+    ds.save_as(path)
+    (candidate,) = look(tmp_path)[0]
+    with pytest.raises(Unreadable, match="on some slices, and none on others"):
+        dicom.read(tmp_path, candidate)
+
+
 def test_the_frames_of_several_times_are_volumes_of_their_own(tmp_path: Path, write_enhanced: Write) -> None:
     write_enhanced([(2.0 * z, 10 * t, 1.0, t) for z in range(3) for t in range(1, 4)])
     candidates, _ = look(tmp_path)
@@ -367,6 +457,28 @@ def csa_header(**tags: tuple[str, list[str]]) -> bytes:
                 yield struct.pack("<4i", len(text), len(text), 77, len(text)) + text + b"\0" * (-len(text) % 4)
 
     return b"".join(parts())
+
+
+@pytest.mark.parametrize("n", ["0", "-4", "1000000", "7"])
+def test_a_mosaic_that_cannot_be_is_refused_at_once(tmp_path: Path, write_dicom: Write, n: str) -> None:
+    path = write_dicom(
+        tmp_path / "mosaic.dcm",
+        np.ones((8, 8), np.int16),
+        Modality="MR",
+        ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"],
+        SpacingBetweenSlices=4.0,
+        ImageOrientationPatient=AXIAL,
+        ImagePositionPatient=[0, 0, 0],
+        **({} if n == "7" else {"Rows": 1000, "Columns": 1000}),
+    )
+    ds = pydicom.dcmread(path)
+    block = ds.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+    normal = ("FD", ["0", "0", "1"])
+    block.add_new(0x10, "OB", csa_header(NumberOfImagesInMosaic=("US", [n]), SliceNormalVector=normal))
+    ds.save_as(path)
+    with pytest.raises(Unreadable) as raised:
+        dicom.headers(path, path.name)
+    assert raised.value.reason in ("DECODE", "TRUNCATED", "NO_GEOMETRY")
 
 
 @pytest.mark.parametrize("direction", [1.0, -1.0])

@@ -120,7 +120,7 @@ def test_a_small_file_that_claims_a_million_volumes_is_too_large(tmp_path: Path)
     assert reason(path) == "TOO_LARGE"
 
 
-@pytest.mark.parametrize("intent", [1004, 1005, 1006, 1007])
+@pytest.mark.parametrize("intent", [1004, 1005, 1006, 1007, 1008, 1010, 2003, 2004])
 def test_vectors_and_matrices_are_no_volumes(tmp_path: Path, intent: int) -> None:
     assert reason(write(tmp_path / "a.nii", np.stack([VALUES] * 3, axis=3), intent_code=intent)) == "UNSUPPORTED"
 
@@ -174,6 +174,19 @@ def test_what_nibabel_finds_odd_is_not_told(tmp_path: Path, caplog: pytest.LogCa
     assert caplog.records == []
     nib.load(path)
     assert caplog.records  # nibabel does tell, and is not left silent
+
+
+def test_voxels_within_the_header_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii")
+    content = bytearray(path.read_bytes())
+    content[108:112] = np.float32(0).tobytes()
+    path.write_bytes(content)
+    assert reason(path) == "DECODE"
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_absurd_spacing_is_no_geometry(tmp_path: Path, scale: float) -> None:
+    assert reason(write(tmp_path / "a.nii", affine=np.diag([scale, scale, scale, 1]))) == "NO_GEOMETRY"
 
 
 def test_a_wrong_checksum_is_told(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ Source = Dataset | Elements
 _HEAD = 65536  # bytes that nearly always reach to the pixels
 _META = 1024  # bytes within which the transfer syntax stands
 _MAX_INFLATED, _MAX_INFLATION = 2**31, 200  # bytes, and times the deflated size
+_MOST_TILES = 4096  # of a mosaic
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+_DEFLATED_SYNTAX = b"\x02\0\x10\0UI\x16\0" + _DEFLATED
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NO_PICTURES = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
@@ -83,6 +85,7 @@ class Header(NamedTuple):
     orientation: tuple[float, ...]  # six direction cosines, or ()
     position: tuple[float, ...]  # in LPS millimetres, or ()
     directions: tuple[str, ...]  # PatientOrientation
+    space: str  # FrameOfReferenceUID
     traits: Traits
     fault: tuple[str, str] | None  # reason and message, of an image that can't be used
     notes: tuple[str, ...]
@@ -125,7 +128,7 @@ def opened(path: Path) -> IO[bytes]:
     file = path.open("rb")
     try:
         head = file.read(_META)
-        at = head.find(_DEFLATED)
+        at = head.find(_DEFLATED_SYNTAX)
         if head[128:132] != b"DICM" or at < 0:
             file.seek(0)
             return file
@@ -230,10 +233,11 @@ def _plane(ds: Source, relative: str, rows: int, columns: int, fault: tuple[str,
         field_strength=_tesla(strength[0]) if strength else float("nan"),
         rows=rows,
         columns=columns,
-        spacing=spacing if len(spacing) == 2 and min(spacing) > 0 else (),
-        orientation=numbers(ds, 0x00200037),
+        spacing=_sound_spacing(spacing),
+        orientation=_square(numbers(ds, 0x00200037)),
         position=numbers(ds, 0x00200032),
         directions=tuple(part.strip() for part in text(ds, 0x00200020).split("\\")),
+        space=text(ds, 0x00200052),
         traits=Traits(
             image_type=text(ds, 0x00080008).upper(),
             stack=text(ds, 0x00209056),
@@ -267,8 +271,8 @@ def _frames(ds: Dataset, whole: Header) -> list[Header]:
                 frame=frame,
                 instance=frame,
                 kernel=text(kernel, 0x00181210).replace("\\", "/") or whole.kernel,
-                spacing=spacing if len(spacing) == 2 and min(spacing) > 0 else (),
-                orientation=numbers(orientation, 0x00200037),
+                spacing=_sound_spacing(spacing),
+                orientation=_square(numbers(orientation, 0x00200037)),
                 position=numbers(position, 0x00200032),
                 traits=Traits(
                     image_type="".join(text(one, 0x00089007).upper() for one in types) or whole.traits.image_type,
@@ -284,6 +288,24 @@ def _frames(ds: Dataset, whole: Header) -> list[Header]:
             )
         )
     return found
+
+
+def _sound_spacing(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Two distances between a micron and a metre, or ()."""
+    return values if len(values) == 2 and min(values) >= 1e-3 and max(values) <= 1e3 else ()
+
+
+def _square(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Direction cosines, which are written rounded, at right angles and of length one; () where they are far off."""
+    if len(values) != 6:
+        return ()
+    row, column = np.array(values[:3]), np.array(values[3:])
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if max(abs(length - 1) for length in lengths) > 0.01 or abs(row @ column) > 0.01:
+        return ()
+    row = row / lengths[0]
+    column = column - (column @ row) * row
+    return (*row.tolist(), *(column / np.linalg.norm(column)).tolist())
 
 
 def functional_group(ds: Dataset, frame: Dataset, tag: int) -> Dataset:
@@ -308,11 +330,17 @@ def _tiles(ds: Dataset, whole: Header) -> list[Header]:
         n, normal = csareader.get_n_mosaic(private), csareader.get_slice_normal(private)
     except Exception:  # anything may stand in a private element
         n, normal = None, None
-    gap = numbers(ds, 0x00180088) or numbers(ds, 0x00180050)
+    gap, notes = numbers(ds, 0x00180088), whole.notes
+    if not gap:
+        gap, notes = numbers(ds, 0x00180050), (*notes, "no spacing between slices: their thickness was taken for it")
     if not n or normal is None or not gap or not (whole.spacing and len(whole.orientation) == len(whole.position) * 2):
         raise Unreadable(
             "NO_GEOMETRY", "a mosaic without the private header that says how many slices it has, and where"
         )
+    if whole.fault:
+        raise Unreadable(*whole.fault)
+    if not 0 < n <= _MOST_TILES:
+        raise Unreadable("DECODE", f"a mosaic of {n} tiles")
     side = ceil(sqrt(n))
     if whole.rows % side or whole.columns % side:
         raise Unreadable("DECODE", f"a mosaic of {whole.rows}×{whole.columns} pixels cannot hold {side}×{side} tiles")
@@ -327,7 +355,14 @@ def _tiles(ds: Dataset, whole: Header) -> list[Header]:
     cross = np.cross(along_row, along_column)
     step = cross * np.sign(cross @ np.asarray(normal)) * abs(gap[0])
     return [
-        whole._replace(frame=k, instance=k, rows=rows, columns=columns, position=tuple((corner + k * step).tolist()))
+        whole._replace(
+            frame=k,
+            instance=k,
+            rows=rows,
+            columns=columns,
+            position=tuple((corner + k * step).tolist()),
+            notes=notes,
+        )
         for k in range(n)
     ]
 

@@ -1,6 +1,7 @@
 """One candidate -> Volume: planes decoded, brought to their modality's values, stacked and turned."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ from medclr.errors import Unreadable
 # Modalities whose values are a quantity, which stays what it is however it is to be displayed.
 _QUANTITIES = frozenset({"CT", "PT"})
 _AIR_HU = -1024.0
+_RLE = "1.2.840.10008.1.2.5"  # whole cells, as where nothing is compressed
 
 
 def read(root: Path, candidate: Candidate) -> Volume:
@@ -54,16 +56,27 @@ def read(root: Path, candidate: Candidate) -> Volume:
     Raises:
         Unreadable: a file is damaged, lacks its decoder, or all pixels are the same.
     """
+    try:
+        return _assembled(root, candidate)
+    except MemoryError:
+        raise Unreadable("TOO_LARGE", "not enough memory for the volume") from None
+
+
+def _assembled(root: Path, candidate: Candidate) -> Volume:
     headers: list[Header] = []
     planes: list[NDArray[np.float32]] = []
+    scaled: set[tuple[bool, bool]] = set()
     notes = list(candidate.notes)
     for relative in candidate.paths:
-        for header, plane, more in _decoded(root / relative, candidate.frames or None, candidate.modality):
+        for header, plane, rescale, more in _decoded(root / relative, candidate.frames or None, candidate.modality):
             notes += [note for note in more if note not in notes]
+            scaled.add(rescale)
             if planes and plane.shape != planes[0].shape:
                 raise Unreadable("DECODE", f"planes of {planes[0].shape} and {plane.shape} pixels in one volume")
             headers.append(header)
             planes.append(plane)
+    if len(scaled) > 1:
+        raise Unreadable("NONUNIFORM", "a rescale slope or intercept on some slices, and none on others")
     if min(p.min() for p in planes) == max(p.max() for p in planes):
         raise Unreadable("NOT_FINITE", "a single value everywhere")
     if candidate.modality in PLANES:
@@ -81,7 +94,7 @@ def read(root: Path, candidate: Candidate) -> Volume:
 def same_pixels(root: Path, one: Header, other: Header) -> bool:
     """Whether two planes hold the same values; False where either cannot be decoded."""
     try:
-        ((_, a, _),), ((_, b, _),) = (
+        ((_, a, *_),), ((_, b, *_),) = (
             _decoded(root / h.path, None if h.frame is None else (h.frame,), h.modality) for h in (one, other)
         )
     except Unreadable:
@@ -122,33 +135,30 @@ def _turned(plane: NDArray[np.float32], candidate: Candidate, notes: tuple[str, 
 
 def _decoded(
     path: Path, frames: tuple[int, ...] | None, modality: str
-) -> list[tuple[Header, NDArray[np.float32], list[str]]]:
-    """Planes (rows, columns) in their modality's values, with header and notes; None is the file's only plane."""
+) -> list[tuple[Header, NDArray[np.float32], tuple[bool, bool], list[str]]]:
+    """Each plane's header, values (rows, columns), whether it had a slope and an intercept, and notes.
+
+    `frames` None is the only plane of its file.
+    """
     try:
         with quiet(), np.errstate(all="ignore"):
-            with opened(path) as file:
-                size = file.seek(0, 2)
-                file.seek(0)
-                ds = pydicom.dcmread(file, force=True)
-            value, _ = raw_value(ds, PIXEL_DATA)
-            if not value:
-                raise Unreadable("TRUNCATED", "the file ends before its pixels do")
-            headers = described(ds, Pixels(PIXEL_DATA, size - len(value), len(value)), size, "", burned_in=True)
-            if headers[0].fault:
-                raise Unreadable(*headers[0].fault)
+            state = path.stat()
+            # Of a file with many volumes, all are read one after the other.
+            parse = _parsed_once if frames else _parsed
+            ds, headers, all_encodings = parse(path, state.st_mtime_ns, state.st_size)
             if (headers[0].frame is None) != (frames is None) or max(frames or (0,)) >= len(headers):
                 raise Unreadable("DECODE", "other frames than when the folder was scanned; scan it again")
-            if not transfer_syntax(ds):
-                ds.file_meta.TransferSyntaxUID = UID(_guessed_syntax(*map(bool, ds.original_encoding)))
             chosen = [headers[frame] for frame in frames or (0,)]
-            encodings = _encodings(ds, chosen)  # before pydicom converts the elements that it needs
+            encodings = [all_encodings[frame] for frame in frames or (0,)]
             planes = []
             for header, encoding, stored in zip(chosen, encodings, _stored(ds, chosen), strict=True):
                 if stored.shape != (header.rows, header.columns):
                     raise Unreadable(
                         "DECODE", f"decoded as {stored.shape}; {header.rows}×{header.columns} were announced"
                     )
-                planes.append((header, *_values(stored, encoding, ds, modality)))
+                values, notes = _values(stored, encoding, ds, modality)
+                rescale = (encoding.slope is not None, encoding.intercept is not None)
+                planes.append((header, values, rescale, notes))
             return planes
     except Unreadable:
         raise
@@ -163,6 +173,26 @@ def _decoded(
         if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
             raise
         raise Unreadable("DECODE", f"the pixels cannot be decoded ({type(error).__name__})") from None
+
+
+def _parsed(path: Path, mtime_ns: int, size: int) -> tuple[Dataset, list[Header], list["_Encoding"]]:
+    """A file with its pixels undecoded, its planes, and how the values of each are encoded."""
+    with opened(path) as file:
+        size = file.seek(0, 2)  # of a deflated file, inflated
+        file.seek(0)
+        ds = pydicom.dcmread(file, force=True)
+    value, _ = raw_value(ds, PIXEL_DATA)
+    if not value:
+        raise Unreadable("TRUNCATED", "the file ends before its pixels do")
+    headers = described(ds, Pixels(PIXEL_DATA, size - len(value), len(value)), size, "", burned_in=True)
+    if headers[0].fault:
+        raise Unreadable(*headers[0].fault)
+    if not transfer_syntax(ds):
+        ds.file_meta.TransferSyntaxUID = UID(_guessed_syntax(*map(bool, ds.original_encoding)))
+    return ds, headers, _encodings(ds, headers)  # before pydicom converts the elements that it needs
+
+
+_parsed_once = lru_cache(maxsize=1)(_parsed)
 
 
 def _stored(ds: Dataset, headers: list[Header]) -> Iterator[NDArray[Any]]:
@@ -196,7 +226,7 @@ class _Encoding(NamedTuple):
     signed: bool
     native: bool
     inverted: bool
-    slope: float
+    slope: float | None
     intercept: float | None
     padding: tuple[int, int] | None
 
@@ -206,11 +236,13 @@ def _encodings(ds: Dataset, headers: list[Header]) -> list[_Encoding]:
     if PER_FRAME not in ds or headers[0].frame is None:
         return [common] * len(headers)
     rescales = [functional_group(ds, ds[PER_FRAME].value[header.frame], 0x00289145) for header in headers]
-    return [_encoding(ds, rescale) if 0x00281053 in rescale else common for rescale in rescales]
+    return [_encoding(ds, rescale) if len(rescale) else common for rescale in rescales]
 
 
 def _encoding(ds: Dataset, rescale: Dataset) -> _Encoding:
     slope, intercept = numbers(rescale, 0x00281053), numbers(rescale, 0x00281052)
+    if any(text(rescale, tag) and not found for tag, found in ((0x00281053, slope), (0x00281052, intercept))):
+        raise Unreadable("DECODE", "a rescale slope or intercept that is no number")
     padding = integer(ds, 0x00280120) if 0x00280120 in ds else None
     limit = integer(ds, 0x00280121) if 0x00280121 in ds else padding
     bits, allocated = integer(ds, 0x00280101), integer(ds, 0x00280100)
@@ -221,9 +253,9 @@ def _encoding(ds: Dataset, rescale: Dataset) -> _Encoding:
         allocated=allocated,
         high_bit=integer(ds, 0x00280102),
         signed=integer(ds, 0x00280103) == 1,
-        native=transfer_syntax(ds) in NATIVE,
+        native=transfer_syntax(ds) in (*NATIVE, _RLE),
         inverted=text(ds, 0x00280004).upper() == "MONOCHROME1",
-        slope=slope[0] if slope else 1.0,
+        slope=slope[0] if slope else None,
         intercept=intercept[0] if intercept else None,
         padding=(padding, limit) if padding is not None and limit is not None else None,
     )
@@ -248,7 +280,7 @@ def _values(
             stored = (-1 if encoding.signed else 2**encoding.bits - 1) - stored.astype(np.int64)
         if modality == "CT" and encoding.intercept is None:
             notes.append("no rescale intercept: stored values taken as HU")
-        if not encoding.slope:
+        if encoding.slope == 0:
             notes.append("rescale slope 0 taken as 1")
         values = stored.astype(np.float32) * np.float32(encoding.slope or 1.0) + np.float32(encoding.intercept or 0.0)
     if not np.isfinite(values).all():

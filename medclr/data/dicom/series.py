@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
@@ -14,6 +15,9 @@ from medclr.errors import Unreadable
 
 MIN_SLICES = 3
 MAX_TILT_DEG = 0.5
+_STEEPEST_DEG = 45.0  # of a gantry; those that are built reach 30
+_MOST_CLUSTERS = 1000  # of geometry in one series
+_ABSURD = "positions, directions or spacing that make no geometry"
 
 Tilt = Literal["correct", "skip"]
 
@@ -120,8 +124,9 @@ def _of_series(
     for stack in _stacks(slices, same_pixels, refused):
         try:
             candidates.append(_candidate_of(stack, tilt))
-        except Unreadable as error:
-            why = (error.reason, str(error))
+        except (Unreadable, ArithmeticError, ValueError, TypeError) as error:
+            # Numbers that are sound one by one may still make no geometry together.
+            why = (getattr(error, "reason", "NO_GEOMETRY"), str(error) if isinstance(error, Unreadable) else _ABSURD)
             part = min(header.frame or 0 for header in stack)
             refused += [
                 Skipped(path, *(fault or why), part) for path, fault in {h.path: h.fault for h in stack}.items()
@@ -143,7 +148,7 @@ def _stacks(
     for header in slices:
         size = (header.rows, header.columns)
         alone = header.path if header.frame is not None else ""
-        parts[(size, alone) if size not in unplaced else size].append(header)
+        parts[(size, alone, header.modality, header.space) if size not in unplaced else size].append(header)
     for key, part in parts.items():
         if key in unplaced:
             yield part
@@ -154,13 +159,7 @@ def _stacks(
 
 
 def _is_placed(header: Header) -> bool:
-    """Whether it says where it lies, with directions of length one at right angles."""
-    if not (header.spacing and len(header.orientation) == 6 and len(header.position) == 3):
-        return False
-    row, column = header.orientation[:3], header.orientation[3:]
-    lengths = (sum(x * x for x in row), sum(x * x for x in column))
-    across = sum(x * y for x, y in zip(row, column, strict=True))
-    return all(abs(length - 1) < 0.02 for length in lengths) and abs(across) < 0.01
+    return bool(header.spacing and header.orientation and len(header.position) == 3)
 
 
 def _clusters(planes: list[Header]) -> list[list[Header]]:
@@ -168,9 +167,10 @@ def _clusters(planes: list[Header]) -> list[list[Header]]:
     geometry = np.array([(*header.orientation, *header.spacing) for header in planes])
     tolerance = np.array([1e-3] * 6 + [1e-3 * min(geometry[:, 6:].min(axis=0))] * 2)
     left = np.arange(len(planes))
-    clusters = []
+    clusters: list[list[Header]] = []
     while len(left):
         near = (abs(geometry[left] - geometry[left[0]]) <= tolerance).all(axis=1)
+        near |= len(clusters) >= _MOST_CLUSTERS  # the rest together makes no volume
         clusters.append([planes[i] for i in left[near]])
         left = left[~near]
     return clusters
@@ -181,9 +181,11 @@ def _without_copies(
 ) -> list[Header]:
     """Drop planes that have the very pixels of another at their place, and the same instance UID or number."""
     kept: list[Header] = []
-    by_name: dict[tuple[str, int], Header] = {}
+    by_name: dict[Any, Header] = {}
     for header in planes:
-        names = [(name, header.frame or 0) for name in (header.sop, f"#{header.instance}") if name not in ("", "#-1")]
+        # An instance number may start again with each echo, so there the rest must be equal, too.
+        numbered = (header.instance, header.traits, header.frame or 0) if header.instance >= 0 else None
+        names = [name for name in ((header.sop, header.frame or 0) if header.sop else None, numbered) if name]
         other = next((by_name[name] for name in names if name in by_name), None)
         if other and other.position == header.position and not header.fault and same_pixels(other, header):
             refused.append(
@@ -199,21 +201,42 @@ def _told_apart(planes: list[Header]) -> Iterator[list[Header]]:
     """Planes of one geometry as they are where they make a volume, else split by the first trait that helps."""
     most, uniform = _crowding(planes)
     if uniform or len(planes) < MIN_SLICES:
-        yield planes
+        # Of several echoes or diffusion weights between each other's slices, each is a volume.
+        weighted = _split(planes, lambda header: (header.traits.echo, header.traits.diffusion))
+        yield from weighted if len(weighted) > 1 and all(_crowding(part)[1] for part in weighted) else [planes]
         return
     for trait in range(len(Traits._fields)):
-        parts: dict[Any, list[Header]] = defaultdict(list)
-        for header in planes:
-            parts[header.traits[trait]].append(header)
-        split = list(parts.values())
+        split = _split(planes, lambda header: header.traits[trait])  # noqa: B023, called at once
         crowding = [_crowding(part) for part in split]
         # A trait with more values than any place has images changes from slice to slice, and tells no volumes apart.
         helps = len(split) <= most and max(images for images, _ in crowding) < most
-        if len(split) > 1 and (helps or all(uniform for _, uniform in crowding)):
+        apart = all(uniform for _, uniform in crowding) and not _interleaved(split)
+        if len(split) > 1 and (helps or apart):
             for part in split:
                 yield from _told_apart(part)
             return
     yield from _by_instance(planes) or [planes]
+
+
+def _split(planes: list[Header], key: Callable[[Header], Any]) -> list[list[Header]]:
+    parts: dict[Any, list[Header]] = defaultdict(list)
+    for header in planes:
+        parts[key(header)].append(header)
+    return list(parts.values())
+
+
+def _interleaved(parts: list[list[Header]]) -> bool:
+    """Whether slices of one part lie between those of another: then each is but every other slice of a volume."""
+    normal = _normal(parts[0][0])
+    extents = []
+    for part in parts:
+        along = np.sort(np.array([header.position for header in part]) @ normal)
+        extents.append((along[0], along[-1], along))
+    for i, (low, high, own) in enumerate(extents):
+        for other_low, other_high, others in extents[:i]:
+            if low < other_high and other_low < high and abs(own[:, None] - others).min() > 1e-3:
+                return True
+    return False
 
 
 def _by_instance(planes: list[Header]) -> list[list[Header]]:
@@ -237,7 +260,9 @@ def _by_instance(planes: list[Header]) -> list[list[Header]]:
     by_place = int((np.diff(np.array(places)[order]) != 0).sum()) == len(counts) - 1
     if not (by_volume or by_place):
         return []
-    return [[planes[i] for i in np.flatnonzero(volume_of == k)] for k in range(max(counts.values()))]
+    volumes = [[planes[i] for i in np.flatnonzero(volume_of == k)] for k in range(max(counts.values()))]
+    weights = [{(header.traits.echo, header.traits.diffusion) for header in volume} for volume in volumes]
+    return [] if any(len(own) > 1 for own in weights) else volumes
 
 
 def _places(planes: list[Header]) -> list[int]:
@@ -288,11 +313,13 @@ def _candidate_of(planes: list[Header], tilt: Tilt) -> Candidate:
         raise Unreadable("NONUNIFORM", f"{n} slice{'s' * (n > 1)}; a volume needs at least {MIN_SLICES}")
     ordered = _ordered(planes)
     tilt_deg = _check_positions(ordered)
+    if tilt_deg > _STEEPEST_DEG:
+        raise Unreadable("NONUNIFORM", f"slices {tilt_deg:.1f} degrees off a stack: side by side rather than above")
     if tilt_deg > MAX_TILT_DEG and tilt == "skip":
         raise Unreadable("GANTRY_TILT", f"slices sheared by {tilt_deg:.1f} degrees against their normal")
     first = ordered[0]
     placed = placement(ordered)
-    if np.prod(placed.shape) > MAX_VOXELS:
+    if prod(placed.shape) > MAX_VOXELS:
         raise Unreadable("TOO_LARGE", f"{n} slices of {first.rows}×{first.columns} pixels")
     turn = nib.orientations.io_orientation(placed.affine)
     axes = np.argsort(turn[:, 0])
