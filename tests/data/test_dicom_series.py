@@ -459,17 +459,18 @@ def csa_header(**tags: tuple[str, list[str]]) -> bytes:
     return b"".join(parts())
 
 
-@pytest.mark.parametrize("n", ["0", "-4", "1000000", "7"])
-def test_a_mosaic_that_cannot_be_is_refused_at_once(tmp_path: Path, write_dicom: Write, n: str) -> None:
+@pytest.mark.parametrize(
+    ("n", "reason"), [("0", "NO_GEOMETRY"), ("-4", "DECODE"), ("40000", "DECODE"), ("7", "DECODE")]
+)
+def test_a_mosaic_that_cannot_be_is_refused_at_once(tmp_path: Path, write_dicom: Write, n: str, reason: str) -> None:
     path = write_dicom(
         tmp_path / "mosaic.dcm",
-        np.ones((8, 8), np.int16),
+        np.ones((200, 200), np.int16),
         Modality="MR",
         ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"],
         SpacingBetweenSlices=4.0,
         ImageOrientationPatient=AXIAL,
         ImagePositionPatient=[0, 0, 0],
-        **({} if n == "7" else {"Rows": 1000, "Columns": 1000}),
     )
     ds = pydicom.dcmread(path)
     block = ds.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
@@ -478,7 +479,7 @@ def test_a_mosaic_that_cannot_be_is_refused_at_once(tmp_path: Path, write_dicom:
     ds.save_as(path)
     with pytest.raises(Unreadable) as raised:
         dicom.headers(path, path.name)
-    assert raised.value.reason in ("DECODE", "TRUNCATED", "NO_GEOMETRY")
+    assert raised.value.reason == reason
 
 
 @pytest.mark.parametrize("direction", [1.0, -1.0])
