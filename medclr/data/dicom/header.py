@@ -12,7 +12,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from math import ceil, sqrt
+from math import ceil, hypot, sqrt
+from operator import mul
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -299,13 +300,17 @@ def _square(values: tuple[float, ...]) -> tuple[float, ...]:
     """Direction cosines, which are written rounded, at right angles and of length one; () where they are far off."""
     if len(values) != 6:
         return ()
-    row, column = np.array(values[:3]), np.array(values[3:])
-    lengths = np.linalg.norm(row), np.linalg.norm(column)
-    if max(abs(length - 1) for length in lengths) > 0.01 or abs(row @ column) > 0.01:
+    row: tuple[float, ...] = values[:3]
+    column: tuple[float, ...] = values[3:]
+    lengths = hypot(*row), hypot(*column)
+    if max(abs(length - 1) for length in lengths) > 0.01 or abs(sum(map(mul, row, column))) > 0.01:
         return ()
-    row = row / lengths[0]
-    column = column - (column @ row) * row
-    return (*row.tolist(), *(column / np.linalg.norm(column)).tolist())
+    # In plain Python: NumPy takes longer over six numbers than all else over a header.
+    row = tuple(x / lengths[0] for x in row)
+    along = sum(map(mul, row, column))
+    column = tuple(y - along * x for x, y in zip(row, column, strict=True))
+    length = hypot(*column)
+    return (*row, *(y / length for y in column))
 
 
 def functional_group(ds: Dataset, frame: Dataset, tag: int) -> Dataset:
