@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class Candidate:
     orientation: str
     notes: tuple[str, ...] = ()
     frames: tuple[int, ...] = ()
+
+
+def unnamed(identity: str, **found: Any) -> Candidate:
+    """A candidate of a format that knows neither patient nor scanner; `identity` stands in for patient and series."""
+    blank = dict.fromkeys(("site", "modality", "manufacturer", "model", "kernel"), "")
+    ids = dict.fromkeys(("patient_id", "study_uid", "series_uid"), identity)
+    return Candidate(**{**blank, **ids, "patient_known": False, "field_strength": float("nan"), **found})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from medclr.data.candidate import Candidate
+from medclr.data.candidate import Candidate, unnamed
 from medclr.data.volume import Volume
 from medclr.errors import Unreadable
 
@@ -51,22 +51,13 @@ def header(path: Path, relative: str) -> list[Candidate]:
     found: list[Candidate] = []
     for split, shape in shapes.items():
         for index in range(shape[0]):
-            identity = f"{relative}#{split}/{index}"
             found.append(
-                Candidate(
+                unnamed(
+                    f"{relative}#{split}/{index}",
                     reader="npz",
                     paths=(relative,),
                     member=len(found),
-                    patient_id=identity,
-                    patient_known=False,
-                    study_uid=identity,
-                    series_uid=identity,
-                    site="",
                     modality=modality,
-                    manufacturer="",
-                    model="",
-                    kernel="",
-                    field_strength=float("nan"),
                     shape=shape[1:] if len(shape) == 4 else (shape[2], shape[1]),
                     spacing_mm=(float("nan"),) * (len(shape) - 1),
                     orientation="LI" if len(shape) == 3 else "RAS",
@@ -138,20 +129,11 @@ def picture(path: Path, relative: str) -> Candidate:
             raise Unreadable("UNSUPPORTED", f"an image of {rows}×{columns} pixels")
         if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             raise Unreadable("COLOUR", f"colour mode {image.mode}")
-    return Candidate(
+    return unnamed(
+        relative,
         reader="picture",
         paths=(relative,),
         member=0,
-        patient_id=relative,
-        patient_known=False,
-        study_uid=relative,
-        series_uid=relative,
-        site="",
-        modality="",
-        manufacturer="",
-        model="",
-        kernel="",
-        field_strength=float("nan"),
         shape=(columns, rows),
         spacing_mm=(float("nan"), float("nan")),
         orientation="LI",

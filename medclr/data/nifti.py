@@ -19,7 +19,7 @@ import numpy as np
 from nibabel.imageglobals import logger
 from numpy.typing import NDArray
 
-from medclr.data.candidate import Candidate
+from medclr.data.candidate import Candidate, unnamed
 from medclr.data.volume import Volume, canonical
 from medclr.errors import Unreadable
 
@@ -51,21 +51,11 @@ def header(path: Path, relative: str, companion: Path | None = None, companion_r
         turn = nib.orientations.io_orientation(affine)
     order = np.argsort(turn[:, 0])
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    identity = _identity(relative)
-    first = Candidate(
+    first = unnamed(
+        _identity(relative),
         reader="nifti",
         paths=(relative, companion_relative) if companion else (relative,),
         member=0,
-        patient_id=identity,
-        patient_known=False,
-        study_uid=identity,
-        series_uid=identity,
-        site="",
-        modality="",
-        manufacturer="",
-        model="",
-        kernel="",
-        field_strength=float("nan"),
         shape=tuple(shape[i] for i in order),
         spacing_mm=tuple(float(spacing[i]) for i in order),
         orientation="".join(nib.orientations.ornt2axcodes(turn)),
@@ -231,7 +221,7 @@ def _voxels(parsed: Any, path: Path, shape: tuple[int, ...], member: int) -> NDA
     dtype = parsed.get_data_dtype()
     n_bytes = prod(shape[:3]) * dtype.itemsize
     offset = int(parsed.get_data_offset())
-    if member and offset + prod(shape) * dtype.itemsize <= _MOST_INFLATED and _is_zipped(path):
+    if len(shape) > 3 and offset + prod(shape) * dtype.itemsize <= _MOST_INFLATED and _is_zipped(path):
         # To find a time point in a gzip stream is to inflate all before it; so it is done once for all of them.
         state = path.stat()
         start = offset + member * n_bytes
@@ -251,7 +241,9 @@ def _voxels(parsed: Any, path: Path, shape: tuple[int, ...], member: int) -> NDA
 @lru_cache(maxsize=1)
 def _inflated(path: Path, mtime_ns: int, size: int, n_bytes: int) -> bytes:
     with _open(path) as file:
-        return file.read(n_bytes)
+        content = file.read(n_bytes)
+        file.read(1)  # at its end a gzip stream is checked against its checksum
+    return content
 
 
 def _scaled(stored: NDArray[Any], parsed: Any) -> tuple[NDArray[np.float32], tuple[str, ...]]:

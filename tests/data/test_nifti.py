@@ -176,6 +176,17 @@ def test_what_nibabel_finds_odd_is_not_told(tmp_path: Path, caplog: pytest.LogCa
     assert caplog.records  # nibabel does tell, and is not left silent
 
 
+def test_a_wrong_checksum_of_a_4d_file_is_told(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 9999, (20, 20, 20, 3), np.int16)
+    path = write(tmp_path / "a.nii.gz", values)
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Unreadable) as raised:
+        nifti.read(tmp_path, nifti.header(path, "a.nii.gz")[1])
+    assert raised.value.reason == "DECODE"
+
+
 def test_voxels_within_the_header_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.nii")
     content = bytearray(path.read_bytes())
