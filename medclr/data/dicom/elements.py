@@ -59,7 +59,8 @@ def quick_elements(head: bytes) -> tuple[Elements, Pixels] | None:
 
     Returns:
         Them, and where the pixels lie; None where pydicom must read the file: no preamble, another byte order,
-        functional groups, pixels that begin beyond `head`, or anything that is not as the standard has it.
+        functional groups, a Siemens mosaic, pixels that begin beyond `head`, or anything that is not as the standard
+        has it.
     """
     if head[128:132] != b"DICM":
         return None
@@ -74,6 +75,8 @@ def quick_elements(head: bytes) -> tuple[Elements, Pixels] | None:
         explicit = syntax != _IMPLICIT
         at = _read(head, start, explicit, found, until=_FUNCTIONAL_GROUPS)
         if at is None or _tag(head, at) in (_FUNCTIONAL_GROUPS, _FUNCTIONAL_GROUPS + 7):
+            return None
+        if b"MOSAIC" in found.get(0x00080008, b""):
             return None
         at = _read(head, at, explicit, found, until=_FIRST_PIXELS)  # overlays
         return None if at is None else (found, Pixels(_tag(head, at), *_extent(head, at, explicit)))

@@ -107,7 +107,7 @@ def headers(path: Path, relative: str, burned_in: bool = False) -> list[Header]:
         with path.open("rb", buffering=0) as file:
             head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
         quick = quick_elements(head)
-        if quick and b"MOSAIC" not in quick[0].get(0x00080008, b""):
+        if quick:
             return described(*quick, size, relative, burned_in)
         with opened(path) as file, quiet():
             return _headers(file, relative, burned_in)

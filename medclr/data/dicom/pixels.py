@@ -110,10 +110,9 @@ def _moved(
     columns, rows = size
     moved = []
     for plane, (right, down) in zip(planes, shift, strict=True):
-        matrix = np.ones(2)
         moved.append(
             ndimage.affine_transform(
-                plane, matrix, (-down, -right), output_shape=(rows, columns), order=1, mode="constant", cval=outside
+                plane, (1, 1), (-down, -right), output_shape=(rows, columns), order=1, mode="constant", cval=outside
             )
         )
     return moved
@@ -176,15 +175,18 @@ def _decoded(
 
 
 def _parsed(path: Path, mtime_ns: int, size: int) -> tuple[Dataset, list[Header], list["_Encoding"]]:
-    """A file with its pixels undecoded, its planes, and how the values of each are encoded."""
+    """A file with its pixels undecoded, its planes, and how the values of each are encoded.
+
+    `mtime_ns` and `size` are of no use but to the cache, which must not answer for a file that has changed.
+    """
     with opened(path) as file:
-        size = file.seek(0, 2)  # of a deflated file, inflated
+        length = file.seek(0, 2)  # of a deflated file, inflated
         file.seek(0)
         ds = pydicom.dcmread(file, force=True)
     value, _ = raw_value(ds, PIXEL_DATA)
     if not value:
         raise Unreadable("TRUNCATED", "the file ends before its pixels do")
-    headers = described(ds, Pixels(PIXEL_DATA, size - len(value), len(value)), size, "", burned_in=True)
+    headers = described(ds, Pixels(PIXEL_DATA, length - len(value), len(value)), length, "", burned_in=True)
     if headers[0].fault:
         raise Unreadable(*headers[0].fault)
     if not transfer_syntax(ds):

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
@@ -17,6 +18,7 @@ MIN_SLICES = 3
 MAX_TILT_DEG = 0.5
 _STEEPEST_DEG = 45.0  # of a gantry; those that are built reach 30
 _MOST_CLUSTERS = 1000  # of geometry in one series
+_WEIGHTING = attrgetter("traits.echo", "traits.diffusion")  # what no volume has two of
 _ABSURD = "positions, directions or spacing that make no geometry"
 
 Tilt = Literal["correct", "skip"]
@@ -202,11 +204,11 @@ def _told_apart(planes: list[Header]) -> Iterator[list[Header]]:
     most, uniform = _crowding(planes)
     if uniform or len(planes) < MIN_SLICES:
         # Of several echoes or diffusion weights between each other's slices, each is a volume.
-        weighted = _split(planes, lambda header: (header.traits.echo, header.traits.diffusion))
+        weighted = _split(planes, _WEIGHTING)
         yield from weighted if len(weighted) > 1 and all(_crowding(part)[1] for part in weighted) else [planes]
         return
-    for trait in range(len(Traits._fields)):
-        split = _split(planes, lambda header: header.traits[trait])  # noqa: B023, called at once
+    for trait in Traits._fields:
+        split = _split(planes, attrgetter(f"traits.{trait}"))
         crowding = [_crowding(part) for part in split]
         # A trait with more values than any place has images changes from slice to slice, and tells no volumes apart.
         helps = len(split) <= most and max(images for images, _ in crowding) < most
@@ -261,8 +263,7 @@ def _by_instance(planes: list[Header]) -> list[list[Header]]:
     if not (by_volume or by_place):
         return []
     volumes = [[planes[i] for i in np.flatnonzero(volume_of == k)] for k in range(max(counts.values()))]
-    weights = [{(header.traits.echo, header.traits.diffusion) for header in volume} for volume in volumes]
-    return [] if any(len(own) > 1 for own in weights) else volumes
+    return [] if any(len(_split(volume, _WEIGHTING)) > 1 for volume in volumes) else volumes
 
 
 def _places(planes: list[Header]) -> list[int]:
