@@ -98,7 +98,7 @@ def _arms(config: EfficiencyConfig, data: Labelled) -> Mapping[str, Arm]:
     for name in config.arms:
         if name == "pca":
             unlabelled = _unlabelled(data)
-            check_stock(unlabelled, data.spec, data.store, config.data)
+            check_stock(unlabelled, data.spec, data.store, data.scans)
             components = fit_pca(pixel_rows(unlabelled, data.store, data.spec))
             pixels = (pixel_rows(part, data.store, data.spec) for part in (train_rows, test_rows))
             arms[name] = on_features(*map(components, pixels))

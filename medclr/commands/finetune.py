@@ -39,6 +39,7 @@ class Labelled:
     Attributes:
         table: labelled rows; manifest: all rows; store, spec: where and how to read them.
         encoder: the pre-trained one; its architecture also serves a start from scratch.
+        scans: what the volumes were prepared from, where that is known.
         verdict: of the leakage check.
     """
 
@@ -47,6 +48,7 @@ class Labelled:
     store: Store
     spec: DataSpec
     encoder: Encoder
+    scans: Path | None
     verdict: Verdict
 
     @property
@@ -145,13 +147,14 @@ def gather(config: LabelsConfig, run: Run, source: Path) -> Labelled:
     say(
         f"labels: {counted(len(table.rows), 'volume')} by {table.key}, column {table.column!r}; "
         f"{counted(len(table.unmatched_keys), 'key')} without a volume and "
-        f"{counted(table.n_unlabelled, 'volume')} without a label (listed in private/unmatched.csv)"
+        f"{counted(len(unlabelled), 'volume')} without a label (listed in private/unmatched.csv)"
     )
     if table.split_source == "patient hash":
         say("no split column: patients are split 70/10/20 into train, val and test by the hash of their pseudonym")
     verdict = _leakage(config, table, encoder, names)
-    check_stock(table.rows, spec, store, config.data or paths.get("data"))
-    return Labelled(table, manifest, store, spec, encoder, verdict)
+    scans = config.data or paths.get("data")
+    check_stock(table.rows, spec, store, scans)
+    return Labelled(table, manifest, store, spec, encoder, scans, verdict)
 
 
 def measured(

@@ -40,7 +40,6 @@ class LabelTable:
         classes: what the table calls y = 0 and y = 1.
         split_source: the table's own split column, or the hash of each patient.
         unmatched_keys: raw keys in the table that match no volume; for `private/` only.
-        n_unlabelled: volumes of the manifest without a label.
     """
 
     rows: pd.DataFrame
@@ -49,7 +48,6 @@ class LabelTable:
     classes: tuple[str, str]
     split_source: Literal["table", "patient hash"]
     unmatched_keys: tuple[str, ...]
-    n_unlabelled: int
 
     def of(self, split: str) -> NDArray[np.intp]:
         """Positions in `rows` of one split, ascending."""
@@ -105,7 +103,6 @@ def read_labels(
         classes=classes,
         split_source=split_source,
         unmatched_keys=_unmatched(matches),
-        n_unlabelled=len(manifest) - len(rows),
     )
 
 

@@ -272,6 +272,11 @@ def test_damaged_entries_of_the_store_are_mended_or_named(said, tmp_path):
     assert len(lines) == 1
     assert "missing or damaged" in lines[0]
     assert main([*words, "--store", str(tmp_path / "store"), "--out", str(tmp_path / "mended")]) == 0
+    entries = sorted((tmp_path / "store").rglob("*.safetensors"))
+    entries[0].unlink()
+    curve = ["--store", str(tmp_path / "store"), "--arms", "pca", "--fractions", "1", "--draws", "1"]
+    assert main(["efficiency", *words[1:], *curve, "--out", str(tmp_path / "curve")]) == 0
+    assert entries[0].is_file()
     assert main([*words, "--out", str(tmp_path / "sound")]) == 0
     assert record(tmp_path / "mended/metrics.json") == record(tmp_path / "sound/metrics.json")
 

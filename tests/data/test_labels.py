@@ -10,7 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medclr.data.identity import Pseudonymiser
-from medclr.data.labels import held_out, name_patients, nested_draws, read_labels, split_by_patient
+from medclr.data.labels import (
+    held_out,
+    name_patients,
+    nested_draws,
+    read_labels,
+    split_by_patient,
+    unmatched_frame,
+)
 from medclr.errors import DataError, LeakageError, MedclrError, UsageError
 
 NAMES = Pseudonymiser(b"k" * 32)
@@ -65,7 +72,12 @@ def test_series_key(table, manifest):
     assert _values(found) == {"v0": 0, "v3": 1, "v5": 1}
     assert (found.key, found.column, found.classes) == ("series_uid", "label", ("0", "1"))
     assert found.unmatched_keys == ("9.9", "9.8")
-    assert found.n_unlabelled == 3
+    unlabelled = manifest[~manifest["volume_id"].isin(found.rows["volume_id"])]
+    assert unmatched_frame(found.key, found.unmatched_keys, unlabelled).to_numpy().tolist() == [
+        ["volume", "series_uid", "9.9"],
+        ["volume", "series_uid", "9.8"],
+        *(["label", "path", SERIES[series][2][0]] for series in ("1.2", "1.3", "1.5")),
+    ]
     assert list(found.rows.index) == [0, 1, 2]
     assert set(manifest.columns) < set(found.rows.columns)
     assert found.rows["y"].dtype == np.int64
