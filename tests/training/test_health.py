@@ -13,7 +13,7 @@ from medclr.training.simclr import SimCLR
 
 
 def table(rows, split):
-    return LabelTable(rows.assign(split=split), "y", "series_uid", ("0", "1"), "table", (), 0)
+    return LabelTable(rows.assign(split=split), "y", "series_uid", ("0", "1"), "table", ())
 
 
 @pytest.fixture
