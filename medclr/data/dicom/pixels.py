@@ -33,6 +33,7 @@ from medclr.data.dicom.header import (
     text,
     transfer_syntax,
 )
+from medclr.data.dicom.photometry import SHOWN, shown, suv_factor
 from medclr.data.dicom.series import is_transposed, placement
 from medclr.data.volume import Volume, canonical
 from medclr.errors import Unreadable
@@ -65,7 +66,7 @@ def read(root: Path, candidate: Candidate) -> Volume:
 def _assembled(root: Path, candidate: Candidate) -> Volume:
     headers: list[Header] = []
     planes: list[NDArray[np.float32]] = []
-    scaled: set[tuple[bool, bool]] = set()
+    scaled: set[tuple[bool, ...]] = set()
     notes = list(candidate.notes)
     for relative in candidate.paths:
         for header, plane, rescale, more in _decoded(root / relative, candidate.frames or None, candidate.modality):
@@ -76,7 +77,7 @@ def _assembled(root: Path, candidate: Candidate) -> Volume:
             headers.append(header)
             planes.append(plane)
     if len(scaled) > 1:
-        raise Unreadable("NONUNIFORM", "a rescale slope or intercept on some slices, and none on others")
+        raise Unreadable("NONUNIFORM", "a rescale or what SUV needs on some slices, and none on others")
     if min(p.min() for p in planes) == max(p.max() for p in planes):
         raise Unreadable("NOT_FINITE", "a single value everywhere")
     if candidate.modality in PLANES:
@@ -134,8 +135,8 @@ def _turned(plane: NDArray[np.float32], candidate: Candidate, notes: tuple[str, 
 
 def _decoded(
     path: Path, frames: tuple[int, ...] | None, modality: str
-) -> list[tuple[Header, NDArray[np.float32], tuple[bool, bool], list[str]]]:
-    """Each plane's header, values (rows, columns), whether it had a slope and an intercept, and notes.
+) -> list[tuple[Header, NDArray[np.float32], tuple[bool, ...], list[str]]]:
+    """Each plane's header, values (rows, columns), whether it had a slope, an intercept and a factor to SUV, and notes.
 
     `frames` None is the only plane of its file.
     """
@@ -156,7 +157,7 @@ def _decoded(
                         "DECODE", f"decoded as {stored.shape}; {header.rows}×{header.columns} were announced"
                     )
                 values, notes = _values(stored, encoding, ds, modality)
-                rescale = (encoding.slope is not None, encoding.intercept is not None)
+                rescale = tuple(part is not None for part in (encoding.slope, encoding.intercept, encoding.suv))
                 planes.append((header, values, rescale, notes))
             return planes
     except Unreadable:
@@ -231,6 +232,8 @@ class _Encoding(NamedTuple):
     slope: float | None
     intercept: float | None
     padding: tuple[int, int] | None
+    suv: float | None
+    notes: tuple[str, ...]
 
 
 def _encodings(ds: Dataset, headers: list[Header]) -> list[_Encoding]:
@@ -250,6 +253,7 @@ def _encoding(ds: Dataset, rescale: Dataset) -> _Encoding:
     bits, allocated = integer(ds, 0x00280101), integer(ds, 0x00280100)
     if not 0 < bits <= allocated:
         raise Unreadable("DECODE", f"{bits} bits stored of {allocated} allocated")
+    suv, note = suv_factor(ds) if text(ds, 0x00080060) == "PT" else (None, "")
     return _Encoding(
         bits=bits,
         allocated=allocated,
@@ -260,31 +264,38 @@ def _encoding(ds: Dataset, rescale: Dataset) -> _Encoding:
         slope=slope[0] if slope else None,
         intercept=intercept[0] if intercept else None,
         padding=(padding, limit) if padding is not None and limit is not None else None,
+        suv=suv,
+        notes=(note,) if note else (),
     )
 
 
 def _values(
     stored: NDArray[Any], encoding: _Encoding, ds: Dataset, modality: str
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """Stored values -> HU for CT, the scanner's units else (PS3.3 C.11.1)."""
-    notes: list[str] = []
+    """Stored values -> HU for CT, SUV for PET where that is known, the scanner's units else (PS3.3 C.11.1)."""
+    notes = list(encoding.notes)
     stored = _stored_bits(stored, encoding)
     padded = _padding(stored, encoding) if modality == "CT" else None
-    # Least and most value change places, so that bright is dense, as in MONOCHROME2.
-    inverted = encoding.inverted and modality not in _QUANTITIES
     if ds.get("ModalityLUTSequence"):
         values = np.asarray(apply_modality_lut(stored, ds), dtype=np.float32)
-        if inverted:
-            # The table reads what was stored; its entries run from 0 to the most that their bits hold (C.11.1.1).
-            values = np.float32(2 ** ds.ModalityLUTSequence[0].LUTDescriptor[2] - 1) - values
+        # The entries of a table run from 0 to the most that their bits hold (C.11.1.1).
+        least, most = 0.0, 2.0 ** ds.ModalityLUTSequence[0].LUTDescriptor[2] - 1
     else:
-        if inverted:
-            stored = (-1 if encoding.signed else 2**encoding.bits - 1) - stored.astype(np.int64)
         if modality == "CT" and encoding.intercept is None:
             notes.append("no rescale intercept: stored values taken as HU")
         if encoding.slope == 0:
             notes.append("rescale slope 0 taken as 1")
-        values = stored.astype(np.float32) * np.float32(encoding.slope or 1.0) + np.float32(encoding.intercept or 0.0)
+        suv = encoding.suv or 1.0
+        slope, intercept = (encoding.slope or 1.0) * suv, (encoding.intercept or 0.0) * suv
+        values = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        low = -(2 ** (encoding.bits - 1)) if encoding.signed else 0
+        least, most = (slope * end + intercept for end in (low, low + 2**encoding.bits - 1))
+    if modality in SHOWN and (display := shown(values, ds)):
+        values, (least, most) = display
+        notes.append("shown as its window or VOI LUT has it")
+    if encoding.inverted and modality not in _QUANTITIES:
+        # Least and most value change places, so that bright is dense, as in MONOCHROME2.
+        values = np.float32(least + most) - values
     if not np.isfinite(values).all():
         raise Unreadable("NOT_FINITE", "the rescale gives values that are not finite")
     if padded is not None and padded.any():
