@@ -46,6 +46,7 @@ class ScanConfig:
     workers: int | None = _say(None, "processes that read (default: one per core)")
     burned_in: bool = _say(False, "keep secondary captures and images that say they have burned-in text")
     tilt: Literal["correct", "skip"] = _say("correct", "shear volumes of a tilted CT gantry upright, or skip them")
+    uneven: Literal["skip", "resample"] = _say("skip", "skip volumes whose slices are uneven, or interpolate them")
     strict: bool = _say(False, "stop at the first file that has to be skipped for a fault")
     max_skipped: float = _say(1.0, "share of files that may be skipped for a fault before the exit code is 3")
 

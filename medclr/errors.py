@@ -9,6 +9,7 @@ REASONS = {
     "NONUNIFORM": "slices missing, unevenly spaced, or of different shape or orientation",
     "GANTRY_TILT": "slices sheared against their normal by a tilted gantry",
     "DUPLICATE": "a copy of another image, or several at one position that nothing tells apart",
+    "UID_COLLISION": "an instance UID that images of another patient have, too",
     "TRUNCATED": "the file ends before its pixels do",
     "DECODE": "the pixels cannot be decoded, or their decoder is not installed",
     "COLOUR": "a colour image",

@@ -14,7 +14,7 @@ from medclr.errors import REASONS, DataError, TooManySkipped
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.run import Run, next_command
 
-READING = ("data", "key_file", "burned_in", "tilt", "workers")  # flags that say how scans are read
+READING = ("data", "key_file", "burned_in", "tilt", "uneven", "workers")  # flags that say how scans are read
 _NO_FAULT = {"NOT_AN_IMAGE", "OTHER_KIND"}  # archives hold reports, and volumes that nobody asked for
 
 
@@ -40,7 +40,7 @@ def survey(config: ScanConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]]:
     """Scan a folder into a run's `private/`, and say what was found."""
     names = load_key(config.key_file)
     with progress("reading headers") as show:
-        candidates, skipped = discover(config.data, config.workers, config.burned_in, show, config.tilt)
+        candidates, skipped = discover(config.data, config.workers, config.burned_in, show, config.tilt, config.uneven)
     run.write_frame("private/skipped.csv", skipped_frame(skipped))
     refuse_faults(config, run, skipped)
     if not candidates:

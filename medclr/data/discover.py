@@ -66,6 +66,7 @@ def discover(
     burned_in: bool = False,
     progress: Callable[[int, int], None] | None = None,
     tilt: dicom.Tilt = "correct",
+    uneven: dicom.Uneven = "skip",
 ) -> tuple[list[Candidate], list[Skipped]]:
     """Find every volume below a folder, from headers alone.
 
@@ -75,6 +76,7 @@ def discover(
         burned_in: accept secondary captures and images that say they have burned-in text.
         progress: called with the number of files read and the number of all, now and then.
         tilt: whether volumes of a tilted gantry are to be sheared right or skipped.
+        uneven: whether volumes whose slices lie at uneven steps are to be skipped or interpolated.
 
     Returns:
         Candidates and skipped files, both in the order of their paths. Every regular file is in the paths of a
@@ -103,7 +105,7 @@ def discover(
                     candidates.append(one)
         if progress:
             progress(n_done, len(items))
-    from_dicom, without_volume = dicom.group(headers, tilt, partial(dicom.same_pixels, root))
+    from_dicom, without_volume = dicom.group(headers, tilt, uneven, partial(dicom.same_pixels, root))
     candidates += from_dicom
     skipped += without_volume
     return sorted(candidates, key=lambda c: (min(c.paths), c.member)), sorted(skipped, key=lambda s: s.item)

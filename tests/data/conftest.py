@@ -21,7 +21,7 @@ def _write(path: Path, pixels: NDArray[Any], syntax: str = ExplicitVRLittleEndia
     """One DICOM file; a tag given as None is left out."""
     ds = Dataset()
     ds.SOPClassUID = CT
-    ds.SOPInstanceUID = generate_uid(entropy_srcs=[path.name])
+    ds.SOPInstanceUID = generate_uid(entropy_srcs=[str(path)])
     ds.PatientID, ds.PatientName = "P1", "CANARY^NAME"
     ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3", "1.2.3.4"
     ds.Modality = "CT"

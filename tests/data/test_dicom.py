@@ -22,10 +22,12 @@ Write = Callable[..., Any]
 DX = {"Modality": "DX", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1"}
 
 
-def look(root: Path, burned_in: bool = False, tilt: dicom.Tilt = "correct") -> tuple[list[Candidate], list[Skipped]]:
+def look(
+    root: Path, burned_in: bool = False, tilt: dicom.Tilt = "correct", uneven: dicom.Uneven = "skip"
+) -> tuple[list[Candidate], list[Skipped]]:
     paths = sorted(p for p in root.rglob("*") if p.is_file())
     headers = [h for p in paths for h in dicom.headers(p, p.relative_to(root).as_posix(), burned_in)]
-    return dicom.group(headers, tilt, partial(dicom.same_pixels, root))
+    return dicom.group(headers, same_pixels=partial(dicom.same_pixels, root))
 
 
 def only(root: Path) -> Volume:

@@ -21,10 +21,12 @@ Write = Callable[..., Any]
 AXIAL = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
 
 
-def look(root: Path, tilt: dicom.Tilt = "correct") -> tuple[list[Candidate], list[Skipped]]:
+def look(
+    root: Path, tilt: dicom.Tilt = "correct", uneven: dicom.Uneven = "skip"
+) -> tuple[list[Candidate], list[Skipped]]:
     paths = sorted(p for p in root.rglob("*") if p.is_file())
     headers = [header for p in paths for header in dicom.headers(p, p.relative_to(root).as_posix())]
-    candidates, skipped = dicom.group(headers, tilt, partial(dicom.same_pixels, root))
+    candidates, skipped = dicom.group(headers, tilt, uneven, partial(dicom.same_pixels, root))
     assert {path for c in candidates for path in c.paths} | {s.item for s in skipped} == {h.path for h in headers}
     return candidates, skipped
 
@@ -164,6 +166,32 @@ def test_copies_are_left_out(
     candidates, skipped = look(tmp_path)
     assert [len(c.paths) for c in candidates] == [4]
     assert [(s.item, s.reason) for s in skipped] == [("zz.dcm", "DUPLICATE")]
+
+
+def test_copies_of_a_radiograph_are_left_out(tmp_path: Path, write_dicom: Write) -> None:
+    path = write_dicom(tmp_path / "a.dcm", plane(3), Modality="DX", InstanceNumber=1)
+    (tmp_path / "b.dcm").write_bytes(path.read_bytes())
+    write_dicom(tmp_path / "c.dcm", plane(4), Modality="DX", InstanceNumber=1)
+    candidates, skipped = look(tmp_path)
+    assert [c.paths for c in candidates] == [("a.dcm",), ("c.dcm",)]
+    assert [(s.item, s.reason) for s in skipped] == [("b.dcm", "DUPLICATE")]
+
+
+def test_images_that_two_patients_claim_are_nobodys(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
+) -> None:
+    """The same images re-identified; and a third patient's, of the same series UID but with their own instance UIDs."""
+    first = write_series(tmp_path / "a", stored)
+    for path in first:
+        ds = pydicom.dcmread(path)
+        ds.PatientID = "P2"
+        (tmp_path / "b").mkdir(exist_ok=True)
+        ds.save_as(tmp_path / "b" / path.name)
+    write_series(tmp_path / "c", stored, PatientID="P3")
+    candidates, skipped = look(tmp_path)
+    assert [c.patient_id for c in candidates] == ["P3"]
+    assert {(s.item[0], s.reason) for s in skipped} == {("a", "UID_COLLISION"), ("b", "UID_COLLISION")}
+    assert len(skipped) == 2 * len(first)
 
 
 def test_one_name_with_other_pixels_is_no_copy(tmp_path: Path, write_series: Write, stored: NDArray[np.int16]) -> None:
@@ -350,6 +378,40 @@ def test_a_tilted_volume_is_skipped_when_asked(tmp_path: Path, tilted: Write) ->
     assert "18.4 degrees" in skipped[0].message
 
 
+# -- uneven slices -----------------------------------------------------------------------------------------------------
+
+
+def test_uneven_slices_are_interpolated_when_asked(tmp_path: Path, write_dicom: Write) -> None:
+    """Values that rise by 10 a millimetre do so at every place between."""
+    places = [0.0, 2.0, 4.0, 8.0, 10.0, 14.5]
+    for k, z in enumerate(places):
+        write_dicom(
+            tmp_path / f"{k}.dcm", plane(int(10 * z)), ImageOrientationPatient=AXIAL, ImagePositionPatient=[0, 0, z],
+            RescaleSlope=1, RescaleIntercept=0,
+        )  # fmt: skip
+    assert {s.reason for s in look(tmp_path)[1]} == {"NONUNIFORM"}
+    (candidate,), skipped = look(tmp_path, uneven="resample")
+    assert skipped == []
+    volume = dicom.read(tmp_path, candidate)
+    assert volume.array.shape[1:] == candidate.shape == (4, 3, 8)  # 14.5 mm in steps near the median, 2
+    assert volume.spacing_mm == candidate.spacing_mm == pytest.approx((1, 1, 14.5 / 7))
+    np.testing.assert_allclose(volume.array[0, 0, 0], np.linspace(0, 145, 8), atol=1e-4)
+    assert volume.notes == ("6 slices at uneven steps interpolated to 8",)
+
+
+@pytest.mark.parametrize("shift", [(0.0, 9.0), (0.8, 3.0)])  # a gap of nine after one of two; uneven and tilted
+def test_slices_too_uneven_or_also_tilted_are_refused(
+    tmp_path: Path, write_dicom: Write, shift: tuple[float, float]
+) -> None:
+    for k, z in enumerate([0.0, 2.0, 4.0, 4.0 + shift[1]]):
+        write_dicom(
+            tmp_path / f"{k}.dcm", plane(k), ImageOrientationPatient=AXIAL, ImagePositionPatient=[0, shift[0] * z, z]
+        )
+    candidates, skipped = look(tmp_path, uneven="resample")
+    assert candidates == []
+    assert {s.reason for s in skipped} == {"NONUNIFORM"}
+
+
 # -- several planes in one file --------------------------------------------------------------------------------------
 
 
@@ -419,6 +481,37 @@ def test_files_of_several_frames_are_not_mixed(tmp_path: Path, write_enhanced: W
     write_enhanced([(2.0 * z, 1, 1.0, 1) for z in range(3)]).rename(tmp_path / "lower.dcm")
     write_enhanced([(2.0 * z, 5, 1.0, 1) for z in range(3, 6)])
     assert sorted(map(sorted, map(whole, volumes(tmp_path)))) == [[1, 2], [5, 6]]
+
+
+def test_a_file_of_several_frames_under_two_names_is_one(tmp_path: Path, write_enhanced: Write) -> None:
+    frames = [(2.0 * z, z, 1.0, 1) for z in range(3)]
+    path = write_enhanced(frames)
+    (tmp_path / "again.dcm").write_bytes(path.read_bytes())
+    candidates, skipped = look(tmp_path)
+    assert len(candidates) == 1
+    assert [(s.item, s.reason, s.part) for s in skipped] == [("enhanced.dcm", "DUPLICATE", None)]
+    ds = pydicom.dcmread(path)
+    ds.PixelData = ds.PixelData[:-2] + b"\x09\0"
+    ds.save_as(path)  # the last frame now differs
+    assert len(look(tmp_path)[0]) == 2
+
+
+def test_files_of_one_frame_each_are_a_series(tmp_path: Path, write_enhanced: Write) -> None:
+    for z in range(4):
+        path = write_enhanced([(2.0 * z, z, 1.0 + z, 1)], SOPInstanceUID=f"1.2.{z}", InstanceNumber=4 - z)
+        path.rename(tmp_path / f"{'dbca'[z]}.dcm")
+    (volume,) = volumes(tmp_path)
+    assert volume.array[0, 0, 0].tolist() == [0, 2, 6, 12]
+    assert volume.spacing_mm == (0.75, 0.5, 2.0)
+
+
+def test_the_parts_of_a_concatenation_are_no_volumes(tmp_path: Path, write_enhanced: Write) -> None:
+    frames = [(2.0 * z, z, 1.0, 1) for z in range(3)]
+    path = write_enhanced(frames, ConcatenationUID="1.2.8", InConcatenationNumber=1, InConcatenationTotalNumber=2)
+    with pytest.raises(Unreadable, match="concatenation"):
+        dicom.headers(path, path.name)
+    write_enhanced(frames, ConcatenationUID="1.2.8", InConcatenationNumber=1, InConcatenationTotalNumber=1)
+    assert len(volumes(tmp_path)) == 1
 
 
 def test_frames_that_make_no_volume_are_skipped_as_a_part_of_their_file(tmp_path: Path, write_enhanced: Write) -> None:

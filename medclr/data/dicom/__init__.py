@@ -7,6 +7,6 @@ candidate a volume.
 
 from medclr.data.dicom.header import PLANES, Header, headers
 from medclr.data.dicom.pixels import read, same_pixels
-from medclr.data.dicom.series import Tilt, group
+from medclr.data.dicom.series import Tilt, Uneven, group
 
-__all__ = ["PLANES", "Header", "Tilt", "group", "headers", "read", "same_pixels"]
+__all__ = ["PLANES", "Header", "Tilt", "Uneven", "group", "headers", "read", "same_pixels"]

@@ -254,6 +254,8 @@ def _plane(ds: Source, relative: str, rows: int, columns: int, fault: tuple[str,
 
 def _frames(ds: Dataset, whole: Header) -> list[Header]:
     """The planes of an enhanced multi-frame image (PS3.3 C.7.6.16), each from its functional groups."""
+    if 0x00209161 in ds and integer(ds, 0x00209163) != 1:
+        raise Unreadable("UNSUPPORTED", "a part of a concatenation; join its parts first")
     items = list(ds[PER_FRAME].value)
     announced = max(1, integer_string(ds, 0x00280008))
     if len(items) != announced:
@@ -269,8 +271,9 @@ def _frames(ds: Dataset, whole: Header) -> list[Header]:
         spacing = numbers(measures, 0x00280030)
         found.append(
             whole._replace(
-                frame=frame,
-                instance=frame,
+                # One frame a file is a series like any other, told by its files.
+                frame=frame if announced > 1 else None,
+                instance=frame if announced > 1 else whole.instance,
                 kernel=text(kernel, 0x00181210).replace("\\", "/") or whole.kernel,
                 spacing=_sound_spacing(spacing),
                 orientation=_square(numbers(orientation, 0x00200037)),

@@ -48,7 +48,7 @@ def read(root: Path, candidate: Candidate) -> Volume:
     """Decode a candidate: (1, X, Y, Z) in RAS, or (1, X, Y) for a radiograph; CT in HU.
 
     The affine is that of PS3.3 C.7.6.2.1.1, turned from LPS to RAS. Slices of a tilted gantry are moved within their
-    planes, by linear interpolation, until they stand upright.
+    planes, by linear interpolation, until they stand upright; slices at uneven steps are interpolated to even ones.
 
     Args:
         root: the folder that the candidate's paths are relative to.
@@ -86,21 +86,35 @@ def _assembled(root: Path, candidate: Candidate) -> Volume:
         placed = placement(headers)
         if placed.shift is not None:
             planes = _moved(planes, placed.shift, placed.shape[:2], candidate.modality)
+        if placed.levels is not None:
+            planes = _between(planes, placed.levels)
         volume = canonical(np.stack(planes).transpose(2, 1, 0)[None], placed.affine, tuple(notes))
     if volume.array.shape[1:] != candidate.shape:
         raise Unreadable("DECODE", f"pixels of shape {volume.array.shape[1:]}; the headers said {candidate.shape}")
     return volume
 
 
-def same_pixels(root: Path, one: Header, other: Header) -> bool:
-    """Whether two planes hold the same values; False where either cannot be decoded."""
+def same_pixels(root: Path, ones: list[Header], others: list[Header]) -> bool:
+    """Whether planes of one file hold the same values as those of another; False where either cannot be decoded."""
+    if len(ones) != len(others):
+        return False
     try:
-        ((_, a, *_),), ((_, b, *_),) = (
-            _decoded(root / h.path, None if h.frame is None else (h.frame,), h.modality) for h in (one, other)
-        )
+        pairs = zip(*(_planes(root, headers) for headers in (ones, others)), strict=True)
+        return all(np.array_equal(one, other) for one, other in pairs)
     except Unreadable:
         return False
-    return bool(np.array_equal(a, b))
+
+
+def _planes(root: Path, headers: list[Header]) -> list[NDArray[np.float32]]:
+    frames = tuple(header.frame for header in headers if header.frame is not None)
+    return [plane for _, plane, *_ in _decoded(root / headers[0].path, frames or None, headers[0].modality)]
+
+
+def _between(planes: list[NDArray[np.float32]], levels: NDArray[np.float64]) -> list[NDArray[np.float32]]:
+    """Slices at whole and broken numbers of planes, by linear interpolation."""
+    lower = np.minimum(levels.astype(int), len(planes) - 2)
+    share = (levels - lower).astype(np.float32)
+    return [planes[k] * (1 - w) + planes[k + 1] * w for k, w in zip(lower, share, strict=True)]
 
 
 def _moved(
@@ -238,9 +252,10 @@ class _Encoding(NamedTuple):
 
 def _encodings(ds: Dataset, headers: list[Header]) -> list[_Encoding]:
     common = _encoding(ds, ds)
-    if PER_FRAME not in ds or headers[0].frame is None:
+    frames = ds[PER_FRAME].value if PER_FRAME in ds else None
+    if not frames:
         return [common] * len(headers)
-    rescales = [functional_group(ds, ds[PER_FRAME].value[header.frame], 0x00289145) for header in headers]
+    rescales = [functional_group(ds, frames[header.frame or 0], 0x00289145) for header in headers]
     return [_encoding(ds, rescale) if len(rescale) else common for rescale in rescales]
 
 

@@ -17,15 +17,22 @@ from medclr.errors import Unreadable
 MIN_SLICES = 3
 MAX_TILT_DEG = 0.5
 _STEEPEST_DEG = 45.0  # of a gantry; those that are built reach 30
+_MOST_UNEVEN = 4.0  # times the least gap; what is further apart is two volumes, or half of one
 _MOST_CLUSTERS = 1000  # of geometry in one series
 _WEIGHTING = attrgetter("traits.echo", "traits.diffusion")  # what no volume has two of
 _ABSURD = "positions, directions or spacing that make no geometry"
+_COLLISION = "another patient has images of the same instance UID; whose they are cannot be told"
 
 Tilt = Literal["correct", "skip"]
+Uneven = Literal["skip", "resample"]
+SamePixels = Callable[[list[Header], list[Header]], bool]
 
 
 def group(
-    found: Iterable[Header], tilt: Tilt = "correct", same_pixels: Callable[[Header, Header], bool] | None = None
+    found: Iterable[Header],
+    tilt: Tilt = "correct",
+    uneven: Uneven = "skip",
+    same_pixels: SamePixels = lambda one, other: False,
 ) -> tuple[list[Candidate], list[Skipped]]:
     """Make volumes of planes: by patient, study and series, in the order of their positions.
 
@@ -37,7 +44,8 @@ def group(
     Args:
         found: planes of whole files.
         tilt: whether volumes of a tilted gantry are to be sheared right or skipped.
-        same_pixels: tells whether two planes at one place are copies; None takes none for one.
+        uneven: whether volumes whose slices lie at uneven steps are to be skipped or interpolated.
+        same_pixels: tells whether planes at the same places are copies; by default none are.
 
     Returns:
         Candidates, and what is in none of them: files, or stacks of frames, by their first, of files that are.
@@ -45,13 +53,29 @@ def group(
     series: dict[tuple[str, str, str], list[Header]] = defaultdict(list)
     for header in found:
         series[header.patient, header.study, header.series].append(header)
+    collisions = _collisions(series)
     candidates: list[Candidate] = []
     skipped: list[Skipped] = []
-    for members in series.values():
-        volumes, refused = _of_series(members, tilt, same_pixels or (lambda one, other: False))
+    for name, members in series.items():
+        if name in collisions:
+            skipped += settled((Skipped(header.path, "UID_COLLISION", _COLLISION) for header in members), set())
+            continue
+        volumes, refused = _of_series(members, tilt, uneven, same_pixels)
         candidates += volumes
         skipped += settled(refused, {path for candidate in volumes for path in candidate.paths})
     return candidates, skipped
+
+
+def _collisions(series: dict[tuple[str, str, str], list[Header]]) -> set[tuple[str, str, str]]:
+    """Series that hold an instance UID which images of another patient have, too."""
+    owner: dict[str, tuple[str, str, str]] = {}
+    found: set[tuple[str, str, str]] = set()
+    for name, members in series.items():
+        for header in members:
+            other = owner.setdefault(header.sop, name)
+            if header.sop and other[0] != name[0]:
+                found |= {name, other}
+    return found
 
 
 class Placement(NamedTuple):
@@ -60,18 +84,27 @@ class Placement(NamedTuple):
     Attributes:
         affine: from (column, row, slice) of the volume to RAS.
         shape: columns, rows, slices of the volume; more than those of the planes where the gantry was tilted.
-        shift: (n_slices, 2) columns and rows by which each plane is moved within them; None where none is.
+        shift: (n_planes, 2) columns and rows by which each plane is moved within them; None where none is.
+        levels: (n_slices,) which plane, or which point between two, each slice is; None where each is a plane.
     """
 
     affine: NDArray[np.float64]
     shape: tuple[int, int, int]
     shift: NDArray[np.float64] | None
+    levels: NDArray[np.float64] | None
 
 
 def placement(ordered: list[Header]) -> Placement:
-    """Where planes in the order of their positions lie (PS3.3 C.7.6.2.1.1); tilted ones after shearing."""
+    """Where planes in the order of their positions lie (PS3.3 C.7.6.2.1.1).
+
+    Tilted ones as they are to be after shearing, uneven ones after interpolation to their median step.
+    """
     first = ordered[0]
-    n = len(ordered)
+    n, levels = len(ordered), None
+    along = np.array([header.position for header in ordered]) @ _normal(first)
+    if not _is_even(along):
+        n = 1 + round((along[-1] - along[0]) / float(np.median(np.diff(along))))
+        levels = np.interp(np.linspace(along[0], along[-1], n), along, np.arange(len(along)))
     along_row, along_column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     between_rows, between_columns = first.spacing
     corners = np.array([header.position for header in ordered])
@@ -94,7 +127,7 @@ def placement(ordered: list[Header]) -> Placement:
     affine = np.eye(4)
     affine[:3] = np.stack([along_row * between_columns, along_column * between_rows, step, origin], axis=1)
     lps_to_ras: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return Placement(lps_to_ras @ affine, (columns, rows, n), shift)
+    return Placement(lps_to_ras @ affine, (columns, rows, n), shift, levels)
 
 
 def plane_directions(directions: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
@@ -110,22 +143,24 @@ def plane_directions(directions: tuple[str, ...]) -> tuple[str, tuple[str, ...]]
 
 
 def _of_series(
-    members: list[Header], tilt: Tilt, same_pixels: Callable[[Header, Header], bool]
+    members: list[Header], tilt: Tilt, uneven: Uneven, same_pixels: SamePixels
 ) -> tuple[list[Candidate], list[Skipped]]:
     """Its volumes, and why each plane that lies in none of them does not."""
     candidates: list[Candidate] = []
     refused: list[Skipped] = []
     slices: list[Header] = []
-    for header in members:
+    pictures: list[Header] = []
+    for header in _without_copied_files(members, same_pixels, refused):
         if header.modality not in PLANES:
             slices.append(header)
         elif header.fault:
             refused.append(Skipped(header.path, *header.fault))
         else:
-            candidates.append(_plane_candidate(header))
+            pictures.append(header)
+    candidates += map(_plane_candidate, _without_copies(pictures, same_pixels, refused))
     for stack in _stacks(slices, same_pixels, refused):
         try:
-            candidates.append(_candidate_of(stack, tilt))
+            candidates.append(_candidate_of(stack, tilt, uneven))
         except (Unreadable, ArithmeticError, ValueError, TypeError) as error:
             # Numbers that are sound one by one may still make no geometry together.
             why = (getattr(error, "reason", "NO_GEOMETRY"), str(error) if isinstance(error, Unreadable) else _ABSURD)
@@ -136,9 +171,7 @@ def _of_series(
     return candidates, refused
 
 
-def _stacks(
-    slices: list[Header], same_pixels: Callable[[Header, Header], bool], refused: list[Skipped]
-) -> Iterator[list[Header]]:
+def _stacks(slices: list[Header], same_pixels: SamePixels, refused: list[Skipped]) -> Iterator[list[Header]]:
     """Planes that may be one volume. Copies are left out, with their reason."""
     without = [header for header in slices if not _is_placed(header)]
     if any(header.fault for header in without):
@@ -178,9 +211,25 @@ def _clusters(planes: list[Header]) -> list[list[Header]]:
     return clusters
 
 
-def _without_copies(
-    planes: list[Header], same_pixels: Callable[[Header, Header], bool], refused: list[Skipped]
-) -> list[Header]:
+def _without_copied_files(members: list[Header], same_pixels: SamePixels, refused: list[Skipped]) -> list[Header]:
+    """Drop files of several frames that are another such file over again, under another name."""
+    files: dict[str, list[Header]] = defaultdict(list)
+    for header in members:
+        if header.frame is not None and header.sop:
+            files[header.path].append(header)
+    kept: dict[Any, list[list[Header]]] = defaultdict(list)
+    copies: set[str] = set()
+    for path, frames in files.items():
+        alike = kept[frames[0].sop, tuple(header.position for header in frames)]
+        if any(same_pixels(other, frames) for other in alike):
+            refused.append(Skipped(path, "DUPLICATE", "a copy of another image of this series"))
+            copies.add(path)
+        else:
+            alike.append(frames)
+    return [header for header in members if header.path not in copies]
+
+
+def _without_copies(planes: list[Header], same_pixels: SamePixels, refused: list[Skipped]) -> list[Header]:
     """Drop planes that have the very pixels of another at their place, and the same instance UID or number."""
     kept: list[Header] = []
     by_name: dict[Any, Header] = {}
@@ -189,7 +238,7 @@ def _without_copies(
         numbered = (header.instance, header.traits, header.frame or 0) if header.instance >= 0 else None
         names = [name for name in ((header.sop, header.frame or 0) if header.sop else None, numbered) if name]
         other = next((by_name[name] for name in names if name in by_name), None)
-        if other and other.position == header.position and not header.fault and same_pixels(other, header):
+        if other and other.position == header.position and not header.fault and same_pixels([other], [header]):
             refused.append(
                 Skipped(header.path, "DUPLICATE", "a copy of another image of this series", header.frame or 0)
             )
@@ -300,7 +349,7 @@ def _normal(header: Header) -> NDArray[np.float64]:
 # -- one volume ----------------------------------------------------------------------------------------------------
 
 
-def _candidate_of(planes: list[Header], tilt: Tilt) -> Candidate:
+def _candidate_of(planes: list[Header], tilt: Tilt, uneven: Uneven) -> Candidate:
     """One volume of planes alike, or the reason why not."""
     for header in planes:
         if header.fault:
@@ -313,7 +362,7 @@ def _candidate_of(planes: list[Header], tilt: Tilt) -> Candidate:
     if n < MIN_SLICES:
         raise Unreadable("NONUNIFORM", f"{n} slice{'s' * (n > 1)}; a volume needs at least {MIN_SLICES}")
     ordered = _ordered(planes)
-    tilt_deg = _check_positions(ordered)
+    tilt_deg = _check_positions(ordered, uneven)
     if tilt_deg > _STEEPEST_DEG:
         raise Unreadable("NONUNIFORM", f"slices {tilt_deg:.1f} degrees off a stack: side by side rather than above")
     if tilt_deg > MAX_TILT_DEG and tilt == "skip":
@@ -328,6 +377,8 @@ def _candidate_of(planes: list[Header], tilt: Tilt) -> Candidate:
     notes = first.notes
     if placed.shift is not None:
         notes += (f"sheared upright: the gantry was tilted by {tilt_deg:.1f} degrees",)
+    if placed.levels is not None:
+        notes += (f"{n} slices at uneven steps interpolated to {placed.shape[2]}",)
     in_one_file = first.frame is not None
     return _candidate(
         first,
@@ -381,12 +432,8 @@ def _candidate(header: Header, **found: Any) -> Candidate:
     )
 
 
-def _check_positions(ordered: list[Header]) -> float:
-    """Raise unless planes in the order of their positions are one line of equal steps; else their tilt in degrees.
-
-    A slice may be off its place by 1% of the step, or by the 0.05 mm that come of positions written with one decimal
-    (where that is less than a tenth of the step).
-    """
+def _check_positions(ordered: list[Header], uneven: Uneven = "skip") -> float:
+    """Raise unless planes in the order of their positions are one line of equal steps; else their tilt in degrees."""
     n = len(ordered)
     positions = np.array([header.position for header in ordered])
     normal = _normal(ordered[0])
@@ -395,15 +442,36 @@ def _check_positions(ordered: list[Header]) -> float:
     n_places = 1 + int((gaps > 1e-3).sum())
     if n_places < n:
         raise Unreadable("DUPLICATE", f"{n} slices at {n_places} positions, and nothing that tells them apart")
-    line = (positions[-1] - positions[0]) / (n - 1)
-    step = float(line @ normal)
-    tolerance = max(0.01 * step, min(0.05, 0.1 * step))
-    if abs(along - along[0] - step * np.arange(n)).max() > tolerance:
-        raise Unreadable("NONUNIFORM", f"slice gap {gaps.min():.3g}–{gaps.max():.3g} mm; slices are missing or uneven")
-    sideways = positions - positions[0] - np.outer(np.arange(n), line)
-    if np.linalg.norm(sideways, axis=1).max() > max(tolerance, 0.05):
+    even = _is_even(along)
+    if not even:
+        found = f"slice gap {gaps.min():.3g}–{gaps.max():.3g} mm; slices are missing or uneven"
+        if uneven == "skip":
+            raise Unreadable("NONUNIFORM", f"{found}; --uneven resample interpolates")
+        if gaps.max() > _MOST_UNEVEN * gaps.min():
+            raise Unreadable("NONUNIFORM", f"{found}; too much so to interpolate")
+    line = (positions[-1] - positions[0]) / (along[-1] - along[0])
+    sideways = positions - positions[0] - np.outer(along - along[0], line)
+    if np.linalg.norm(sideways, axis=1).max() > max(_tolerance(along), 0.05):
         raise Unreadable("NONUNIFORM", "the slices' corners are not on one line")
-    return _tilt_deg(line, normal)
+    tilt_deg = _tilt_deg(line, normal)
+    if not even and tilt_deg > MAX_TILT_DEG:
+        raise Unreadable("NONUNIFORM", "slices both uneven and sheared by a tilted gantry")
+    return tilt_deg
+
+
+def _is_even(along: NDArray[np.float64]) -> bool:
+    """Whether positions along the normal, in their order, are equal steps."""
+    line = np.linspace(along[0], along[-1], len(along))
+    return bool(abs(along - line).max() <= _tolerance(along))
+
+
+def _tolerance(along: NDArray[np.float64]) -> float:
+    """How far a slice may be off its place: 1% of the step, or the 0.05 mm of positions written with one decimal.
+
+    The latter where it is less than a tenth of the step.
+    """
+    step = float(along[-1] - along[0]) / (len(along) - 1)
+    return max(0.01 * step, min(0.05, 0.1 * step))
 
 
 def _tilt_deg(step: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
