@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -98,9 +99,18 @@ def seed_files(root: Path) -> Iterator[Path]:
         for k, plane in enumerate(volume):
             write_plane(folder / f"{k}.dcm", plane, k, syntax)
         yield folder / "1.dcm"
+    for name, tags in {"uptake": uptake(), "radiograph": displayed()}.items():
+        folder = root / name
+        folder.mkdir()
+        for k, plane in enumerate(volume[: 3 if name == "uptake" else 1]):
+            write_plane(folder / f"{k}.dcm", plane, k, ExplicitVRLittleEndian, **tags)
+        yield folder / "0.dcm"
     folder = root / "enhanced"
     folder.mkdir()
     yield write_enhanced(folder / "a.dcm", volume)
+    (root / "analyze").mkdir()
+    nib.save(nib.AnalyzeImage(volume, None), root / "analyze" / "a.img")
+    yield root / "analyze" / "a.hdr"
     for name in ("a.nii", "a.nii.gz"):
         (root / name).mkdir()
         nib.save(nib.Nifti1Image(volume, np.eye(4)), root / name / name)
@@ -125,12 +135,38 @@ def image(pixels: np.ndarray, modality: str) -> Dataset:
     return ds
 
 
-def write_plane(path: Path, plane: np.ndarray, k: int, syntax: pydicom.uid.UID) -> None:
-    """One slice of a CT series."""
+def write_plane(path: Path, plane: np.ndarray, k: int, syntax: pydicom.uid.UID, **tags: Any) -> None:
+    """One slice of a CT series, unless told otherwise."""
     ds = image(plane, "CT")
     ds.PixelSpacing, ds.ImageOrientationPatient, ds.ImagePositionPatient = [1, 1], AXIAL, [0, 0, 2 * k]
     ds.RescaleSlope, ds.RescaleIntercept = 1, -1024
+    for name, value in tags.items():
+        setattr(ds, name, value)
     save(path, ds, syntax)
+
+
+def uptake() -> dict[str, Any]:
+    """What makes PET values SUV."""
+    tracer = Dataset()
+    tracer.RadionuclideTotalDose, tracer.RadionuclideHalfLife = 370e6, 6600
+    tracer.RadiopharmaceuticalStartTime = "090000"
+    return {
+        "Modality": "PT",
+        "Units": "BQML",
+        "DecayCorrection": "START",
+        "PatientWeight": 74,
+        "SeriesDate": "20200301",
+        "SeriesTime": "105000",
+        "RadiopharmaceuticalInformationSequence": [tracer],
+    }
+
+
+def displayed() -> dict[str, Any]:
+    """A radiograph with a VOI LUT and a window."""
+    table = Dataset()
+    table.LUTDescriptor = [500, 0, 10]
+    table.add_new(0x00283006, "US", list(range(500)))
+    return {"Modality": "DX", "VOILUTSequence": [table], "WindowCenter": 400, "WindowWidth": 300}
 
 
 def write_enhanced(path: Path, volume: np.ndarray) -> Path:

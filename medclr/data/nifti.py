@@ -1,4 +1,4 @@
-"""One NIfTI file (.nii, .nii.gz, or .hdr with .img) -> Volume, or several where it has more than three axes.
+"""One NIfTI file (.nii, .nii.gz, or .hdr with .img, also of Analyze) -> Volume, or several where it has more axes.
 
 The header is nibabel's; the bytes are read here, never more of them than the header claims.
 """
@@ -17,6 +17,7 @@ from typing import IO, Any
 import nibabel as nib
 import numpy as np
 from nibabel.imageglobals import logger
+from nibabel.spm2analyze import Spm2AnalyzeHeader
 from numpy.typing import NDArray
 
 from medclr.data.candidate import Candidate, unnamed
@@ -128,12 +129,31 @@ def _parse(path: Path) -> Any:
     with _open(path) as file:
         start = file.read(540)
     if not is_header(start):
-        raise Unreadable("UNSUPPORTED", "no NIfTI header (Analyze 7.5 says nothing of left and right)")
+        return _analyze(start)
     if start[4:8] in (b"n+2\0", b"ni2\0"):
         if len(start) < 540:
             raise EOFError
         return nib.Nifti2Header.from_fileobj(BytesIO(start))
     return nib.Nifti1Header.from_fileobj(BytesIO(start[:348]))
+
+
+def _analyze(start: bytes) -> Any:
+    """The header of an Analyze 7.5 pair, as NIfTI would have it: without sform and qform, so by its first method.
+
+    SPM's scale is taken where there is one. Coronal, sagittal and flipped files are read differently by everyone.
+    """
+    if len(start) < 348 or 348 not in (int.from_bytes(start[:4], order) for order in ("little", "big")):
+        raise Unreadable("UNSUPPORTED", "neither a NIfTI header nor one of Analyze")
+    old = Spm2AnalyzeHeader.from_fileobj(BytesIO(start[:348]), check=False)
+    if bytes(old["orient"]).strip(b"\0 "):
+        raise Unreadable("UNSUPPORTED", "an Analyze file that is not transverse; convert it to NIfTI")
+    new = nib.nifti1.Nifti1PairHeader(endianness=old.endianness)
+    new.set_data_dtype(old.get_data_dtype())
+    new.set_data_shape(old.get_data_shape())
+    new.set_zooms(np.abs(old.get_zooms()))
+    new.set_data_offset(old.get_data_offset())
+    new.set_slope_inter(*old.get_slope_inter())
+    return new
 
 
 def _check(

@@ -174,6 +174,15 @@ def test_what_pydicom_finds_odd_is_not_told(
     assert caplog.records  # pydicom does tell, and is not left silent
 
 
+def test_a_uid_that_is_none_is_not_told(tmp_path: Path, write_dicom: Write, stored: NDArray[np.int16]) -> None:
+    """Warnings are errors here."""
+    path = write_dicom(tmp_path / "a", stored[0], Rows=None, SOPClassUID="1.2.840.10008.5.1.4.1.1.104.1")
+    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.5.1.4.1.1.104.1", b"1.2.840.CANAR.5.1.4.1.1.104.1"))
+    with pytest.raises(Unreadable) as raised:
+        dicom.headers(path, "a")
+    assert raised.value.reason == "NOT_AN_IMAGE"
+
+
 def test_the_rescale_of_each_slice_is_its_own(tmp_path: Path, write_dicom: Write) -> None:
     for k in range(3):
         pixels = np.full((4, 4), 10, np.uint16)

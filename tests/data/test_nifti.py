@@ -61,6 +61,31 @@ def test_nifti2_and_pairs(tmp_path: Path) -> None:
     assert reason(tmp_path / "pair.hdr") == "TRUNCATED"
 
 
+@pytest.mark.parametrize("kind", [nib.AnalyzeImage, nib.Spm2AnalyzeImage])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_analyze_pairs_lie_as_nibabel_has_them(tmp_path: Path, kind: Any, order: str) -> None:
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(np.int16)
+    image = kind(VALUES.astype(np.int16), None, header)
+    image.header.set_zooms((2.0, 3.0, 4.0))
+    nib.save(image, tmp_path / "a.img")
+    if kind is nib.Spm2AnalyzeImage:
+        content = bytearray((tmp_path / "a.hdr").read_bytes())
+        content[112:116] = np.array(0.5, order + "f4").tobytes()  # where SPM keeps its scale
+        (tmp_path / "a.hdr").write_bytes(content)
+    expected = nib.as_closest_canonical(kind.from_filename(tmp_path / "a.img"))
+    (candidate,) = nifti.header(tmp_path / "a.hdr", "a.hdr", tmp_path / "a.img", "a.img")
+    volume = nifti.read(tmp_path, candidate)
+    np.testing.assert_array_equal(volume.array[0], expected.get_fdata())
+    assert volume.spacing_mm == candidate.spacing_mm == (2.0, 3.0, 4.0)
+    assert any("exchanged" in note for note in volume.notes)
+    content = bytearray((tmp_path / "a.hdr").read_bytes())
+    content[252] = 2  # sagittal
+    (tmp_path / "a.hdr").write_bytes(content)
+    with pytest.raises(Unreadable, match="not transverse"):
+        nifti.header(tmp_path / "a.hdr", "a.hdr", tmp_path / "a.img", "a.img")
+
+
 def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
     image = nib.Nifti1Image(VALUES, np.eye(4))
     image.header.set_slope_inter(0.5, -10)

@@ -20,6 +20,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pydicom
 from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.config import IGNORE
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.uid import UID
@@ -156,7 +157,7 @@ def described(ds: Source, pixels: Pixels | None, size: int, relative: str, burne
     if not sop_class and 0x00080060 not in ds and 0x00280010 not in ds:
         raise Unreadable("NOT_DICOM", "no SOP class, modality or rows")
     rows, columns = integer(ds, 0x00280010), integer(ds, 0x00280011)
-    is_image = bool(rows and columns) or "Image" in UID(sop_class).name
+    is_image = bool(rows and columns) or "Image" in UID(sop_class, IGNORE).name
     if not is_image:
         raise Unreadable("NOT_AN_IMAGE", "a DICOM object without rows and columns")
     if sop_class in _NO_PICTURES:
