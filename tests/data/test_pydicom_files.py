@@ -1,5 +1,8 @@
 """All files that pydicom is tested with: each is in a volume, or skipped for a reason that fits."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +44,10 @@ def test_each_file_is_accounted_for(found: tuple[list[Candidate], list[Skipped]]
         ("image_dfl.dcm", "BURNED_IN", "secondary capture"),  # deflated
         ("rtdose.dcm", "NOT_AN_IMAGE", "dose"),
         ("liver_1frame.dcm", "NOT_AN_IMAGE", "segmentation"),
-        ("rtplan.dcm", "NOT_AN_IMAGE", "without rows"),
-        ("waveform_ecg.dcm", "NOT_AN_IMAGE", "without rows"),
+        ("rtplan.dcm", "NOT_AN_IMAGE", "RT Plan, without rows"),
+        ("waveform_ecg.dcm", "NOT_AN_IMAGE", "ECG Waveform, without rows"),
         ("test-SR.dcm", "NOT_AN_IMAGE", "without rows"),
-        ("dicomdirtests/DICOMDIR", "NOT_AN_IMAGE", "without rows"),
+        ("dicomdirtests/DICOMDIR", "NOT_AN_IMAGE", "Media Storage Directory, without rows"),
         ("SC_rgb_jpeg.dcm", "COLOUR", "3 samples"),
         ("examples_palette.dcm", "COLOUR", "palette"),
         ("JPEG2000.dcm", "BURNED_IN", "secondary capture"),
@@ -57,6 +60,17 @@ def test_the_reason_fits(found: tuple[list[Candidate], list[Skipped]], name: str
     (item,) = [item for item in found[1] if item.item == name]
     assert item.reason == reason
     assert words in item.message
+
+
+def test_the_table_in_the_docs_is_what_is_read() -> None:
+    """Of pydicom's and pydicom-data's files; `python benchmarks/pydicom_files.py` makes it again."""
+    top = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", top / "benchmarks" / "pydicom_files.py"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(top)},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == (top / "docs" / "pydicom-files.md").read_text(encoding="utf-8")
 
 
 def test_every_candidate_is_read(found: tuple[list[Candidate], list[Skipped]]) -> None:

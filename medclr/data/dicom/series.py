@@ -445,10 +445,10 @@ def _check_positions(ordered: list[Header], uneven: Uneven = "skip") -> float:
     even = _is_even(along)
     if not even:
         found = f"slice gap {gaps.min():.3g}–{gaps.max():.3g} mm; slices are missing or uneven"
+        if gaps.max() > _MOST_UNEVEN * gaps.min():
+            raise Unreadable("NONUNIFORM", found)
         if uneven == "skip":
             raise Unreadable("NONUNIFORM", f"{found}; --uneven resample interpolates")
-        if gaps.max() > _MOST_UNEVEN * gaps.min():
-            raise Unreadable("NONUNIFORM", f"{found}; too much so to interpolate")
     line = (positions[-1] - positions[0]) / (along[-1] - along[0])
     sideways = positions - positions[0] - np.outer(along - along[0], line)
     if np.linalg.norm(sideways, axis=1).max() > max(_tolerance(along), 0.05):
