@@ -19,7 +19,8 @@ def main() -> None:
     rows: list[tuple[str, str, str]] = []
     for module, folder in FOLDERS.items():
         spec = find_spec(module)
-        assert spec is not None and spec.origin, f"{module} is not installed"
+        assert spec, f"{module} is not installed"
+        assert spec.origin
         root = Path(spec.origin).parent / folder
         rows += [(module.replace("data_store", "pydicom-data"), *row) for row in outcomes(root)]
     print("# Every file that pydicom is tested with\n")
