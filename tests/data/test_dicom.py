@@ -1,4 +1,5 @@
 import logging
+import struct
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 
 from medclr.data import dicom
 from medclr.data.candidate import Candidate, Skipped
+from medclr.data.discover import discover
 from medclr.data.volume import Volume
 from medclr.errors import Unreadable
 
@@ -422,6 +424,64 @@ def test_what_never_becomes_a_volume_is_refused(
 def test_header_claims_are_checked_before_anything_is_allocated(tmp_path: Path, write_dicom: Write) -> None:
     write_dicom(tmp_path / "a.dcm", np.arange(9, dtype=np.int16).reshape(3, 3), Rows=60000, Columns=60000)
     assert reasons(tmp_path) == {"TOO_LARGE"}
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"])
+@pytest.mark.parametrize("length", [0xFFFFFFF0, 0x7FFFFFFE, 7])
+@pytest.mark.parametrize("tag", [0x7FE00010, 0x00280030, 0x0020000E])
+def test_a_length_that_is_wrong_costs_its_file_and_no_memory(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], syntax: str, length: int, tag: int
+) -> None:
+    """Of the pixels, of the spacing before them, of the series UID; the other slices are a volume or lack one."""
+    paths = write_series(tmp_path, stored, syntax=syntax)
+    content = bytearray(paths[1].read_bytes())
+    at = content.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF)) + 4
+    if syntax.endswith(".2.1"):
+        if tag == 0x7FE00010:
+            content[at + 4 : at + 8] = struct.pack("<I", length)
+        else:
+            content[at + 2 : at + 4] = struct.pack("<H", length & 0xFFFF)
+    else:
+        content[at : at + 4] = struct.pack("<I", length)
+    paths[1].write_bytes(content)
+    tracemalloc.start()
+    try:
+        candidates, skipped = discover(tmp_path, workers=0)
+        for candidate in candidates:
+            dicom.read(tmp_path, candidate)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6
+    assert paths[1].name in {one.item for one in skipped}
+    assert not {one.reason for one in skipped} - {"TRUNCATED", "NOT_DICOM", "DECODE", "NO_GEOMETRY", "NONUNIFORM"}
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        ("ISO_IR 192", "Ζεύς 山田 محمد שלום ไทย 😀"),
+        ("ISO_IR 100", "Müller"),
+        ("ISO_IR 144", "Люкceмбypг"),
+        ("ISO_IR 126", "Διονυσιος"),
+        ("ISO_IR 127", "قباني"),
+        ("ISO_IR 138", "שרון"),
+        ("ISO_IR 166", "นามสกุล"),
+        ("GB18030", "王小东"),
+        ("\\ISO 2022 IR 87", "山田太郎"),
+        ("\\ISO 2022 IR 149", "김희중"),
+    ],
+)
+def test_patients_are_told_apart_in_every_script(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], charset: str, name: str
+) -> None:
+    for folder, patient in (("a", name), ("b", name[:-1])):
+        write_series(
+            tmp_path / folder, stored, SpecificCharacterSet=charset.split("\\"), PatientName=patient, PatientID=patient
+        )
+    candidates, skipped = look(tmp_path)
+    assert skipped == []
+    assert [candidate.patient_id for candidate in candidates] == [name, name[:-1].strip()]
 
 
 def test_one_value_everywhere_is_not_finite(tmp_path: Path, write_series: Write) -> None:

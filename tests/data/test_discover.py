@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from medclr.data import discover as module
 from medclr.data.discover import discover
@@ -114,6 +115,23 @@ def test_names_that_are_no_text_and_files_that_are_no_files(tmp_path: Path) -> N
     candidates, skipped = discover(tmp_path, workers=0)
     assert candidates == []
     assert [(one.item, one.reason) for one in skipped] == [("caf\\xe9.dcm", "UNREADABLE")]
+
+
+def test_long_names_and_links_in_circles(tmp_path: Path) -> None:
+    """Names as long as a file system has them, below a path of more than 300 characters."""
+    deep = tmp_path / ("n" * 255) / ("m" * 200)
+    deep.mkdir(parents=True)
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(deep / f"{'i' * 251}.png")
+    (deep / "up").symlink_to(tmp_path)
+    (tmp_path / "round").symlink_to(tmp_path / "back")
+    (tmp_path / "back").symlink_to(tmp_path / "round")
+    candidates, skipped = discover(tmp_path)
+    assert [len(c.paths[0]) for c in candidates] == [255 + 1 + 200 + 1 + 255]
+    assert {one.item.split("/")[-1]: one.reason for one in skipped} == {
+        "up": "DUPLICATE",
+        "round": "UNREADABLE",
+        "back": "UNREADABLE",
+    }
 
 
 def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:

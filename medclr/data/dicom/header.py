@@ -400,13 +400,17 @@ def _fault(ds: Source, pixels: Pixels | None, size: int, rows: int, columns: int
         return "DECODE", "no rows or columns"
     if rows * columns > MAX_VOXELS:
         return "TOO_LARGE", f"{rows}×{columns} pixels"
-    if pixels.length == 0xFFFFFFFF or transfer_syntax(ds) not in NATIVE:
+    if pixels.length == 0xFFFFFFFF:
+        return None
+    left = size - pixels.start
+    if pixels.length > left + 1:  # all the same whether the image would be whole; who reads that much, allocates it
+        return "TRUNCATED", f"{max(left, 0)} of {pixels.length} bytes of pixels"
+    if transfer_syntax(ds) not in NATIVE:
         return None
     n_pixels = rows * columns * max(1, integer(ds, 0x00280002)) * max(1, integer_string(ds, 0x00280008))
     needed = (n_pixels * integer(ds, 0x00280100) + 7) // 8
-    present = min(size - pixels.start, pixels.length)
-    if present < needed:
-        return "TRUNCATED", f"{max(present, 0)} of {needed} bytes of pixels"
+    if min(left, pixels.length) < needed:
+        return "TRUNCATED", f"{min(left, pixels.length)} of {needed} bytes of pixels"
     return None
 
 
