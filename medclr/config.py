@@ -37,8 +37,8 @@ def paths_of(config: Any) -> dict[str, Path | None]:
 
 
 @dataclass(frozen=True)
-class ScanConfig:
-    """What is here: series by modality, vendor and geometry; what was skipped and why; the manifest."""
+class ReadingConfig:
+    """How a folder of scans is read: what scan, prepare and pretrain share."""
 
     data: Path = _need("folder with DICOM, NIfTI, PNG, JPEG or MedMNIST .npz files, read recursively")
     out: Path | None = _say(None, "run folder to write (default: runs/DATE-COMMAND)")
@@ -55,7 +55,22 @@ class ScanConfig:
 
 
 @dataclass(frozen=True)
-class PrepareConfig(ScanConfig):
+class ScanConfig(ReadingConfig):
+    """What is here: series by modality, vendor and geometry; what was skipped and why; the manifest."""
+
+    report: bool = _say(False, "write scan.html into private/: the counts, what was skipped, middle slices as images")
+    share_images: bool = _say(
+        False, "with --report: write the page outside private/; look at every image before you share it"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.share_images and not self.report:
+            raise UsageError("--share-images: there are no images without --report; give both")
+
+
+@dataclass(frozen=True)
+class PrepareConfig(ReadingConfig):
     """Build or resume the store: every volume oriented, resampled and clipped, ready for random crops."""
 
     store: Path | None = _say(

@@ -1,22 +1,80 @@
 """What can go wrong, and the exit code that says so."""
 
+from typing import NamedTuple
+
+
+class Reason(NamedTuple):
+    """Why an item is skipped, and what its owner can do about it; both without a full stop."""
+
+    cause: str
+    cure: str
+
+
 REASONS = {
-    "NOT_DICOM": "a file named or shaped like DICOM that pydicom cannot parse",
-    "NOT_AN_IMAGE": "a file, or a DICOM object, that holds no image (text, report, structure set)",
-    "OTHER_KIND": "a volume of another modality or other dimensions than the spec is for",
-    "UNSUPPORTED": "an image of a kind that medclr does not read yet",
-    "NO_GEOMETRY": "no position, orientation or spacing to build a volume from",
-    "NONUNIFORM": "slices missing, unevenly spaced, or of different shape or orientation",
-    "GANTRY_TILT": "slices sheared against their normal by a tilted gantry",
-    "DUPLICATE": "a copy of another image, or several at one position that nothing tells apart",
-    "UID_COLLISION": "an instance UID that images of another patient have, too",
-    "TRUNCATED": "the file ends before its pixels do",
-    "DECODE": "the pixels cannot be decoded, or their decoder is not installed",
-    "COLOUR": "a colour image",
-    "BURNED_IN": "burned-in annotation or a secondary capture, which may show a name",
-    "NOT_FINITE": "no finite value, or a single value everywhere",
-    "TOO_LARGE": "the header claims more than medclr is willing to allocate",
-    "UNREADABLE": "the file cannot be opened or read",
+    "NOT_DICOM": Reason(
+        "named or shaped like DICOM, but cannot be parsed",
+        "copy it again from the archive",
+    ),
+    "NOT_AN_IMAGE": Reason(
+        "no image: text, a report, a structure set",
+        "nothing",
+    ),
+    "OTHER_KIND": Reason(
+        "a volume of another modality or other dimensions than the spec is for",
+        "prepare it with another `--spec`, in a run of its own",
+    ),
+    "UNSUPPORTED": Reason(
+        "an image of a format or kind that medclr does not read (frames without positions, vectors, MINC, …)",
+        "convert it to NIfTI",
+    ),
+    "NO_GEOMETRY": Reason(
+        "no position, orientation or spacing to build a volume from",
+        "export it again with the complete header",
+    ),
+    "NONUNIFORM": Reason(
+        "slices missing, unevenly spaced, or of different shape or orientation",
+        "fetch the missing slices, or split the series; `--uneven resample` interpolates uneven ones",
+    ),
+    "GANTRY_TILT": Reason(
+        "slices sheared by a tilted gantry, under `--tilt skip`",
+        "`--tilt correct` shears them upright",
+    ),
+    "DUPLICATE": Reason(
+        "a copy of another image, or several at one position that nothing tells apart",
+        "nothing for a copy; else split the series",
+    ),
+    "UID_COLLISION": Reason(
+        "images of two patients have the same instance UID, so whose they are cannot be told",
+        "de-identify again, with a UID of its own for each image",
+    ),
+    "TRUNCATED": Reason(
+        "the file ends before its pixels do",
+        "copy it again from the archive",
+    ),
+    "DECODE": Reason(
+        "the pixels cannot be decoded, or their decoder is not installed",
+        "`medclr doctor` lists the decoders: install the missing one; else copy the file again",
+    ),
+    "COLOUR": Reason(
+        "a colour image",
+        "nothing: medclr reads grey values",
+    ),
+    "BURNED_IN": Reason(
+        "burned-in annotation or a secondary capture, which may show a name",
+        "`--burned-in` keeps it, if you know it to be clean",
+    ),
+    "NOT_FINITE": Reason(
+        "no finite value, or a single value everywhere",
+        "look at the image where it came from",
+    ),
+    "TOO_LARGE": Reason(
+        "the header claims more than medclr is willing to allocate",
+        "look at the header: its sizes are probably wrong",
+    ),
+    "UNREADABLE": Reason(
+        "cannot be opened: no permission, or a link that leads out of the folder or nowhere",
+        "change the permission, or scan what the link points to",
+    ),
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 import medclr
 from medclr.cli import COMMANDS, parse
 from medclr.config import EfficiencyConfig, PretrainConfig
+from medclr.errors import REASONS
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,3 +70,9 @@ def test_the_python_of_the_readme_runs(monkeypatch, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_lines_of_a_document_fit(page):
     assert not [line for line in page.read_text().splitlines() if len(line) > 120 and not line.startswith("|")]
+
+
+def test_the_page_of_scan_has_each_reason_code_with_cause_and_cure():
+    page = (ROOT / "docs/scan.md").read_text()
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*) \| (.*) \|$", page, re.MULTILINE)
+    assert rows == [(code, reason.cause, reason.cure) for code, reason in REASONS.items()]

@@ -1,20 +1,25 @@
 """`medclr scan`: what is in a folder, what was skipped and why, and the manifest."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from medclr.config import ScanConfig
+from medclr.config import ReadingConfig, ScanConfig
 from medclr.data.candidate import Skipped
 from medclr.data.discover import discover
 from medclr.data.identity import load_key
 from medclr.data.manifest import build_manifest, skipped_frame, spatial_dims
+from medclr.data.spec import DataSpec, choose_spec
+from medclr.data.thumbnail import fair_sample, thumbnails
 from medclr.errors import REASONS, DataError, TooManySkipped
 from medclr.reporting.console import counted, progress, say
-from medclr.reporting.run import Run, next_command
+from medclr.reporting.run import Run, hardware, next_command, versions
+from medclr.reporting.scan_page import scan_page
 
 READING = ("data", "key_file", "burned_in", "tilt", "uneven", "workers")  # flags that say how scans are read
+MOST_PICTURES = 60  # on a page
 _NO_FAULT = {"NOT_AN_IMAGE", "OTHER_KIND"}  # archives hold reports, and volumes that nobody asked for
 
 
@@ -29,14 +34,17 @@ def scan(config: ScanConfig) -> pd.DataFrame:
     manifest, skipped = survey(config, run)
     summary = summarise(manifest, skipped)
     run.write_json("scan.json", summary)
+    page = _report(config, run, manifest, skipped, summary["files"]) if config.report else None
     run.finish({"volumes": len(manifest), "skipped_files": len(skipped)})
     say(f"wrote {run.folder}: scan.json; private/ has manifest.parquet, skipped.csv and keys.csv")
+    if page:
+        say(f"wrote {page}")
     say(f"next: {next_command('pretrain', config, READING)}")
     check_skipped(config, manifest, skipped)
     return manifest
 
 
-def survey(config: ScanConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]]:
+def survey(config: ReadingConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]]:
     """Scan a folder into a run's `private/`, and say what was found."""
     names = load_key(config.key_file)
     with progress("reading headers") as show:
@@ -56,7 +64,7 @@ def survey(config: ScanConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]]:
     return manifest, skipped
 
 
-def refuse_faults(config: ScanConfig, run: Run, skipped: list[Skipped]) -> None:
+def refuse_faults(config: ReadingConfig, run: Run, skipped: list[Skipped]) -> None:
     """Under --strict, raise DataError where a file was skipped for a fault."""
     faults = _faults(skipped)
     if config.strict and faults:
@@ -67,7 +75,7 @@ def refuse_faults(config: ScanConfig, run: Run, skipped: list[Skipped]) -> None:
         )
 
 
-def check_skipped(config: ScanConfig, manifest: pd.DataFrame, skipped: list[Skipped]) -> None:
+def check_skipped(config: ReadingConfig, manifest: pd.DataFrame, skipped: list[Skipped]) -> None:
     """Raise TooManySkipped where more files were skipped for a fault than --max-skipped allows."""
     faults = len(_faults(skipped))
     # An archive of images is one file of many volumes, a series is many files of one.
@@ -93,10 +101,48 @@ def summarise(manifest: pd.DataFrame, skipped: list[Skipped]) -> dict[str, Any]:
         "spacing_mm": _counts(manifest["spacing_mm"].map(lambda steps: " x ".join(f"{s:.2f}" for s in steps))),
         **{name: _counts(manifest[name]) for name in columns},
         "skipped": {
-            reason: {"files": files, "parts_of_used_files": parts, "meaning": REASONS[reason]}
+            reason: {"files": files, "parts_of_used_files": parts, "meaning": REASONS[reason].cause}
             for reason, files, parts in _reasons(skipped)
         },
     }
+
+
+def _report(
+    config: ScanConfig, run: Run, manifest: pd.DataFrame, skipped: list[Skipped], files: dict[str, int]
+) -> Path:
+    """Write the page of a scan, and take away the one that an earlier scan wrote to the other place."""
+    sample = fair_sample(manifest, MOST_PICTURES)
+    with progress("drawing middle slices") as show:
+        pictures = thumbnails(sample, config.data, config.workers, show)
+    html = scan_page(
+        manifest,
+        skipped,
+        files,
+        sample,
+        pictures,
+        _chosen(manifest),
+        {
+            "command_line": run.command_line,
+            "versions": versions(),
+            "hardware": hardware(),
+            "shared": config.share_images,
+            "burned_in": config.burned_in,
+        },
+    )
+    names = ["private/scan.html", "scan.html"]
+    name = names.pop(config.share_images)
+    path = run.write_text(name, html)
+    (run.folder / names[0]).unlink(missing_ok=True)
+    return path
+
+
+def _chosen(manifest: pd.DataFrame) -> DataSpec | None:
+    """What `prepare` would choose for this manifest; None where no spec that ships is for it."""
+    try:
+        spec = choose_spec(manifest)
+    except DataError:
+        return None
+    return spec.filled(manifest[spec.accepts(manifest)])
 
 
 def _tell(manifest: pd.DataFrame, skipped: list[Skipped]) -> None:
@@ -109,7 +155,7 @@ def _tell(manifest: pd.DataFrame, skipped: list[Skipped]) -> None:
     say(f"{counted(used + unused, 'file')}: {used:,} used, {unused:,} skipped")
     for reason, files, parts in _reasons(skipped):
         also = f" (and {counted(parts, 'volume')} of used files)" if parts else ""
-        say(f"  {files:>8,}  {reason}: {REASONS[reason]}{also}")
+        say(f"  {files:>8,}  {reason}: {REASONS[reason].cause}{also}")
 
 
 def _files(manifest: pd.DataFrame) -> int:

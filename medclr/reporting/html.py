@@ -41,7 +41,7 @@ def efficiency_page(curve: Curve, context: Mapping[str, Any]) -> str:
     versions; and, where known, hardware and label (column, negative, positive). Nothing in it may name a patient.
     """
     arms = list(dict.fromkeys(curve.points["arm"]))
-    return _TEMPLATES.get_template("efficiency.html").render(
+    return TEMPLATES.get_template("efficiency.html").render(
         context,
         label=context.get("label"),
         machine={**context["versions"], **context.get("hardware", {})},
@@ -94,12 +94,12 @@ def _because(reason: str) -> str:
     return reason if reason.startswith("n/a") else f"n/a, because {reason}"
 
 
-_TEMPLATES = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters |= {"number": _number, "p": _p, "share": _share, "count": _count, "because": _because}
-_TEMPLATES.tests["nan"] = math.isnan
+TEMPLATES.filters |= {"number": _number, "p": _p, "share": _share, "count": _count, "because": _because}
+TEMPLATES.tests["nan"] = math.isnan

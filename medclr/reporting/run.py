@@ -30,8 +30,9 @@ import yaml
 from medclr.config import paths_of
 from medclr.errors import MedclrError, UsageError
 
-# They say where and with how many hands, not what is computed: a run may go on with others.
-FREE_FIELDS = ("out", "workers")
+# They say where and with how many hands, and what of it is shown, not what is computed: a run may go on with others.
+_HANDS = ("out", "workers")
+FREE_FIELDS = (*_HANDS, "report", "share_images")
 # What spreadsheets take for the start of a formula, with the full-width forms that some of them accept.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -211,7 +212,7 @@ def command_line(command: str, config: Any) -> str:
     shown = {
         field.name: field.name.upper() if field.name in paths_of(config) else getattr(config, field.name)
         for field in fields(config)
-        if field.name not in FREE_FIELDS and getattr(config, field.name) != _default(field)
+        if field.name not in _HANDS and getattr(config, field.name) != _default(field)
     }
     return shlex.join(["medclr", command, *_flags(shown)])
 
