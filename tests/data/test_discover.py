@@ -134,6 +134,29 @@ def test_long_names_and_links_in_circles(tmp_path: Path) -> None:
     }
 
 
+def test_files_that_vanish_and_folders_that_stay_shut(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk, scandir = module._walk, os.scandir
+
+    def walked(root: Path) -> Any:
+        found = walk(root)
+        (root / "odd/notes.txt").unlink()
+        next(iter((root / "ct").iterdir())).unlink()
+        return found
+
+    def shut(path: Any) -> Any:
+        if str(path).endswith("nii"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(module, "_walk", walked)
+    monkeypatch.setattr(os, "scandir", shut)
+    candidates, skipped = discover(tree, workers=0)
+    assert "npz" in {c.reader for c in candidates} <= {"npz", "dicom"}
+    why = {one.item: one.reason for one in skipped}
+    assert why["nii"] == why["odd/notes.txt"] == "UNREADABLE"
+    assert [reason for item, reason in why.items() if item.startswith("ct/")].count("UNREADABLE") == 1
+
+
 def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:
     assert discover(tmp_path, workers=0) == ([], [])
     with pytest.raises(UsageError, match="no such folder"):
