@@ -40,7 +40,7 @@ def main() -> None:
             store.write(f"{i:032x}", image, {})
             row = {"store_key": f"{i:032x}", "store_shape": [SIDE, SIDE], "patient_key": str(i)}
             rows.append(row | statistics(image))
-        spec = load_spec(Path("radiograph")).filled(pd.DataFrame({"shape": [[SIDE, SIDE]]}))
+        spec = load_spec(Path("cxr")).filled(pd.DataFrame({"shape": [[SIDE, SIDE]]}))
         architecture = Architecture(config.depth, config.width, 2, 1, config.norm, (SIDE, SIDE))
         views = build_views(spec.preset, 2)
         encoder = build_encoder(architecture)

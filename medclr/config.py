@@ -77,7 +77,9 @@ class PrepareConfig(ReadingConfig):
         None, "folder of prepared volumes (default: store/ beside the run folder, shared by all runs there)"
     )
     spec: Path | None = _say(
-        None, "data spec: a YAML file, or the name of one that ships (default: chosen from the data)"
+        None,
+        "data spec: a YAML file, or the name of one that ships, which `medclr doctor` lists (default: chosen from the "
+        "data)",
     )
 
 
@@ -110,13 +112,16 @@ class PretrainConfig(PrepareConfig):
 class LabelsConfig:
     """What finetune and efficiency share: the label table, and where the encoder and the volumes are."""
 
-    labels: Path = _need("label table (.csv or .parquet): one key column, a label column, optional split")
+    labels: Path = _need("label table (.csv, .parquet, MedMNIST .npz): a key column, a label column, optional split")
     encoder: Path | None = _say(None, "pretrain run or encoder bundle (default: the newest complete run under runs/)")
     data: Path | None = _say(None, "folder of scans, if other than those of the pretrain run")
     store: Path | None = _say(None, "folder of prepared volumes (default: the pretrain run's)")
     out: Path | None = _say(None, "run folder to write (default: runs/DATE-COMMAND)")
     key_file: Path | None = _say(None, "key of the pseudonyms (default: the pretrain run's)")
     label: str | None = _say(None, "label column (default: the only one)")
+    spec: Path | None = _say(
+        None, "data spec of the public set whose own table --labels is (default: that of the encoder)"
+    )
     epochs: int = _say(30, "passes over the labelled volumes when the whole network is trained")
     batch_size: int = _say(64, "volumes per step when the whole network is trained")
     lr: float = _say(1e-3, "peak learning rate when the whole network is trained")

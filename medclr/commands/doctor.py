@@ -21,6 +21,7 @@ from rich.table import Table
 from medclr import __version__
 from medclr.config import DoctorConfig
 from medclr.data.identity import DEFAULT_KEY
+from medclr.data.spec import spec_names
 from medclr.errors import MedclrError
 
 _SHOWN = ("torch", "monai", "pytorch-lightning", "pydicom", "numpy")
@@ -49,7 +50,7 @@ class Check:
 
 
 def doctor(config: DoctorConfig) -> list[Check]:
-    """Check versions, DICOM decoders, processor, GPU, memory, free disk and write permission, and print the answers.
+    """Check versions, decoders, processor, GPU, memory, free disk and write permission, list the specs, and print all.
 
     Raises:
         MedclrError: at least one check failed.
@@ -60,6 +61,7 @@ def doctor(config: DoctorConfig) -> list[Check]:
         *_machine(),
         _disk(config.out),
         _writable("writing to --out", config.out, "choose another --out, or change the folder's permissions"),
+        *_specs(),
         _writable("writing the key", Path(DEFAULT_KEY).expanduser().parent, "name a file elsewhere with --key-file"),
     ]
     _print(checks)
@@ -132,6 +134,12 @@ def _machine() -> Iterator[Check]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Check("GPU", "ok", f"{properties.name}, {properties.total_memory / _GIB:.0f} GiB")
+
+
+def _specs() -> Iterator[Check]:
+    general, sets = spec_names()
+    yield Check("specs by modality", "ok", ", ".join(general))
+    yield Check("specs of public sets", "ok", ", ".join(sets))
 
 
 def _disk(folder: Path) -> Check:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medclr.commands.finetune import Labelled, find_encoder, gather
+from medclr.commands.finetune import Labelled, find_encoder, gather, sources
 from medclr.commands.prepare import check_stock
 from medclr.config import EfficiencyConfig
 from medclr.data.phantoms import SCANNERS
@@ -184,6 +184,7 @@ def _context(config: EfficiencyConfig, run: Run, data: Labelled, title: str) -> 
         f"Intervals are from {config.resamples:,} resamples of test {'patients' if known else 'images'} and draws "
         "together, the same for all arms.",
         f"The split is that of the {'label table' if data.table.split_source == 'table' else 'hash of each patient'}.",
+        *sources(config, data.encoder),
     ]
     notes = [] if known else ["Not every file names its patient: intervals are image-level, and may be too narrow."]
     return {

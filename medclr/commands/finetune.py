@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from medclr.commands.prepare import check_stock, stock, stocked
+from medclr.commands.prepare import check_stock, named_source, stock, stocked
 from medclr.config import FinetuneConfig, LabelsConfig, PrepareConfig
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
 from medclr.data.labels import LabelTable, check_labels, name_patients, read_labels, unmatched_frame
-from medclr.data.spec import DataSpec
+from medclr.data.layout import TableLayout
+from medclr.data.spec import DataSpec, load_spec
 from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
 from medclr.metrics import auroc, bootstrap_auroc, interval
@@ -120,12 +121,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 def find_encoder(config: LabelsConfig, run: Run) -> Path:
     """Where the encoder is; refuses a run that was begun with another one, or with other labels."""
-    check_labels(config.labels, config.label)  # now, not after hours of preparing volumes
     source = config.encoder or Run.newest("pretrain")
     if source is None:
         raise UsageError(
             "no complete pretrain run under runs/; run `medclr pretrain --data DIR`, or name one with --encoder"
         )
+    # Now, not after hours of preparing volumes.
+    check_labels(config.labels, config.label, _layout(config, load_encoder(source)))
     labels = hashlib.blake2b(config.labels.read_bytes(), digest_size=8).hexdigest()
     run.pin({"labels": labels, "encoder": fingerprint(source)})
     return source
@@ -140,8 +142,11 @@ def gather(config: LabelsConfig, run: Run, source: Path) -> Labelled:
     paths = read_paths(source)
     names = load_key(config.key_file or paths.get("key_file"))
     spec, store, manifest = _volumes(config, run, encoder, source, paths)
-    manifest = name_patients(config.labels, manifest, names)
-    table = read_labels(config.labels, manifest, names, config.label)
+    for sentence in sources(config, encoder):
+        say(sentence)
+    layout = _layout(config, encoder)
+    manifest = name_patients(config.labels, manifest, names, layout)
+    table = read_labels(config.labels, manifest, names, config.label, layout)
     unlabelled = manifest[~manifest["volume_id"].isin(table.rows["volume_id"])]
     run.write_frame("private/unmatched.csv", unmatched_frame(table.key, table.unmatched_keys, unlabelled))
     say(
@@ -155,6 +160,12 @@ def gather(config: LabelsConfig, run: Run, source: Path) -> Labelled:
     scans = config.data or paths.get("data")
     check_stock(table.rows, spec, store, scans)
     return Labelled(table, manifest, store, spec, encoder, scans, verdict)
+
+
+def sources(config: LabelsConfig, encoder: Encoder) -> list[str]:
+    """The public sets behind encoder and labels, with licence and citation."""
+    labels = named_source("Labels", load_spec(config.spec)) if config.spec else []
+    return named_source("Encoder's data", encoder.spec) + labels
 
 
 def measured(
@@ -177,6 +188,11 @@ def measured(
     rng = np.random.default_rng(config.seed)
     low, high = interval(bootstrap_auroc(y, scores[None], patients, config.resamples, rng)[0])
     return {"auroc": auroc(y, scores), "low": low, "high": high, "reason": "", **counts}
+
+
+def _layout(config: LabelsConfig, encoder: Encoder) -> TableLayout | None:
+    """How --labels is laid out, if it is the own table of a public set."""
+    return (load_spec(config.spec) if config.spec else encoder.spec).table
 
 
 def _volumes(
@@ -261,5 +277,5 @@ def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:
         say("no test split: nothing is known of how good this classifier is; add a split column with test rows")
     say(metrics["leakage"])
     say(f"wrote {run.folder}: metrics.json, predictions.csv, classifier/")
-    carried = ("labels", "encoder", "data", "store", "key_file", "label", "transductive", "device")
+    carried = ("labels", "encoder", "data", "store", "key_file", "label", "spec", "transductive", "device")
     say(f"next: {next_command('efficiency', config, carried)}")

@@ -1,6 +1,8 @@
 """`medclr prepare`: every volume into the store, once."""
 
-from pathlib import Path
+import re
+from collections import Counter
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 import yaml
@@ -49,23 +51,29 @@ def stock(
         The manifest of the prepared volumes, what was skipped, the spec and the store.
     """
     store = Store(config.store or run.folder.parent / "store")
+    asked = load_spec(config.spec) if config.spec else None  # a wrong name is found before a long scan
     manifest, skipped = survey(config, run)
     fix = "Choose another --spec" if spec is None else "The encoder's bundle asks for it: use another --encoder"
-    spec = spec or (load_spec(config.spec) if config.spec else choose_spec(manifest))
+    own = spec is None  # an encoder's spec says where the encoder's data came from, not these
+    spec = spec or asked or choose_spec(manifest)
     chosen = manifest[spec.accepts(manifest)]
     if chosen.empty:
         pairs = zip(manifest["modality"], spatial_dims(manifest), strict=True)
+        names = f", named as {spec.files} finds" if spec.files else ""
         kinds = sorted({f"{modality or 'unknown modality'} {dims}D" for modality, dims in pairs})
         raise DataError(
-            f"no volume fits the spec {spec.name} ({' '.join(spec.modality)} {spec.spatial_dims}D); "
+            f"no volume fits the spec {spec.name} ({' '.join(spec.modality)} {spec.spatial_dims}D{names}); "
             f"{config.data} has {', '.join(kinds)}. {fix}"
         )
+    _refuse_sizes(config, chosen)
     if spec.patch is None or (spec.sizing == "spacing" and spec.spacing_mm is None):
         spec = spec.filled(chosen)
     run.write_text("spec.yaml", yaml.safe_dump(spec.to_dict(), sort_keys=False))
     others = manifest[~spec.accepts(manifest)]
     rest = f"; {counted(len(others), 'volume')} of other kinds left out" if len(others) else ""
     say(f"spec {spec.name}: {_described(spec)}{rest}")
+    for sentence in named_source("Data", spec) if own else ():
+        say(sentence)
     store.sweep()
     workers = processes(config.workers, len(chosen))
     with writing(store.root, "--store"), progress("preparing volumes") as show, workers as pool:
@@ -87,9 +95,18 @@ def stock(
         )
     if unreadable:
         say(f"{counted(len(chosen) - len(prepared), 'volume')} could not be decoded; private/skipped.csv says why")
-    run.write_json("scan.json", summarise(prepared, skipped))
+    domains = _domains(prepared, spec)
+    if len(domains) > 1:
+        largest = max(domains.values())
+        say(f"{len(domains)} domains by {', '.join(spec.domains)}; the largest has {counted(largest, 'volume')}")
+    run.write_json("scan.json", summarise(prepared, skipped) | {"domains": domains})
     run.write_frame("private/manifest.parquet", prepared)
     return prepared, skipped, spec, store
+
+
+def named_source(what: str, spec: DataSpec) -> list[str]:
+    """What came from a public set, as sentences with its licence and citation; none for anybody's own data."""
+    return [f"{what}: {spec.name}; licence: {spec.licence}. Cite: {spec.citation}"] if spec.citation else []
 
 
 def check_stock(rows: pd.DataFrame, spec: DataSpec, store: Store, data: Path | None) -> None:
@@ -123,6 +140,24 @@ def stocked(folder: Path) -> tuple[pd.DataFrame, DataSpec] | None:
     if "store_key" not in manifest:
         return None
     return manifest, parse_spec(yaml.safe_load(spec.read_text()), str(spec))
+
+
+def _refuse_sizes(config: PrepareConfig, chosen: pd.DataFrame) -> None:
+    """MedMNIST comes in several sizes: an image in two would be two patients, and could be trained and tested on."""
+    files = {item for source in chosen["source"] for item in source if item.endswith(".npz")}
+    sizes = Counter(re.sub(r"(_\d+)?\.npz$", "", PurePosixPath(item).name) for item in files)
+    if any(n > 1 for n in sizes.values()):
+        raise DataError(
+            f"--data {config.data}: {max(sizes.values())} .npz files hold one set in several sizes; leave one there"
+        )
+
+
+def _domains(manifest: pd.DataFrame, spec: DataSpec) -> dict[str, int]:
+    """How many volumes each domain of the spec has, the largest first."""
+    if not spec.domains:
+        return {}
+    names = manifest[list(spec.domains)].astype(str).replace({"": "unknown", "nan": "unknown"}).agg(", ".join, axis=1)
+    return {str(name): int(n) for name, n in names.value_counts().items()}
 
 
 def _described(spec: DataSpec) -> str:

@@ -25,8 +25,10 @@ from medclr.data.labels import (
     read_labels,
     unmatched_frame,
 )
+from medclr.data.layout import TableLayout
 from medclr.data.loader import Blocks
 from medclr.data.manifest import read_skipped
+from medclr.data.spec import load_spec
 from medclr.data.store import Store
 from medclr.errors import DataError, MedclrError
 from medclr.models.bundle import save_bundle
@@ -54,7 +56,8 @@ def pretrain(config: PretrainConfig) -> Encoder:
         say(f"{run.folder} is complete already; use another --out to train again")
         return load_encoder(run.folder)
     if config.holdout is not None:  # wrong tables are found now, not after hours of preparing volumes
-        check_labels(config.holdout, config.label) if config.label else read_keyed(config.holdout)
+        layout = load_spec(config.spec).table if config.spec else None
+        check_labels(config.holdout, config.label, layout) if config.label else read_keyed(config.holdout, layout)
     kept = stocked(run.folder) if run.resumed else None
     skipped: list[Skipped] = []
     if kept:
@@ -66,8 +69,8 @@ def pretrain(config: PretrainConfig) -> Encoder:
         manifest, skipped, spec, store = stock(config, run)
     names = load_key(config.key_file)
     if config.holdout is not None:
-        manifest = name_patients(config.holdout, manifest, names)
-    held = _held_out(config, run, manifest, names)
+        manifest = name_patients(config.holdout, manifest, names, spec.table)
+    held = _held_out(config, run, manifest, names, spec.table)
     rows = manifest[~held].reset_index(drop=True)
     if len(rows) < FEWEST_VOLUMES:
         raise DataError(f"{counted(len(rows), 'volume')} to learn from; SimCLR needs {FEWEST_VOLUMES} to tell apart")
@@ -96,7 +99,7 @@ def pretrain(config: PretrainConfig) -> Encoder:
             Blocks(rows, store, spec, views, 2, config.seed),
             run.folder,
             os.cpu_count() or 1,
-            health_check(rows, _labels(config, manifest, names), store, spec, config.seed),
+            health_check(rows, _labels(config, manifest, names, spec.table), store, spec, config.seed),
             on_epoch,
         )
     last = measures.rows[-1]
@@ -165,11 +168,13 @@ class _Measures:
         )
 
 
-def _held_out(config: PretrainConfig, run: Run, manifest: pd.DataFrame, names: Pseudonymiser) -> NDArray[np.bool_]:
+def _held_out(
+    config: PretrainConfig, run: Run, manifest: pd.DataFrame, names: Pseudonymiser, layout: TableLayout | None
+) -> NDArray[np.bool_]:
     """Which volumes pre-training must not see: those of held-out patients, and any with the very same pixels."""
     if config.holdout is None:
         return np.zeros(len(manifest), dtype=bool)
-    table = held_out(config.holdout, manifest, names)
+    table = held_out(config.holdout, manifest, names, layout)
     patients = manifest["patient_key"].isin(table.patients).to_numpy()
     pixels = manifest["pixel_hash"].isin(set(manifest["pixel_hash"][patients])).to_numpy()
     twins = int((pixels & ~patients).sum())
@@ -187,12 +192,14 @@ def _held_out(config: PretrainConfig, run: Run, manifest: pd.DataFrame, names: P
     return patients | pixels
 
 
-def _labels(config: PretrainConfig, manifest: pd.DataFrame, names: Pseudonymiser) -> LabelTable | None:
+def _labels(
+    config: PretrainConfig, manifest: pd.DataFrame, names: Pseudonymiser, layout: TableLayout | None
+) -> LabelTable | None:
     """The labels for the online kNN; none where --holdout only says whom to leave out."""
     if config.holdout is None:
         return None
     try:
-        return read_labels(config.holdout, manifest, names, config.label)
+        return read_labels(config.holdout, manifest, names, config.label, layout)
     except MedclrError as error:
         if config.label:
             raise

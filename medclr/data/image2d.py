@@ -23,6 +23,7 @@ _MODALITY = {"pneumoniamnist": "DX", "chestmnist": "DX", "breastmnist": "US"}
 _MAX_PIXELS = 2**28  # of one picture
 _EXIF_ORIENTATION = 0x0112
 _MAX_BYTES = 2**33  # of one split in memory
+_MAX_LABELS = 2**28  # bytes, of one split
 _MAX_INFLATION = 1032  # the most that deflate can compress
 
 
@@ -103,6 +104,29 @@ def read(root: Path, candidate: Candidate) -> Volume:
         # Rows run to the feet and columns to the patient's left, as a radiograph is looked at.
         array = array.T[::-1, ::-1]
     return Volume(np.ascontiguousarray(array[None]), affine, candidate.notes)
+
+
+def label_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The labels of a MedMNIST archive: per split integers (N,), (N, 1) or, if several of L may hold, 0 and 1 (N, L).
+
+    Raises:
+        Unreadable: it is damaged, or holds no such labels.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+            for split in SPLITS:
+                if sizes.get(f"{split}_labels.npy", _MAX_LABELS + 1) <= _MAX_LABELS:
+                    found[split] = arrays[f"{split}_labels"]
+    except OSError:
+        raise
+    except Exception as error:
+        raise Unreadable("DECODE", f"no readable NumPy archive ({type(error).__name__})") from None
+    sound = (a.size and a.dtype.kind in "uib" and a.ndim in (1, 2) for a in found.values())
+    if not (found and all(sound)):
+        raise Unreadable("UNSUPPORTED", "no train_labels, val_labels and test_labels of whole numbers in it")
+    return found
 
 
 _NOTES: dict[int, tuple[str, ...]] = {

@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from medclr.data.identity import Pseudonymiser
-from medclr.errors import DataError, LeakageError, UsageError
+from medclr.data.image2d import label_arrays
+from medclr.data.layout import TableLayout, translate
+from medclr.data.manifest import DOMAINS
+from medclr.errors import DataError, LeakageError, Unreadable, UsageError
 
 # From the most specific key to the least.
 KEYS = ("path", "series_uid", "study_uid", "patient_id")
 SPLITS = ("train", "val", "test")
-_DOMAINS = ("site", "modality", "manufacturer", "model", "kernel", "field_strength")
 _PSEUDONYMS = {
     "series_uid": ("series", "series_key"),
     "study_uid": ("study", "study_key"),
@@ -55,7 +57,11 @@ class LabelTable:
 
 
 def read_labels(
-    path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser, label: str | None = None
+    path: Path,
+    manifest: pd.DataFrame,
+    pseudonymiser: Pseudonymiser,
+    label: str | None = None,
+    layout: TableLayout | None = None,
 ) -> LabelTable:
     """Join a label table to the volumes of a manifest.
 
@@ -64,19 +70,21 @@ def read_labels(
     throughout, patients are split by `split_by_patient`.
 
     Args:
-        path: .csv (UTF-8) or .parquet with one of the columns path, series_uid, study_uid, patient_id.
+        path: .csv (UTF-8) or .parquet with one of the columns path, series_uid, study_uid, patient_id; or the .npz of
+            a MedMNIST set, for the labels in it.
         manifest: the volumes, under the same key as `pseudonymiser`.
         pseudonymiser: turns the table's keys into the manifest's.
         label: the label column; None is the only column that is no key, split or domain.
+        layout: of a public set's own table: where the table has its key column, it is read by it.
 
     Raises:
         UsageError: no such column, or several that could be meant.
         DataError: no table, no match, conflicting rows, or other than two classes.
         LeakageError: a patient in two splits.
     """
-    table, column, classes = check_labels(path, label)
+    table, column, classes = check_labels(path, label, layout)
     labelled = table[table[column] != ""]
-    key, matches = _join(table, manifest, pseudonymiser, path)
+    key, matches = _join(table, manifest, pseudonymiser, path, layout)
     labels = _one_value_each(labelled, column, key, matches, path)
     if not labels:
         raise DataError(f"{path.name}: no row with a {column!r} matches any of the {len(manifest):,} volumes")
@@ -106,25 +114,30 @@ def read_labels(
     )
 
 
-def read_keyed(path: Path) -> pd.DataFrame:
+def read_keyed(path: Path, layout: TableLayout | None = None) -> pd.DataFrame:
     """A table's cells as text, once it is known to have a key column; raises as `read_labels` does."""
     table = _read_table(path)
-    if not _keys_of(table):
+    if layout is not None and layout.key in table.columns:
+        return translate(table, layout, path.name)
+    if not _keys_of(table, layout):
+        spec = "" if layout is None else f" (the spec's own is {layout.key!r})"
         raise DataError(
             f"label table {path.name}: no key among its {len(table.columns)} columns; "
-            f"name one of them {', '.join(KEYS[:-1])} or {KEYS[-1]}"
+            f"name one of them {', '.join(KEYS[:-1])} or {KEYS[-1]}{spec}"
         )
     return table
 
 
-def check_labels(path: Path, label: str | None = None) -> tuple[pd.DataFrame, str, tuple[str, str]]:
+def check_labels(
+    path: Path, label: str | None = None, layout: TableLayout | None = None
+) -> tuple[pd.DataFrame, str, tuple[str, str]]:
     """All that can be wrong with a label table before any volume is read; raises as `read_labels` does.
 
     Returns:
         All cells as text, the label column, and its two classes.
     """
-    table = read_keyed(path)
-    column = _label_column(table, path, label)
+    table = read_keyed(path, layout)
+    column = _label_column(table, path, label, layout)
     labelled = table.loc[table[column] != "", column]
     if labelled.empty:
         raise DataError(
@@ -133,7 +146,9 @@ def check_labels(path: Path, label: str | None = None) -> tuple[pd.DataFrame, st
     return table, column, _two_classes(labelled, path)
 
 
-def name_patients(path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -> pd.DataFrame:
+def name_patients(
+    path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser, layout: TableLayout | None = None
+) -> pd.DataFrame:
     """The manifest, with the patients that a table names where the files do not.
 
     A table with a patient_id column beside a more specific key says which volumes are of one patient. Where a file
@@ -143,12 +158,13 @@ def name_patients(path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymis
         path: the label table.
         manifest: the volumes, under the same key as `pseudonymiser`.
         pseudonymiser: turns the table's keys into the manifest's.
+        layout: of a public set's own table, as for `read_labels`.
 
     Raises:
         DataError: no table, no match, or two patients for one volume.
     """
-    table = read_keyed(path)
-    key, matches = _join(table, manifest, pseudonymiser, path)
+    table = read_keyed(path, layout)
+    key, matches = _join(table, manifest, pseudonymiser, path, layout)
     if key == "patient_id" or "patient_id" not in table.columns:
         return manifest
     named = _one_value_each(table[table["patient_id"] != ""], "patient_id", key, matches, path)
@@ -169,7 +185,9 @@ class Holdout(NamedTuple):
     unmatched_keys: tuple[str, ...]
 
 
-def held_out(path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -> Holdout:
+def held_out(
+    path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser, layout: TableLayout | None = None
+) -> Holdout:
     """Patients that pre-training must not see: those of the table whose split is val or test.
 
     The splits are those of `read_labels`, but no label column is needed. Patients whom the table does not
@@ -179,13 +197,14 @@ def held_out(path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -
         path: the label table.
         manifest: the volumes, under the same key as `pseudonymiser`.
         pseudonymiser: turns the table's keys into the manifest's.
+        layout: of a public set's own table, as for `read_labels`.
 
     Raises:
         DataError: no table, no match, or conflicting rows.
         LeakageError: a patient in two splits.
     """
-    table = read_keyed(path)
-    key, matches = _join(table, manifest, pseudonymiser, path)
+    table = read_keyed(path, layout)
+    key, matches = _join(table, manifest, pseudonymiser, path, layout)
     splits, _ = _splits(table, key, matches, manifest, pseudonymiser, path)
     patients = manifest["patient_key"].to_numpy()
     held = {str(patients[position]) for position, split in splits.items() if split != "train"}
@@ -265,10 +284,11 @@ def _read_table(path: Path) -> pd.DataFrame:
     suffix = path.suffix.lower()
     if not path.is_file():
         raise UsageError(f"label table {path}: no such file")
-    if suffix not in (".csv", ".parquet"):
+    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz}
+    if suffix not in readers:
         raise UsageError(f"label table {path.name}: must be .csv or .parquet; export it as one of them")
     try:
-        table = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
+        table = readers[suffix](path)
     except OSError as error:
         # pyarrow's errors about what it reads have no strerror.
         reason = error.strerror or "damaged; write it again"
@@ -329,6 +349,23 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return table
 
 
+def _read_npz(path: Path) -> pd.DataFrame:
+    """The labels of a MedMNIST archive: series_uid as its images are called, split, and label, its ones joined by |."""
+    rows: list[tuple[str, str, str]] = []
+    try:
+        for split, labels in label_arrays(path).items():
+            lists = labels.reshape(len(labels), -1)
+            several = lists.shape[1] > 1
+            for index, values in enumerate(lists.tolist()):
+                ones = [str(place) for place, value in enumerate(values) if value] or ["none"]
+                rows.append((f"{path.name}#{split}/{index}", split, "|".join(ones) if several else str(values[0])))
+    except Unreadable as error:
+        raise DataError(f"label table {path.name}: {error}") from None
+    table = pd.DataFrame(rows, columns=["series_uid", "split", "label"], dtype=object)
+    table.index = pd.RangeIndex(2, 2 + len(table))
+    return table
+
+
 def _text(value: Any) -> str:
     if value is None or value != value:
         return ""
@@ -338,17 +375,23 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def _keys_of(table: pd.DataFrame) -> list[str]:
-    return [key for key in KEYS if key in table.columns]
+def _keys_of(table: pd.DataFrame, layout: TableLayout | None) -> list[str]:
+    # Only a spec's pattern says what of a path such a column holds.
+    keys = ("file", *KEYS) if layout is not None and layout.pattern else KEYS
+    return [key for key in keys if key in table.columns]
 
 
 def _join(
-    table: pd.DataFrame, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser, path: Path
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    pseudonymiser: Pseudonymiser,
+    path: Path,
+    layout: TableLayout | None,
 ) -> tuple[str, dict[str, list[int]]]:
     """The most specific key column of which any value matches a volume, and where each of its values matches."""
     tried = []
-    for key in _keys_of(table):
-        matches = _match(table, key, manifest, pseudonymiser)
+    for key in _keys_of(table, layout):
+        matches = _match(table, key, manifest, pseudonymiser, layout)
         if any(matches.values()):
             return key, matches
         tried.append(f"{len(matches):,} {key} values")
@@ -362,12 +405,13 @@ def _unmatched(matches: dict[str, list[int]]) -> tuple[str, ...]:
     return tuple(value for value, found in matches.items() if not found)
 
 
-def _label_column(table: pd.DataFrame, path: Path, label: str | None) -> str:
-    candidates = [name for name in table.columns if name not in (*KEYS, "split", *_DOMAINS)]
+def _label_column(table: pd.DataFrame, path: Path, label: str | None, layout: TableLayout | None) -> str:
+    others = (*KEYS, *_keys_of(table, layout), "split", *DOMAINS)
+    candidates = [name for name in table.columns if name not in others]
     if label is not None:
         if label not in table.columns:
-            others = f"it has {', '.join(candidates)}" if candidates else "it has no label column"
-            raise UsageError(f"--label {label}: no such column in {path.name}; {others}")
+            found = f"it has {', '.join(candidates)}" if candidates else "it has no label column"
+            raise UsageError(f"--label {label}: no such column in {path.name}; {found}")
         return label
     if not candidates:
         raise UsageError(f"label table {path.name}: only keys, split and domains; add a label column")
@@ -397,10 +441,21 @@ def _two_classes(labels: pd.Series, path: Path) -> tuple[str, str]:
     return (values[1], values[0]) if negative == [False, True] else (values[0], values[1])
 
 
-def _match(table: pd.DataFrame, key: str, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser) -> dict[str, list[int]]:
+def _match(
+    table: pd.DataFrame,
+    key: str,
+    manifest: pd.DataFrame,
+    pseudonymiser: Pseudonymiser,
+    layout: TableLayout | None,
+) -> dict[str, list[int]]:
     """Manifest positions under each key of the table, in the table's order; an empty list where there is none."""
     positions: dict[str, list[int]] = defaultdict(list)
-    if key == "path":
+    if key == "file":
+        assert layout is not None
+        for position, source in enumerate(manifest["source"]):
+            for name in {name for file in source if (name := layout.named(file)) is not None}:
+                positions[name].append(position)
+    elif key == "path":
         for position, source in enumerate(manifest["source"]):
             for name in {name for file in source for name in (file, str(PurePosixPath(file).parent))}:
                 positions[name].append(position)
@@ -410,6 +465,8 @@ def _match(table: pd.DataFrame, key: str, manifest: pd.DataFrame, pseudonymiser:
             positions[pseudonym].append(position)
 
     def name_of(raw: str) -> str:
+        if key == "file":
+            return (layout and layout.named(raw)) or raw
         return str(PurePosixPath(raw.replace("\\", "/"))) if key == "path" else pseudonymiser.pseudonym(kind, raw)
 
     return {raw: positions.get(name_of(raw), []) for raw in table[key].unique() if raw != ""}

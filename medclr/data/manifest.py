@@ -34,6 +34,8 @@ COLUMNS = (
     "reader",
     "notes",
 )
+# Of these, what can tell domains apart.
+DOMAINS = ("site", "modality", "manufacturer", "model", "kernel", "field_strength")
 
 
 def build_manifest(candidates: list[Candidate], names: Pseudonymiser) -> tuple[pd.DataFrame, pd.DataFrame]:

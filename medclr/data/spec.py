@@ -1,9 +1,13 @@
 """How a data set is read and normalised: YAML to a validated DataSpec."""
 
+import difflib
 import hashlib
 import json
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +15,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from medclr.data.manifest import spatial_dims
+from medclr.data.layout import TableLayout, parse_layout
+from medclr.data.manifest import DOMAINS, spatial_dims
 from medclr.errors import DataError, UsageError
 
 STORE_VERSION = 2  # raise it when what prepare writes for the same input and spec changes
@@ -23,7 +28,7 @@ class DataSpec:
 
     Attributes:
         name: for reports.
-        modality: DICOM modality codes that belong here; "" is a file that does not say (NIfTI).
+        modality: DICOM modality codes that belong here; "" is a file that does not say (NIfTI, PNG, most of .npz).
         spatial_dims: 2 or 3.
         normalisation: how grey values become 0..1: "window" (fixed), "zscore" (mean ± 3 standard deviations of the
             non-zero voxels) or "percentile" (0.5 to 99.5).
@@ -35,8 +40,10 @@ class DataSpec:
         max_patch: the longest patch axis that None may choose.
         preset: augmentations.
         laterality: left and right differ in meaning, so views are never mirrored.
-        domains: manifest columns that tell domains apart.
-        licence, citation: of the data, where it is a public set.
+        domains: manifest columns that tell domains apart; prepare counts the volumes of each.
+        files: regular expression that finds something in the path of each file that belongs here; "" is all files.
+        licence, citation: of the data, where it is a public set; runs on it name both.
+        table: how the set's own label table is laid out, where it has one.
     """
 
     name: str
@@ -45,19 +52,24 @@ class DataSpec:
     normalisation: Literal["window", "zscore", "percentile"]
     sizing: Literal["spacing", "fit"]
     max_patch: int
-    preset: Literal["ct", "mr", "xray"]
+    preset: Literal["ct", "mr", "pet", "xray", "us"]
     laterality: bool = True
     window: tuple[float, float] | None = None
     clip: tuple[float, float] | None = None
     spacing_mm: tuple[float, ...] | None = None
     patch: tuple[int, ...] | None = None
     domains: tuple[str, ...] = ()
+    files: str = ""
     licence: str = ""
     citation: str = ""
+    table: TableLayout | None = None
 
     def accepts(self, manifest: pd.DataFrame) -> pd.Series:
         """Which rows of a manifest this spec is for."""
-        return manifest["modality"].isin(self.modality) & (spatial_dims(manifest) == self.spatial_dims)
+        fits = manifest["modality"].isin(self.modality) & (spatial_dims(manifest) == self.spatial_dims)
+        if self.files:
+            fits &= manifest["source"].map(lambda source: all(re.search(self.files, item) for item in source))
+        return fits
 
     def filled(self, manifest: pd.DataFrame) -> "DataSpec":
         """This spec with patch and spacing chosen from the volumes that it accepts, where it leaves them open.
@@ -102,16 +114,34 @@ class DataSpec:
 
 
 def load_spec(path: Path) -> DataSpec:
-    """Read a spec from a YAML file, or by the name of one that ships with medclr."""
-    shipped = {p.stem: p for p in sorted(_folder().glob("*.yaml"))}
-    file = path if path.is_file() else shipped.get(str(path))
-    if file is None:
-        raise UsageError(f"--spec {path}: no such file; the specs that ship are {', '.join(shipped)}")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--spec {path}: not YAML ({type(error).__name__})") from None
-    return parse_spec(content, f"--spec {path}")
+    """Read a spec from a YAML file, or by the name of one that ships with medclr.
+
+    A file may describe several sets: what they share, and under `members` what each has beside or instead of it.
+    """
+    if path.is_file():
+        found = dict(_contents(path, f"--spec {path}"))
+        if len(found) > 1:
+            raise UsageError(
+                f"--spec {path}: holds {len(found)} specs ({', '.join(found)}); keep one of them in a file"
+            )
+        (content,) = found.values()
+        return parse_spec(content, f"--spec {path}")
+    shipped = _shipped()
+    if str(path) not in shipped:
+        near = difflib.get_close_matches(str(path), shipped, n=3)
+        if near:
+            fix = f"did you mean {' or '.join(near)}? `medclr doctor` lists all {len(shipped)}"
+        else:
+            general, sets = spec_names()
+            fix = f"by modality there are {', '.join(general)}; of public sets {', '.join(sets)}"
+        raise UsageError(f"--spec {path}: no such file, nor a spec that ships; {fix}")
+    return parse_spec(shipped[str(path)], f"--spec {path}")
+
+
+def spec_names() -> tuple[list[str], list[str]]:
+    """The names of the specs that ship: by modality, and of public sets."""
+    sets = {name: bool(content.get("citation")) for name, content in _shipped().items()}
+    return [name for name in sets if not sets[name]], [name for name in sets if sets[name]]
 
 
 def parse_spec(content: Any, source: str) -> DataSpec:
@@ -122,6 +152,8 @@ def parse_spec(content: Any, source: str) -> DataSpec:
     if unknown := sorted(map(str, set(content) - set(known))):
         raise UsageError(f"{source}: unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    if values.get("table") is not None:
+        values["table"] = parse_layout(content["table"], source)
     try:
         spec = DataSpec(**values)  # type: ignore[arg-type]  # checked below
     except TypeError as error:
@@ -132,8 +164,7 @@ def parse_spec(content: Any, source: str) -> DataSpec:
 
 def choose_spec(manifest: pd.DataFrame) -> DataSpec:
     """The shipped spec that accepts most of a manifest, its patch and spacing left open."""
-    specs = [load_spec(path) for path in sorted(_folder().glob("*.yaml"))]
-    general = [spec for spec in specs if not spec.citation]  # a public set's own spec must be asked for
+    general = [load_spec(Path(name)) for name in spec_names()[0]]  # a public set's own spec must be asked for
     best = max(general, key=lambda spec: int(spec.accepts(manifest).sum()))
     if not best.accepts(manifest).any():
         found = sorted(set(manifest["modality"]))
@@ -146,7 +177,7 @@ def _check(spec: DataSpec, source: str) -> None:
         "spatial_dims": (2, 3),
         "normalisation": ("window", "zscore", "percentile"),
         "sizing": ("spacing", "fit"),
-        "preset": ("ct", "mr", "xray"),
+        "preset": ("ct", "mr", "pet", "xray", "us"),
         "laterality": (True, False),
     }
     for key, allowed in choices.items():
@@ -156,6 +187,15 @@ def _check(spec: DataSpec, source: str) -> None:
         value = getattr(spec, key)
         if not (isinstance(value, tuple) and all(isinstance(item, str) for item in value)):
             raise UsageError(f"{source}: {key} is {value!r}; it must be a list of texts")
+    if strange := [name for name in spec.domains if name not in DOMAINS]:
+        raise UsageError(f"{source}: domains has {strange[0]!r}; each must be one of {', '.join(DOMAINS)}")
+    for key in ("name", "files", "licence", "citation"):
+        if not isinstance(getattr(spec, key), str):
+            raise UsageError(f"{source}: {key} is {getattr(spec, key)!r}; it must be a text")
+    try:
+        re.compile(spec.files)
+    except re.error as error:
+        raise UsageError(f"{source}: files is no regular expression ({error})") from None
     for key, length in {"window": 2, "clip": 2, "spacing_mm": spec.spatial_dims, "patch": spec.spatial_dims}.items():
         value = getattr(spec, key)
         sound = value is None or (
@@ -177,6 +217,29 @@ def _check(spec: DataSpec, source: str) -> None:
         raise UsageError(f"{source}: normalisation is window, but there is no window")
     if not isinstance(spec.max_patch, int) or spec.max_patch < 8:
         raise UsageError(f"{source}: max_patch is {spec.max_patch!r}; it must be a whole number, 8 or more")
+
+
+@cache
+def _shipped() -> dict[str, dict[str, Any]]:
+    found = (_contents(file, f"--spec {file.stem}") for file in sorted(_folder().glob("*.yaml")))
+    return dict(one for specs in found for one in specs)
+
+
+def _contents(file: Path, source: str) -> Iterator[tuple[str, Any]]:
+    """The specs in a file, by name, as YAML gives them."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{source}: not YAML ({type(error).__name__})") from None
+    if not (isinstance(content, dict) and "members" in content):
+        yield file.stem, content
+        return
+    members = content.pop("members")
+    if not (isinstance(members, dict) and all(isinstance(member, dict) for member in members.values())):
+        raise UsageError(f"{source}: members must be a table of names, each with its own keys and values")
+    for name, own in members.items():
+        table = {**content.get("table", {}), **own.get("table", {})}
+        yield name, {"name": name, **content, **own, **({"table": table} if table else {})}
 
 
 def _floats(values: tuple[float, ...] | None) -> list[float] | None:

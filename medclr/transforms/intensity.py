@@ -97,6 +97,25 @@ class Intensity(Augmentation):
         return bent.mul_(per_item(params["contrast"], batch)).add_(per_item(offset, batch)).clamp_(0, 1)
 
 
+class Gain(Augmentation):
+    """Multiply an image in [0, 1], so that 0 stays 0, as a PET tracer's dose and uptake time do.
+
+    Args:
+        factor: largest natural logarithm of the factor.
+    """
+
+    def __init__(self, factor: float = 0.3) -> None:
+        self.factor = factor
+
+    def draw(self, rng: np.random.Generator) -> Params:
+        """Parameters of one item: factor () above 0."""
+        return {"factor": np.array(math.exp(self.factor * (2 * rng.random() - 1)), np.float32)}
+
+    def apply(self, batch: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Change a batch (B, C, *spatial) in [0, 1]; what would leave it is clipped."""
+        return (batch * per_item(params["factor"], batch)).clamp_(0, 1)
+
+
 class Blur(Augmentation):
     """Gaussian blur with the same sigma along every axis; the border is repeated outwards.
 

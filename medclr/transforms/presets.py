@@ -7,7 +7,7 @@ from torch import Tensor
 
 from medclr.errors import UsageError
 from medclr.transforms.augmentation import Augmentation, Params
-from medclr.transforms.intensity import Blur, Intensity, WindowJitter
+from medclr.transforms.intensity import Blur, Gain, Intensity, WindowJitter
 from medclr.transforms.spatial import ResizedCrop
 
 
@@ -82,6 +82,16 @@ def _mr(crop: ResizedCrop) -> dict[str, Augmentation]:
     }
 
 
+def _pet(crop: ResizedCrop) -> dict[str, Augmentation]:
+    # No brightness: no uptake is no uptake. Resolution differs more between scanners than elsewhere.
+    return {
+        "crop": crop,
+        "window": WindowJitter(shift=0, width=0),
+        "gain": Gain(factor=0.4),
+        "blur": Blur(sigma=(0.5, 1.5), probability=0.5),
+    }
+
+
 def _xray(crop: ResizedCrop) -> dict[str, Augmentation]:
     return {
         "crop": crop,
@@ -91,8 +101,20 @@ def _xray(crop: ResizedCrop) -> dict[str, Augmentation]:
     }
 
 
+def _us(crop: ResizedCrop) -> dict[str, Augmentation]:
+    # Grey values are logarithms: brightness is the machine's gain and contrast its dynamic range. No blur, since
+    # speckle is the texture of the tissue.
+    return {
+        "crop": crop,
+        "window": WindowJitter(shift=0, width=0),
+        "intensity": Intensity(brightness=0.15, contrast=0.3, gamma=0.2),
+    }
+
+
 PRESETS: dict[str, Callable[[ResizedCrop], dict[str, Augmentation]]] = {
     "ct": _ct,
     "mr": _mr,
+    "pet": _pet,
     "xray": _xray,
+    "us": _us,
 }

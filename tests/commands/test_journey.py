@@ -303,7 +303,7 @@ def test_volumes_of_other_kinds_are_accounted_for(said, tmp_path):
     images[2] = 7
     np.savez(tmp_path / "mixed/flat.npz", train_images=images, train_labels=np.zeros(5))
     words = ["prepare", "--data", str(tmp_path / "mixed"), "--key-file", "key", "--store", str(tmp_path / "store")]
-    for spec, reason, files, parts in (("tiny.yaml", "OTHER_KIND", 1, 0), ("radiograph", "NOT_FINITE", 0, 1)):
+    for spec, reason, files, parts in (("tiny.yaml", "OTHER_KIND", 1, 0), ("cxr", "NOT_FINITE", 0, 1)):
         out = tmp_path / spec
         assert main([*words, "--spec", spec, "--out", str(out)]) == 0
         manifest = pd.read_parquet(out / "private/manifest.parquet")

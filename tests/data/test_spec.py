@@ -1,4 +1,6 @@
+import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medclr.cli import parse
-from medclr.data.spec import DataSpec, choose_spec, load_spec, parse_spec
+from medclr.data.layout import TableLayout
+from medclr.data.spec import DataSpec, choose_spec, load_spec, parse_spec, spec_names
 from medclr.errors import DataError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted((ROOT / "data_specs").glob("*.yaml"))
+GENERAL, SETS = spec_names()
 CT = {
     "name": "ct",
     "modality": ["CT"],
@@ -36,16 +39,51 @@ def table(*volumes, modality="CT"):
     )
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_specs_parse_by_path_and_by_name(path):
-    spec = load_spec(path)
-    assert load_spec(Path(path.stem)) == spec
-    assert spec.name == path.stem
+@pytest.mark.parametrize("name", [*GENERAL, *SETS])
+def test_a_shipped_spec_parses_and_survives_yaml_and_json(name):
+    spec = load_spec(Path(name))
+    assert spec.name == name
     assert parse_spec(yaml.safe_load(yaml.safe_dump(spec.to_dict())), "again") == spec
+    assert parse_spec(json.loads(json.dumps(spec.to_dict())), "again") == spec
 
 
-def test_there_are_shipped_specs():
-    assert {"ct", "mr", "radiograph"} <= {path.stem for path in SHIPPED}
+def test_every_file_of_specs_is_shipped():
+    files = sorted((ROOT / "data_specs").glob("*.yaml"))
+    assert set(GENERAL) == {"ct", "cxr", "mammography", "mr", "pet", "us"}
+    assert len(SETS) == len(set(SETS)) > 30
+    for path in files:
+        content = yaml.safe_load(path.read_text())
+        names = set(content.get("members", [path.stem]))
+        assert names <= {*GENERAL, *SETS}
+        if "members" not in content:
+            assert load_spec(path) == load_spec(Path(path.stem))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_public_set_names_its_licence_and_citation(name):
+    spec = load_spec(Path(name))
+    assert len(spec.licence) > 5
+    if name != "phantom":
+        assert re.search(r"doi:10\.\d{4,}/\S|arXiv:\d{4}\.\d{5}|https://", spec.citation)
+        assert len(spec.citation) > 60
+        assert "\n" not in spec.citation
+
+
+def test_members_share_what_the_file_says_and_have_their_own(tmp_path):
+    path = tmp_path / "sets.yaml"
+    shared = {key: value for key, value in CT.items() if key not in ("name", "preset")}
+    table = {"key": "ID", "by": "series_uid", "labels": ["x"]}
+    member = {"preset": "mr", "max_patch": 32, "table": {"labels": ["y"]}}
+    path.write_text(yaml.safe_dump(shared | {"table": table, "members": {"one": member}}))
+    spec = load_spec(path)
+    assert (spec.name, spec.preset, spec.max_patch, spec.clip) == ("one", "mr", 32, (-1024, 3071))
+    assert spec.table == TableLayout(key="ID", by="series_uid", labels={"y": "y"})
+    path.write_text(yaml.safe_dump(shared | {"members": {"one": member, "two": member}}))
+    with pytest.raises(UsageError, match=r"sets.yaml: holds 2 specs \(one, two\)"):
+        load_spec(path)
+    path.write_text(yaml.safe_dump(shared | {"members": ["one"]}))
+    with pytest.raises(UsageError, match=r"sets.yaml: members must be a table"):
+        load_spec(path)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +93,23 @@ def test_there_are_shipped_specs():
         ({True: 1}, "unknown keys True"),
         ({"modality": "CT"}, "modality is 'CT'; it must be a list"),
         ({"domains": [1]}, "domains"),
+        ({"domains": ["scanner"]}, "domains has 'scanner'; each must be one of site"),
+        ({"files": "("}, "files is no regular expression"),
+        ({"licence": 4.0}, "licence is 4.0; it must be a text"),
+        ({"table": "labels.csv"}, "table is 'labels.csv'"),
+        ({"table": {"kye": "ID"}}, "unknown keys kye in table"),
+        ({"table": {"key": "ID"}}, "table: .*'by'"),
+        ({"table": {"key": 1, "by": "series_uid"}}, "table: key is 1"),
+        ({"table": {"key": "ID", "by": "name"}}, "table: by is 'name'"),
+        ({"table": {"key": "ID", "by": "file"}}, "pattern and by: file go together"),
+        ({"table": {"key": "ID", "by": "series_uid", "pattern": "(x)"}}, "pattern and by: file go together"),
+        ({"table": {"key": "ID", "by": "file", "pattern": "x"}}, "pattern has 0 groups"),
+        ({"table": {"key": "ID", "by": "file", "pattern": "("}}, "pattern is no regular expression"),
+        ({"table": {"key": "ID", "by": "series_uid", "labels": {"0": 1}}}, "quote numbers"),
+        ({"table": {"key": "ID", "by": "series_uid", "values": {"yes": "2"}}}, "each must mean '1', '0' or ''"),
+        ({"table": {"key": "ID", "by": "series_uid", "column": "x"}}, "column 'x' without labels"),
+        ({"table": {"key": "ID", "by": "series_uid", "several": "most"}}, "several is 'most'"),
+        ({"table": {"key": "ID", "by": "series_uid", "several": "any"}}, "needs column or values"),
         ({"spatial_dims": 4}, "spatial_dims is 4"),
         ({"normalisation": "none"}, "normalisation"),
         ({"sizing": "stretch"}, "sizing"),
@@ -95,8 +150,10 @@ def test_what_is_no_table_of_keys(tmp_path, content):
 
 
 def test_no_such_spec_names_those_that_ship():
-    with pytest.raises(UsageError, match=r"--spec nosuch: .*ct, mr"):
+    with pytest.raises(UsageError, match=r"--spec nosuch: .*by modality there are ct, cxr, .*sets adni, .*vindr_cxr$"):
         load_spec(Path("nosuch"))
+    with pytest.raises(UsageError, match=r"--spec mimic-cxr: .*; did you mean mimic_cxr.* lists all \d+$"):
+        load_spec(Path("mimic-cxr"))
 
 
 @pytest.mark.parametrize(
@@ -104,12 +161,30 @@ def test_no_such_spec_names_those_that_ship():
     [
         ("CT", (40, 40, 20), "ct"),
         ("MR", (40, 40, 20), "mr"),
-        ("DX", (40, 30), "radiograph"),
-        ("", (28, 28), "radiograph"),
+        ("PT", (40, 40, 20), "pet"),
+        ("", (40, 40, 20), "mr"),
+        ("DX", (40, 30), "cxr"),
+        ("MG", (40, 30), "mammography"),
+        ("US", (40, 30), "us"),
+        ("", (28, 28), "cxr"),
     ],
 )
 def test_choose_by_modality(modality, shape, name):
     assert choose_spec(table((shape, [1.0] * len(shape)), modality=modality)).name == name
+
+
+def test_choose_what_most_of_a_mixed_archive_is():
+    kinds = [("DX", 2)] * 3 + [("", 2)] * 2 + [("MG", 2)] * 4 + [("CT", 3)] * 4
+    mixed = pd.concat([table(((9,) * dims, (1.0,) * dims), modality=modality) for modality, dims in kinds])
+    assert choose_spec(mixed).name == "cxr"
+    assert load_spec(Path("cxr")).accepts(mixed).tolist() == [True] * 5 + [False] * 8
+
+
+def test_files_are_told_by_their_path():
+    spec = parse_spec(CT | {"files": r"^(?!(.*/)?labelsTr/)"}, "s")
+    manifest = pd.concat([table(((9, 9, 9), (1, 1, 1)))] * 3)
+    manifest["source"] = [["imagesTr/a.nii.gz"], ["labelsTr/a.nii.gz"], ["Task04/labelsTr/a.nii.gz"]]
+    assert spec.accepts(manifest).tolist() == [True, False, False]
 
 
 def test_choose_for_none():
@@ -153,9 +228,9 @@ def test_filled_by_hand():
     manifest = table(((40, 40, 10), (1, 1, 4)), ((60, 60, 10), (1, 1, 4)), ((50, 50, 12), (1, 1, 4)))
     assert spec.filled(manifest).spacing_mm == (2.5, 2.5, 4)
     assert spec.filled(manifest).patch == (20, 20, 10)
-    plane = load_spec(Path("radiograph")).filled(table(((28, 28), (math.nan, math.nan)), modality="DX"))
+    plane = load_spec(Path("cxr")).filled(table(((28, 28), (math.nan, math.nan)), modality="DX"))
     assert plane.patch == (28, 28)
-    large = load_spec(Path("radiograph")).filled(table(((2000, 1000), (0.2, 0.2)), modality="DX"))
+    large = load_spec(Path("cxr")).filled(table(((2000, 1000), (0.2, 0.2)), modality="DX"))
     assert large.patch == (224, 112)
 
 

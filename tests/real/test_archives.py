@@ -13,7 +13,7 @@ from medclr.data import dicom
 from medclr.data.dicom.elements import quick_elements
 from medclr.data.discover import discover
 from medclr.data.identity import Pseudonymiser
-from medclr.data.labels import name_patients, read_labels
+from medclr.data.labels import SPLITS, name_patients, read_labels
 from medclr.data.manifest import build_manifest
 from medclr.data.prepare import READERS, prepare
 from medclr.data.spec import choose_spec, load_spec
@@ -119,6 +119,43 @@ def test_radiographs_as_png_whose_patients_the_table_names(real_data, tmp_path):
     np.testing.assert_array_equal(READERS["picture"](folder, candidates[7]).array[0], expected)
 
 
+def test_the_table_of_a_set_that_ships_with_a_spec(real_data):
+    folder = real_data / "nih_cxr_1000"
+    names = Pseudonymiser(b"k")
+    manifest, _ = build_manifest(discover(folder / "images", workers=0)[0], names)
+    spec = load_spec(Path("nih_chestxray14"))
+    assert spec.accepts(manifest).all()
+    # Its column `file` begins above --data; the spec's pattern finds the name in both.
+    named = name_patients(folder / "labels.csv", manifest, names, spec.table)
+    assert named["patient_key"].nunique() == 682
+    labels = read_labels(folder / "labels.csv", named, names, "label_pneumonia", spec.table)
+    expected = pd.read_csv(folder / "labels.csv").set_index("file")["label_pneumonia"]
+    assert len(labels.rows) == 1000
+    assert labels.rows["y"].tolist() == [expected[f"images/{source[0]}"] for source in labels.rows["source"]]
+
+
+def test_masks_beside_the_images_are_left_out(real_data):
+    manifest, _ = build_manifest(discover(real_data / "msd_hippocampus", workers=0)[0], Pseudonymiser(b"k"))
+    used = manifest[load_spec(Path("msd_hippocampus")).accepts(manifest)]
+    assert len(used) == 261
+    assert used["source"].map(lambda source: source[0].startswith("images/")).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "positive"),
+    [("pneumoniamnist", "pneumonia", (3494, 389, 390)), ("breastmnist", "normal, benign", (399, 57, 114))],
+)
+def test_the_labels_in_a_medmnist_archive(real_data, name, label, positive):
+    folder = real_data / name
+    names = Pseudonymiser(b"k")
+    manifest, _ = build_manifest(discover(folder, workers=0)[0], names)
+    spec = load_spec(Path(name))
+    assert spec.accepts(manifest).all()
+    labels = read_labels(folder / f"{name}.npz", manifest, names, None, spec.table)
+    assert labels.column == label
+    assert tuple(int(labels.rows["y"].to_numpy()[labels.of(split)].sum()) for split in SPLITS) == positive
+
+
 def test_medmnist_is_the_archive_turned(real_data, tmp_path):
     folder = real_data / "pneumoniamnist"
     candidates, skipped = discover(folder, workers=0)
@@ -128,4 +165,4 @@ def test_medmnist_is_the_archive_turned(real_data, tmp_path):
     volume = READERS["npz"](folder, candidates[7])
     # Rows run to the feet and columns to the patient's left; a volume's axes run right and up.
     np.testing.assert_array_equal(volume.array[0], archive["train_images"][7].T[::-1, ::-1])
-    assert load_spec(Path("radiograph")).accepts(build_manifest(candidates[:5], Pseudonymiser(b"k"))[0]).all()
+    assert load_spec(Path("cxr")).accepts(build_manifest(candidates[:5], Pseudonymiser(b"k"))[0]).all()

@@ -7,7 +7,7 @@ from monai.networks.layers.convutils import gaussian_1d
 from monai.networks.layers.simplelayers import separable_filtering
 from monai.transforms import AdjustContrast, Compose, GaussianSmooth, ScaleIntensityRange
 
-from medclr.transforms import Blur, Intensity, Normalise, WindowJitter
+from medclr.transforms import Blur, Gain, Intensity, Normalise, WindowJitter
 
 few = settings(max_examples=30, deadline=None)
 dims = pytest.mark.parametrize("shape", [(9, 13), (7, 8, 9)], ids=["2D", "3D"])
@@ -125,7 +125,7 @@ def test_blur_is_drawn_for_its_share_of_views_and_within_its_range():
 
 @dims
 @pytest.mark.parametrize(
-    "transform", [WindowJitter(), Intensity(), Blur(probability=1)], ids=lambda t: type(t).__name__
+    "transform", [WindowJitter(), Intensity(), Gain(), Blur(probability=1)], ids=lambda t: type(t).__name__
 )
 def test_every_item_has_its_own_parameters_and_depends_on_no_other(transform, shape):
     params = stacked(transform, range(4))
@@ -140,7 +140,7 @@ def test_every_item_has_its_own_parameters_and_depends_on_no_other(transform, sh
 
 
 @pytest.mark.parametrize(
-    "transform", [WindowJitter(), Intensity(), Blur(probability=1)], ids=lambda t: type(t).__name__
+    "transform", [WindowJitter(), Intensity(), Gain(), Blur(probability=1)], ids=lambda t: type(t).__name__
 )
 def test_they_work_in_a_monai_compose_and_obey_its_seed(transform):
     image = torch.rand(1, 8, 8)
@@ -148,3 +148,12 @@ def test_they_work_in_a_monai_compose_and_obey_its_seed(transform):
     first, again, other = (compose.set_random_state(seed=seed)(image) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
+
+
+def test_gain_multiplies_so_that_nothing_stays_nothing():
+    batch = torch.tensor([[[0.0, 0.2, 0.9]], [[0.0, 0.5, 1.0]]])
+    params = {"factor": torch.tensor([0.5, 1.2])}
+    torch.testing.assert_close(Gain().apply(batch, params), torch.tensor([[[0.0, 0.1, 0.45]], [[0.0, 0.6, 1.0]]]))
+    drawn = np.array([float(Gain(factor=0.4).draw(np.random.default_rng(seed))["factor"]) for seed in range(200)])
+    assert np.exp(-0.4) <= drawn.min() < 0.75
+    assert 1.35 < drawn.max() <= np.exp(0.4)

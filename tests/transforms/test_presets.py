@@ -8,7 +8,7 @@ from monai.transforms import Compose
 from medclr.data.loader import view_rng
 from medclr.errors import UsageError
 from medclr.transforms import PRESETS, build_views
-from medclr.transforms.intensity import Intensity, WindowJitter
+from medclr.transforms.intensity import Gain, Intensity, WindowJitter
 
 presets = pytest.mark.parametrize("preset", sorted(PRESETS))
 dims = pytest.mark.parametrize("d", [2, 3])
@@ -86,7 +86,7 @@ def test_no_preset_inverts_contrast(preset):
     ramp = torch.linspace(0, 1, 256).view(1, 1, 16, 16).repeat(50, 1, 1, 1)
     params = some(views, 50)
     for step, transform in views.steps.items():
-        if isinstance(transform, WindowJitter | Intensity):
+        if isinstance(transform, WindowJitter | Intensity | Gain):
             own = {name.partition(".")[2]: value for name, value in params.items() if name.startswith(f"{step}.")}
             assert (transform.apply(ramp, own).flatten(1).diff(dim=1) >= -1e-6).all(), step
         else:
@@ -95,7 +95,7 @@ def test_no_preset_inverts_contrast(preset):
 
 def test_only_ct_moves_its_window_since_only_hounsfield_units_have_one():
     moved = {preset: some(build_views(preset, 2), 20)["window.shift"].abs().sum() > 0 for preset in PRESETS}
-    assert moved == {"ct": True, "mr": False, "xray": False}
+    assert moved == {"ct": True, "mr": False, "pet": False, "xray": False, "us": False}
 
 
 @presets
@@ -113,5 +113,5 @@ def test_its_steps_make_a_monai_compose():
 
 
 def test_an_unknown_preset_is_named_with_the_ones_there_are():
-    with pytest.raises(UsageError, match=r"'dental'.*ct, mr, xray"):
+    with pytest.raises(UsageError, match=r"'dental'.*ct, mr, pet, xray, us"):
         build_views("dental", 2)
