@@ -112,7 +112,10 @@ class PretrainConfig(PrepareConfig):
 class LabelsConfig:
     """What finetune and efficiency share: the label table, and where the encoder and the volumes are."""
 
-    labels: Path = _need("label table (.csv, .parquet, MedMNIST .npz): a key column, a label column, optional split")
+    labels: Path = _need(
+        "label table (.csv, .parquet, MedMNIST .npz) with a key column, a label column and maybe a split; or the "
+        "folder of scans, where its folders are named by their class"
+    )
     encoder: Path | None = _say(None, "pretrain run or encoder bundle (default: the newest complete run under runs/)")
     data: Path | None = _say(None, "folder of scans, if other than those of the pretrain run")
     store: Path | None = _say(None, "folder of prepared volumes (default: the pretrain run's)")

@@ -1,7 +1,6 @@
 """`medclr finetune`: from a handful of labels to a classifier, and how good it is on patients it never saw."""
 
 import copy
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from scipy.special import expit
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
 from medclr.config import FinetuneConfig, LabelsConfig, PrepareConfig
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
-from medclr.data.labels import LabelTable, check_labels, name_patients, read_labels, unmatched_frame
+from medclr.data.labels import LabelTable, check_labels, labels_hash, name_patients, read_labels, unmatched_frame
 from medclr.data.layout import TableLayout
 from medclr.data.spec import DataSpec, load_spec
 from medclr.data.store import Store
@@ -128,8 +127,7 @@ def find_encoder(config: LabelsConfig, run: Run) -> Path:
         )
     # Now, not after hours of preparing volumes.
     check_labels(config.labels, config.label, _layout(config, load_encoder(source)))
-    labels = hashlib.blake2b(config.labels.read_bytes(), digest_size=8).hexdigest()
-    run.pin({"labels": labels, "encoder": fingerprint(source)})
+    run.pin({"labels": labels_hash(config.labels), "encoder": fingerprint(source)})
     return source
 
 

@@ -1,9 +1,10 @@
 """From a label table to labelled volumes, patient-grouped splits and nested draws."""
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +23,14 @@ from medclr.errors import DataError, LeakageError, Unreadable, UsageError
 # From the most specific key to the least.
 KEYS = ("path", "series_uid", "study_uid", "patient_id")
 SPLITS = ("train", "val", "test")
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 _PSEUDONYMS = {
     "series_uid": ("series", "series_key"),
     "study_uid": ("study", "study_key"),
@@ -70,8 +79,8 @@ def read_labels(
     throughout, patients are split by `split_by_patient`.
 
     Args:
-        path: .csv (UTF-8) or .parquet with one of the columns path, series_uid, study_uid, patient_id; or the .npz of
-            a MedMNIST set, for the labels in it.
+        path: .csv (UTF-8) or .parquet with one of the columns path, series_uid, study_uid, patient_id; the .npz of a
+            MedMNIST set, for the labels in it; or the folder of scans, where its folders are named by their class.
         manifest: the volumes, under the same key as `pseudonymiser`.
         pseudonymiser: turns the table's keys into the manifest's.
         label: the label column; None is the only column that is no key, split or domain.
@@ -144,6 +153,12 @@ def check_labels(
             f"{path.name}: column {column!r} is blank in all {len(table):,} rows; name another with --label"
         )
     return table, column, _two_classes(labelled, path)
+
+
+def labels_hash(path: Path) -> str:
+    """16 hexadecimal digits of what a label table, or a folder of classes, holds."""
+    content = _read_folder(path).to_csv().encode("utf-8", "surrogateescape") if path.is_dir() else path.read_bytes()
+    return blake2b(content, digest_size=8).hexdigest()
 
 
 def name_patients(
@@ -281,10 +296,10 @@ def nested_draws(
 
 def _read_table(path: Path) -> pd.DataFrame:
     """All cells as stripped text, "" where missing. The index counts rows as a spreadsheet does: the header is 1."""
-    suffix = path.suffix.lower()
-    if not path.is_file():
+    suffix = "folder" if path.is_dir() else path.suffix.lower()
+    if not path.exists():
         raise UsageError(f"label table {path}: no such file")
-    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz}
+    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz, "folder": _read_folder}
     if suffix not in readers:
         raise UsageError(f"label table {path.name}: must be .csv or .parquet; export it as one of them")
     try:
@@ -362,6 +377,22 @@ def _read_npz(path: Path) -> pd.DataFrame:
     except Unreadable as error:
         raise DataError(f"label table {path.name}: {error}") from None
     table = pd.DataFrame(rows, columns=["series_uid", "split", "label"], dtype=object)
+    table.index = pd.RangeIndex(2, 2 + len(table))
+    return table
+
+
+def _read_folder(path: Path) -> pd.DataFrame:
+    """A folder for each class, perhaps within one for each split, as train/sick/1.png: path, split and label."""
+    rows: list[tuple[str, str, str]] = []
+    for folder, below, files in os.walk(path):
+        below.sort()
+        *above, label = Path(folder).relative_to(path).parts or ("",)
+        if label and not (label.lower() in _SPLIT_FOLDERS and not above):
+            split = _SPLIT_FOLDERS.get(above[0].lower(), "") if above else ""
+            rows += [(str(PurePosixPath(*above, label, file)), split, label) for file in sorted(files)]
+    if not rows:
+        raise DataError(f"labels {path.name}: a folder without folders named by their class")
+    table = pd.DataFrame(rows, columns=["path", "split", "label"], dtype=object)
     table.index = pd.RangeIndex(2, 2 + len(table))
     return table
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from medclr.data.identity import Pseudonymiser
 from medclr.data.labels import (
     held_out,
+    labels_hash,
     name_patients,
     nested_draws,
     read_labels,
@@ -422,6 +423,30 @@ def test_held_out_needs_no_label_and_leaves_the_others(table, manifest):
     }
     path = table("series_uid,x,y,split", "1.2,,,val", "nowhere,,,test")
     assert held_out(path, manifest, NAMES).patients == {NAMES.pseudonym("patient", "A")}
+
+
+def test_folders_named_by_their_class_are_a_table(tmp_path, manifest):
+    """As archives of pictures are laid out: a folder for each split, in it one for each class."""
+    sources = ["train/NORMAL/b 1.png", "train/SICK/more/a.png", "Valid/SICK/c.png", "test/NORMAL/d.png"]
+    for file in (*sources, "readme.txt"):
+        path = tmp_path / "scans" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    manifest = manifest.iloc[2:].assign(source=[[file] for file in sources])
+    with pytest.raises(DataError, match="classes"):
+        read_labels(tmp_path / "scans", manifest, NAMES)
+    before = labels_hash(tmp_path / "scans")
+    (tmp_path / "scans/train/SICK/more/a.png").rename(tmp_path / "scans/train/SICK/a.png")
+    assert labels_hash(tmp_path / "scans") != before
+    manifest.at[3, "source"] = ["train/SICK/a.png"]
+    found = read_labels(tmp_path / "scans", manifest, NAMES)
+    assert found.classes == ("NORMAL", "SICK")
+    assert _values(found) == {"v2": 0, "v3": 1, "v4": 1, "v5": 0}
+    assert found.rows["split"].tolist() == ["train", "train", "val", "test"]
+    (tmp_path / "flat/train").mkdir(parents=True)
+    (tmp_path / "flat/train/a.png").touch()
+    with pytest.raises(DataError, match="named by their class"):
+        read_labels(tmp_path / "flat", manifest, NAMES)
 
 
 def test_the_hash_split_is_stable_and_of_the_promised_sizes():
