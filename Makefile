@@ -1,7 +1,7 @@
 # make demo    everything on generated phantoms, in minutes; the report's path comes last
 # make test    the test suite; with MEDCLR_TEST_DATA=FOLDER also the tests on real data
 # make lint    ruff, mypy --strict, import-linter
-# make bench   side by side with other packages
+# make bench   side by side with other packages; with MEDCLR_TEST_DATA=FOLDER also on real data
 # The first of these makes .venv and installs the pinned versions into it; later ones reuse it.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -22,7 +22,11 @@ lint: $(INSTALLED)
 	.venv/bin/lint-imports
 
 bench: $(INSTALLED)
-	@set -e; for script in benchmarks/*.py; do echo "$$script"; .venv/bin/python "$$script"; done
+	.venv/bin/python -m pip install -qq -c constraints.txt -e ".[bench,codecs]"
+	@set -e; for script in $(filter-out benchmarks/beside_peers.py,$(wildcard benchmarks/*.py)); do \
+	  echo "$$script"; .venv/bin/python "$$script"; done
+	@set -e; [ -z "$$MEDCLR_TEST_DATA" ] || for script in scan_headers beside_peers; do \
+	  echo "$$script, real"; .venv/bin/python "benchmarks/$$script.py" "$$MEDCLR_TEST_DATA/dicom_series_multivendor"; done
 
 # runs/ stays, except for the demo's: it holds people's work.
 clean:

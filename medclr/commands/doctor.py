@@ -13,13 +13,13 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 from pydicom import uid
-from pydicom.pixels.decoders.base import get_decoder
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from medclr import __version__
 from medclr.config import DoctorConfig
+from medclr.data.dicom.codecs import decoders, remedy
 from medclr.data.identity import DEFAULT_KEY
 from medclr.data.spec import spec_names
 from medclr.errors import MedclrError
@@ -111,12 +111,10 @@ def _version(requirement: Requirement) -> Iterator[Check]:
 
 def _decoders() -> Iterator[Check]:
     for name, syntax in _SYNTAXES.items():
-        decoder = get_decoder(syntax)
-        if decoder.is_available:
-            yield Check(name, "ok", "read by " + ", ".join(decoder.available_plugins))
+        if found := decoders(syntax):
+            yield Check(name, "ok", "read by " + ", ".join(found))
         else:
-            fix = "pip install medclr again, with its dependencies: " + "; ".join(decoder.missing_dependencies)
-            yield Check(name, "warn", "no decoder; such series will be skipped (DECODE)", fix)
+            yield Check(name, "warn", "no decoder; such series will be skipped (DECODE)", remedy(syntax))
 
 
 def _machine() -> Iterator[Check]:

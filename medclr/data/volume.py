@@ -12,7 +12,7 @@ class Volume:
     """One image of one patient.
 
     Attributes:
-        array: float32, (C, X, Y, Z) or, for a radiograph, (C, X, Y). CT in Hounsfield units.
+        array: float32, (C, X, Y, Z) or, for a radiograph, (C, X, Y), in any memory order. CT in Hounsfield units.
         affine: (4, 4) float64, from voxel indices to RAS millimetres.
         notes: what the reader had to assume, in words without patient data.
     """

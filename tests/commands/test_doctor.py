@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from pydicom.uid import UID
 
 from medclr.cli import main
 from medclr.commands import doctor as module
 from medclr.commands.doctor import doctor
 from medclr.config import DoctorConfig
+from medclr.data.dicom import codecs
 from medclr.errors import MedclrError
 
 
@@ -31,14 +31,19 @@ def test_every_syntax_that_medclr_promises_has_a_decoder() -> None:
 
 
 def test_a_missing_decoder_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(uid: UID) -> types.SimpleNamespace:
-        return types.SimpleNamespace(is_available=False, missing_dependencies=["gdcm - requires gdcm>=3.0.10"])
+    nothing = types.SimpleNamespace(available_plugins=())
+    monkeypatch.setattr(codecs, "_has", lambda module: False)
+    monkeypatch.setattr(codecs, "get_decoder", lambda uid: nothing)
+    checks = {check.name: check for check in module._decoders()}
+    assert {check.status for check in checks.values()} == {"warn"}
+    assert all("DECODE" in check.found for check in checks.values())
+    assert checks["JPEG extended, 12 bits"].fix == 'pip install "medclr[codecs]"'
+    assert "pylibjpeg-rle" in checks["RLE"].fix
 
-    monkeypatch.setattr(module, "get_decoder", none)
-    checks = list(module._decoders())
-    assert {check.status for check in checks} == {"warn"}
-    assert "gdcm>=3.0.10" in checks[0].fix
-    assert "DECODE" in checks[0].found
+
+def test_without_the_extra_only_jpeg_of_twelve_bits_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codecs, "_has", lambda package: package not in ("imagecodecs", "libjpeg"))
+    assert [check.name for check in module._decoders() if check.status != "ok"] == ["JPEG extended, 12 bits"]
 
 
 @pytest.mark.parametrize(

@@ -517,12 +517,12 @@ def test_a_decoder_that_panics_costs_its_file(
     def panicking(*args: Any, **kwargs: Any) -> Any:
         raise panic("index out of bounds")
 
-    write_series(tmp_path, np.arange(120, dtype=np.int16).reshape(4, 5, 6))
+    write_series(tmp_path, np.arange(120, dtype=np.int16).reshape(4, 5, 6), syntax=RLELossless)
     candidates, _ = look(tmp_path)
-    monkeypatch.setattr(dicom.pixels, "iter_pixels", panicking)
+    monkeypatch.setattr(dicom.pixels, "decode", panicking)
     with pytest.raises(Unreadable, match="PanicException"):
         dicom.read(tmp_path, candidates[0])
-    monkeypatch.setattr(dicom.pixels, "iter_pixels", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(dicom.pixels, "decode", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         dicom.read(tmp_path, candidates[0])
 

@@ -8,14 +8,15 @@ instead. So it can be quick without having to be clever.
 from struct import Struct
 from typing import NamedTuple
 
-# Group 2 and what `header` looks at; values of other elements are never touched.
+# Group 2 and what `header` and `pixels` look at; values of other elements are never touched.
 WANTED = frozenset({
     0x00020002, 0x00020010,
     0x00080005, 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x00080070, 0x00080080, 0x00081090,
     0x00100020, 0x00180050, 0x00180081, 0x00180086, 0x00180087, 0x00180088, 0x00181060, 0x00181164, 0x00181210,
     0x00189087, 0x00189089, 0x0020000D, 0x0020000E, 0x00200012, 0x00200013, 0x00200020, 0x00200032, 0x00200037,
     0x00200052, 0x00200100, 0x00209056, 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011, 0x00280030,
-    0x00280100, 0x00280101, 0x00280301,
+    0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121, 0x00280301, 0x00281052, 0x00281053,
+    0x00283000,
 })  # fmt: skip
 
 _EXPLICIT = b"1.2.840.10008.1.2.1"
@@ -87,26 +88,28 @@ def quick_elements(head: bytes) -> tuple[Elements, Pixels] | None:
 def _read(head: bytes, at: int, explicit: bool, found: Elements, until: int) -> int | None:
     """Collect elements up to the first whose tag is not below `until`; returns where that begins."""
     last = 0
+    # Names of this function's own: this loop is where the time goes.
+    tag_vr_length, value_at, wanted = _tag_vr_length, _VALUE_AT, WANTED
     while True:
-        group, element, vr, length = _tag_vr_length(head, at)
+        group, element, vr, length = tag_vr_length(head, at)
         tag = group << 16 | element
         if tag >= until:
             return at
         if tag <= last:
             return None
         last = tag
-        # `_extent`, in place: this is where the time goes.
-        if explicit:
-            skip = _VALUE_AT[vr]
-            if skip == 12:
-                length = _length(head, at + 8)[0]
+        # `_extent`, in place.
+        if explicit and value_at[vr] == 8:
+            at += 8
         else:
-            skip, length = 8, _length(head, at + 4)[0]
-        at += skip
-        if length == _UNDEFINED:
-            at = _skipped(head, at, explicit, 0)
-            continue
-        if tag in WANTED:
+            at += 12 if explicit else 8
+            length = _length(head, at - 4)[0]
+            if length == _UNDEFINED:
+                at = _skipped(head, at, explicit, 0)
+                if tag in wanted:
+                    found[tag] = b""  # that it is there is all that is asked of a sequence
+                continue
+        if tag in wanted:
             if at + length > len(head):
                 return None
             found[tag] = head[at : at + length]

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from math import ceil, hypot, sqrt
 from operator import mul
@@ -38,7 +39,8 @@ PER_FRAME, SHARED = 0x52009230, 0x52009229
 
 Source = Dataset | Elements
 
-_HEAD = 65536  # bytes that nearly always reach to the pixels
+HEAD = 65536  # bytes that nearly always reach to the pixels
+_MOST_KNOWN = 4096  # texts that are remembered
 _META = 1024  # bytes within which the transfer syntax stands
 _MAX_INFLATED, _MAX_INFLATION = 2**31, 200  # bytes, and times the deflated size
 _MOST_TILES = 4096  # of a mosaic
@@ -106,7 +108,7 @@ def headers(path: Path, relative: str, burned_in: bool = False) -> list[Header]:
     """
     try:
         with path.open("rb", buffering=0) as file:
-            head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
+            head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
         quick = quick_elements(head)
         if quick:
             return described(*quick, size, relative, burned_in)
@@ -178,7 +180,7 @@ def described(ds: Source, pixels: Pixels | None, size: int, relative: str, burne
 def _headers(file: IO[bytes], relative: str, burned_in: bool) -> list[Header]:
     size = file.seek(0, 2)
     file.seek(0)
-    head = file.read(_HEAD)
+    head = file.read(HEAD)
     try:
         ds, pixels = _until_pixels(BytesIO(head))
     except Exception:
@@ -237,17 +239,19 @@ def _plane(ds: Source, relative: str, rows: int, columns: int, fault: tuple[str,
         rows=rows,
         columns=columns,
         spacing=_sound_spacing(spacing),
-        orientation=_square(numbers(ds, 0x00200037)),
+        orientation=_cosines(text(ds, 0x00200037)),
         position=numbers(ds, 0x00200032),
         directions=tuple(part.strip() for part in text(ds, 0x00200020).split("\\")),
         space=text(ds, 0x00200052),
-        traits=Traits(
-            image_type=text(ds, 0x00080008).upper(),
-            stack=text(ds, 0x00209056),
-            echo=f"{text(ds, 0x00180081)} {text(ds, 0x00180086)}",
-            diffusion=(*_doubles(ds, 0x00189087), *_doubles(ds, 0x00189089)),
-            phase=f"{text(ds, 0x00200100)} {text(ds, 0x00181060)}",
-            acquisition=text(ds, 0x00200012),
+        traits=_known(
+            Traits(
+                image_type=text(ds, 0x00080008).upper(),
+                stack=text(ds, 0x00209056),
+                echo=f"{text(ds, 0x00180081)} {text(ds, 0x00180086)}",
+                diffusion=(*_doubles(ds, 0x00189087), *_doubles(ds, 0x00189089)),
+                phase=f"{text(ds, 0x00200100)} {text(ds, 0x00181060)}",
+                acquisition=text(ds, 0x00200012),
+            )
         ),
         fault=fault,
         notes=notes,
@@ -278,7 +282,7 @@ def _frames(ds: Dataset, whole: Header) -> list[Header]:
                 instance=frame if announced > 1 else whole.instance,
                 kernel=text(kernel, 0x00181210).replace("\\", "/") or whole.kernel,
                 spacing=_sound_spacing(spacing),
-                orientation=_square(numbers(orientation, 0x00200037)),
+                orientation=_cosines(text(orientation, 0x00200037)),
                 position=numbers(position, 0x00200032),
                 traits=Traits(
                     image_type="".join(text(one, 0x00089007).upper() for one in types) or whole.traits.image_type,
@@ -299,6 +303,11 @@ def _frames(ds: Dataset, whole: Header) -> list[Header]:
 def _sound_spacing(values: tuple[float, ...]) -> tuple[float, ...]:
     """Two distances between a micron and a metre, or ()."""
     return values if len(values) == 2 and min(values) >= 1e-3 and max(values) <= 1e3 else ()
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _cosines(written: str) -> tuple[float, ...]:
+    return _square(_parsed(written)) if written else ()
 
 
 def _square(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -427,13 +436,21 @@ def raw_value(ds: Source, tag: int) -> tuple[bytes, str]:
 
 def text(ds: Source, tag: int) -> str:
     """A text without its padding; "" where there is none."""
-    value = ds.get(tag, b"") if isinstance(ds, Elements) else raw_value(ds, tag)[0]
-    return value.decode("latin-1").strip(" \0\t\r\n") if value else ""
+    value = ds.get(tag, b"") if type(ds) is Elements else raw_value(ds, tag)[0]
+    return _decoded(value) if value else ""
+
+
+# A series repeats most of its texts and numbers: it is quicker to know them again, and they are kept once.
+@lru_cache(maxsize=_MOST_KNOWN)
+def _decoded(value: bytes) -> str:
+    return value.decode("latin-1").strip(" \0\t\r\n")
 
 
 def _encoded_text(ds: Source, tag: int) -> str:
     """Text of a person's making, which may be in any of DICOM's character sets."""
     value = raw_value(ds, tag)[0].strip(b" \0")
+    if not value:
+        return ""
     if value.isascii() and b"\x1b" not in value:
         return value.decode("ascii")
     try:
@@ -445,7 +462,14 @@ def _encoded_text(ds: Source, tag: int) -> str:
 
 
 def integer(ds: Source, tag: int) -> int:
-    value, order = raw_value(ds, tag)
+    if type(ds) is Elements:
+        value, order = ds.get(tag, b""), "<"
+        if len(value) == 2:
+            return value[0] | value[1] << 8
+    else:
+        value, order = raw_value(ds, tag)
+        if not value and isinstance(known := getattr(ds.get(tag), "value", None), int):
+            return known  # pydicom converts the pixels' sign as soon as it looks into a sequence
     if len(value) < 2:
         return 0
     return int(struct.unpack(order + "L", value)[0] if len(value) == 4 else struct.unpack(order + "H", value[:2])[0])
@@ -465,13 +489,22 @@ def integer_string(ds: Source, tag: int, absent: int = 0) -> int:
 def numbers(ds: Source, tag: int) -> tuple[float, ...]:
     """Decimal strings as finite numbers; () where there is none or one of them is no number."""
     written = text(ds, tag)
-    if not written:
-        return ()
+    return _parsed(written) if written else ()
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _parsed(written: str) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in written.split("\\"))
     except ValueError:
         return ()
     return values if all(abs(value) < 1e9 for value in values) else ()
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _known(traits: Traits) -> Traits:
+    """The first that was equal: a series has few, and so they are kept once."""
+    return traits
 
 
 def _tesla(strength: float) -> float:

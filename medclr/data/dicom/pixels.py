@@ -1,14 +1,19 @@
 """One candidate -> Volume: planes decoded, brought to their modality's values, stacked and turned."""
 
+import multiprocessing
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+import nibabel as nib
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import iter_pixels
@@ -16,13 +21,16 @@ from pydicom.uid import UID
 from scipy import ndimage
 
 from medclr.data.candidate import Candidate
-from medclr.data.dicom.elements import Pixels
+from medclr.data.dicom.codecs import check_decoder, check_frame, decode, only_frame
+from medclr.data.dicom.elements import Pixels, quick_elements
 from medclr.data.dicom.header import (
+    HEAD,
     NATIVE,
     PER_FRAME,
     PIXEL_DATA,
     PLANES,
     Header,
+    Source,
     described,
     functional_group,
     integer,
@@ -42,6 +50,8 @@ from medclr.errors import Unreadable
 _QUANTITIES = frozenset({"CT", "PT"})
 _AIR_HU = -1024.0
 _RLE = "1.2.840.10008.1.2.5"  # whole cells, as where nothing is compressed
+_MODALITY_LUT = 0x00283000
+_UNDEFINED = 0xFFFFFFFF
 
 
 def read(root: Path, candidate: Candidate) -> Volume:
@@ -64,31 +74,27 @@ def read(root: Path, candidate: Candidate) -> Volume:
 
 
 def _assembled(root: Path, candidate: Candidate) -> Volume:
-    headers: list[Header] = []
-    planes: list[NDArray[np.float32]] = []
-    scaled: set[tuple[bool, ...]] = set()
-    notes = list(candidate.notes)
-    for relative in candidate.paths:
-        for header, plane, rescale, more in _decoded(root / relative, candidate.frames or None, candidate.modality):
-            notes += [note for note in more if note not in notes]
-            scaled.add(rescale)
-            if planes and plane.shape != planes[0].shape:
-                raise Unreadable("DECODE", f"planes of {planes[0].shape} and {plane.shape} pixels in one volume")
-            headers.append(header)
-            planes.append(plane)
-    if len(scaled) > 1:
+    stack = _Stack(len(candidate.frames or candidate.paths), _flips(candidate))
+    planes = _decoded_all(root, candidate, stack)
+    notes = list(dict.fromkeys((*candidate.notes, *(note for plane in planes for note in plane.notes))))
+    if len({plane.rescaled for plane in planes}) > 1:
         raise Unreadable("NONUNIFORM", "a rescale or what SUV needs on some slices, and none on others")
-    if min(p.min() for p in planes) == max(p.max() for p in planes):
+    first = stack.plane(0).flat[0]
+    if not any((stack.plane(k) != first).any() for k in range(len(planes))):
         raise Unreadable("NOT_FINITE", "a single value everywhere")
     if candidate.modality in PLANES:
-        volume = _turned(planes[0], candidate, tuple(notes))
+        volume = _turned(stack.plane(0), candidate, tuple(notes))
     else:
-        placed = placement(headers)
-        if placed.shift is not None:
-            planes = _moved(planes, placed.shift, placed.shape[:2], candidate.modality)
-        if placed.levels is not None:
-            planes = _between(planes, placed.levels)
-        volume = canonical(np.stack(planes).transpose(2, 1, 0)[None], placed.affine, tuple(notes))
+        placed = placement([plane.header for plane in planes])
+        if placed.shift is None and placed.levels is None:
+            volume = stack.volume(placed.affine, tuple(notes))
+        else:
+            slices = [stack.plane(k) for k in range(len(planes))]
+            if placed.shift is not None:
+                slices = _moved(slices, placed.shift, placed.shape[:2], candidate.modality)
+            if placed.levels is not None:
+                slices = _between(slices, placed.levels)
+            volume = canonical(np.stack(slices).transpose(2, 1, 0)[None], placed.affine, tuple(notes))
     if volume.array.shape[1:] != candidate.shape:
         raise Unreadable("DECODE", f"pixels of shape {volume.array.shape[1:]}; the headers said {candidate.shape}")
     return volume
@@ -99,15 +105,59 @@ def same_pixels(root: Path, ones: list[Header], others: list[Header]) -> bool:
     if len(ones) != len(others):
         return False
     try:
-        pairs = zip(*(_planes(root, headers) for headers in (ones, others)), strict=True)
-        return all(np.array_equal(one, other) for one, other in pairs)
+        with quiet():
+            one, other = (_planes(root, headers) for headers in (ones, others))
     except Unreadable:
         return False
+    return bool(np.array_equal(one, other))
 
 
-def _planes(root: Path, headers: list[Header]) -> list[NDArray[np.float32]]:
+def _planes(root: Path, headers: list[Header]) -> NDArray[np.float32]:
     frames = tuple(header.frame for header in headers if header.frame is not None)
-    return [plane for _, plane, *_ in _decoded(root / headers[0].path, frames or None, headers[0].modality)]
+    stack = _Stack(len(headers), (False, False, False))
+    _decoded(root / headers[0].path, frames, headers[0].modality, stack, 0)
+    return stack.array
+
+
+def _flips(candidate: Candidate) -> tuple[bool, bool, bool]:
+    """Which of slices, rows and columns run against RAS; none of a radiograph, which is turned as a whole."""
+    if candidate.modality in PLANES:
+        return False, False, False
+    columns, rows, slices = (code in "LPI" for code in candidate.orientation)
+    return slices, rows, columns
+
+
+class _Stack:
+    """The planes of one volume, each put at once where it will lie in memory, so that nothing is copied later."""
+
+    def __init__(self, n: int, flips: tuple[bool, bool, bool]) -> None:
+        self.n = n
+        self.flips = flips
+        self.array = np.empty((0, 0, 0), np.float32)
+
+    def place(self, k: int, rows: int, columns: int) -> NDArray[np.float32]:
+        """Where the values (rows, columns) of plane k go; the first sizes the stack."""
+        if not self.array.size:
+            self.array = np.empty((self.n, rows, columns), np.float32)
+        if self.array.shape[1:] != (rows, columns):
+            raise Unreadable("DECODE", f"planes of {self.array.shape[1:]} and {(rows, columns)} pixels in one volume")
+        return self.plane(k)
+
+    def plane(self, k: int) -> NDArray[np.float32]:
+        """Plane k as it is in its file."""
+        slices, rows, columns = self.flips
+        plane: NDArray[np.float32] = self.array[self.n - 1 - k if slices else k]
+        return plane[:: -1 if rows else 1, :: -1 if columns else 1]
+
+    def volume(self, affine: NDArray[np.float64], notes: tuple[str, ...]) -> Volume:
+        """All as (1, X, Y, Z); `affine` is from (column, row, slice) as in the files."""
+        turn = nib.orientations.io_orientation(affine)
+        array = self.array.transpose(2, 1, 0)
+        for axis, flipped in enumerate(reversed(self.flips)):
+            if flipped != (turn[axis, 1] < 0):  # the files are others than when they were scanned
+                array = np.flip(array, axis)
+        moved = affine @ nib.orientations.inv_ornt_aff(turn, array.shape)
+        return Volume(array.transpose(np.argsort(turn[:, 0]))[None], moved, notes)
 
 
 def _between(planes: list[NDArray[np.float32]], levels: NDArray[np.float64]) -> list[NDArray[np.float32]]:
@@ -147,33 +197,48 @@ def _turned(plane: NDArray[np.float32], candidate: Candidate, notes: tuple[str, 
 # -- planes ---------------------------------------------------------------------------------------------------------
 
 
-def _decoded(
-    path: Path, frames: tuple[int, ...] | None, modality: str
-) -> list[tuple[Header, NDArray[np.float32], tuple[bool, ...], list[str]]]:
-    """Each plane's header, values (rows, columns), whether it had a slope, an intercept and a factor to SUV, and notes.
+class _Plane(NamedTuple):
+    """What is told of one decoded plane."""
 
-    `frames` None is the only plane of its file.
-    """
+    header: Header
+    rescaled: tuple[bool, ...]  # whether it had a slope, an intercept and a factor to SUV
+    notes: tuple[str, ...]
+
+
+def _decoded_all(root: Path, candidate: Candidate, stack: _Stack) -> list[_Plane]:
+    """Decode the files of a candidate into its stack, by as many threads as there are cores."""
+
+    def some(start: int, stop: int) -> list[_Plane]:
+        return [
+            plane
+            for k in range(start, stop)
+            for plane in _decoded(root / candidate.paths[k], candidate.frames, candidate.modality, stack, k)
+        ]
+
+    n = len(candidate.paths)
+    threads = _n_threads()
+    with quiet():  # not in the threads: what it changes is global
+        done = some(0, 1)
+        step = max(1, -(-(n - 1) // (8 * threads)))
+        parts = [(start, min(n, start + step)) for start in range(1, n, step)]
+        if threads == 1 or not parts:
+            return done + [plane for part in parts for plane in some(*part)]
+        with ThreadPoolExecutor(threads) as pool:
+            return done + [plane for planes in pool.map(some, *zip(*parts, strict=True)) for plane in planes]
+
+
+def _n_threads() -> int:
+    """Cores; but one in a process that was started to share the work, where the others have theirs."""
+    if multiprocessing.parent_process() is not None:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _decoded(path: Path, frames: tuple[int, ...], modality: str, stack: _Stack, start: int) -> list[_Plane]:
+    """Decode one file into the stack, from plane `start` on. `frames` () is the only plane of its file."""
     try:
-        with quiet(), np.errstate(all="ignore"):
-            state = path.stat()
-            # Of a file with many volumes, all are read one after the other.
-            parse = _parsed_once if frames else _parsed
-            ds, headers, all_encodings = parse(path, state.st_mtime_ns, state.st_size)
-            if (headers[0].frame is None) != (frames is None) or max(frames or (0,)) >= len(headers):
-                raise Unreadable("DECODE", "other frames than when the folder was scanned; scan it again")
-            chosen = [headers[frame] for frame in frames or (0,)]
-            encodings = [all_encodings[frame] for frame in frames or (0,)]
-            planes = []
-            for header, encoding, stored in zip(chosen, encodings, _stored(ds, chosen), strict=True):
-                if stored.shape != (header.rows, header.columns):
-                    raise Unreadable(
-                        "DECODE", f"decoded as {stored.shape}; {header.rows}×{header.columns} were announced"
-                    )
-                values, notes = _values(stored, encoding, ds, modality)
-                rescale = tuple(part is not None for part in (encoding.slope, encoding.intercept, encoding.suv))
-                planes.append((header, values, rescale, notes))
-            return planes
+        with np.errstate(all="ignore"):
+            return _quickly(path, modality, stack, start, frames) or _by_pydicom(path, frames, modality, stack, start)
     except Unreadable:
         raise
     except OSError as error:
@@ -189,6 +254,74 @@ def _decoded(
         raise Unreadable("DECODE", f"the pixels cannot be decoded ({type(error).__name__})") from None
 
 
+def _quickly(path: Path, modality: str, stack: _Stack, start: int, frames: tuple[int, ...]) -> list[_Plane]:
+    """The plane of a file in a common encoding, read from where its pixels lie; [] where pydicom must parse it."""
+    if frames or modality in SHOWN or modality == "PT":
+        return []
+    with path.open("rb", buffering=0) as file:
+        head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
+        quick = quick_elements(head)
+        if quick is None or _MODALITY_LUT in quick[0]:
+            return []
+        elements, pixels = quick
+        syntax = transfer_syntax(elements)
+        compressed = syntax not in NATIVE
+        if compressed != (pixels.length == _UNDEFINED) or integer(elements, 0x00280100) not in (8, 16, 32):
+            return []
+        (header,) = _sound(described(elements, pixels, size, "", burned_in=True))
+        encoding = _encoding(elements, elements)
+        file.seek(pixels.start)
+        if compressed:
+            frame = only_frame(file.read())
+            check_frame(frame, syntax, header.rows, header.columns)
+            stored = decode(frame, syntax, header.rows, header.columns, encoding.allocated)
+            if stored is None:
+                return []
+        else:
+            stored = np.empty((header.rows, header.columns), f"<{'iu'[not encoding.signed]}{encoding.allocated // 8}")
+            if _read_whole(file, memoryview(stored.view(np.uint8).reshape(-1).data)) < stored.nbytes:
+                raise Unreadable("TRUNCATED", "the file ends before its pixels do")
+    return [_filled(stack, start, header, stored, encoding, elements, modality)]
+
+
+def _read_whole(file: IO[bytes], into: memoryview) -> int:
+    done = 0
+    while n := file.readinto(into[done:]):  # type: ignore[attr-defined]
+        done += n
+    return done
+
+
+def _by_pydicom(path: Path, frames: tuple[int, ...], modality: str, stack: _Stack, start: int) -> list[_Plane]:
+    state = path.stat()
+    # Of a file with many volumes, all are read one after the other.
+    parse = _parsed_once if frames else _parsed
+    ds, headers, all_encodings = parse(path, state.st_mtime_ns, state.st_size)
+    if (headers[0].frame is not None) != bool(frames) or max(frames or (0,)) >= len(headers):
+        raise Unreadable("DECODE", "other frames than when the folder was scanned; scan it again")
+    chosen = [headers[frame] for frame in frames or (0,)]
+    encodings = [all_encodings[frame] for frame in frames or (0,)]
+    return [
+        _filled(stack, start + k, header, stored, encoding, ds, modality)
+        for k, (header, encoding, stored) in enumerate(zip(chosen, encodings, _stored(ds, chosen), strict=True))
+    ]
+
+
+def _filled(
+    stack: _Stack, k: int, header: Header, stored: NDArray[Any], encoding: "_Encoding", ds: Source, modality: str
+) -> _Plane:
+    if stored.shape != (header.rows, header.columns):
+        raise Unreadable("DECODE", f"decoded as {stored.shape}; {header.rows}×{header.columns} were announced")
+    notes = _fill(stack.place(k, *stored.shape), stored, encoding, ds, modality)
+    rescaled = tuple(part is not None for part in (encoding.slope, encoding.intercept, encoding.suv))
+    return _Plane(header, rescaled, tuple(notes))
+
+
+def _sound(headers: list[Header]) -> list[Header]:
+    if headers[0].fault:
+        raise Unreadable(*headers[0].fault)
+    return headers
+
+
 def _parsed(path: Path, mtime_ns: int, size: int) -> tuple[Dataset, list[Header], list["_Encoding"]]:
     """A file with its pixels undecoded, its planes, and how the values of each are encoded.
 
@@ -201,9 +334,7 @@ def _parsed(path: Path, mtime_ns: int, size: int) -> tuple[Dataset, list[Header]
     value, _ = raw_value(ds, PIXEL_DATA)
     if not value:
         raise Unreadable("TRUNCATED", "the file ends before its pixels do")
-    headers = described(ds, Pixels(PIXEL_DATA, length - len(value), len(value)), length, "", burned_in=True)
-    if headers[0].fault:
-        raise Unreadable(*headers[0].fault)
+    headers = _sound(described(ds, Pixels(PIXEL_DATA, length - len(value), len(value)), length, "", burned_in=True))
     if not transfer_syntax(ds):
         ds.file_meta.TransferSyntaxUID = UID(_guessed_syntax(*map(bool, ds.original_encoding)))
     return ds, headers, _encodings(ds, headers)  # before pydicom converts the elements that it needs
@@ -216,9 +347,9 @@ def _stored(ds: Dataset, headers: list[Header]) -> Iterator[NDArray[Any]]:
     """Stored values of planes of one file: it is one, or has frames, or is a mosaic of tiles."""
     frames = [header.frame for header in headers if header.frame is not None]
     if PER_FRAME in ds and frames:
-        yield from iter_pixels(ds, raw=True, indices=frames)
+        yield from _whole_frames(ds, frames, len(ds[PER_FRAME].value))
         return
-    (whole,) = iter_pixels(ds, raw=True)
+    (whole,) = _whole_frames(ds, [0], 1)
     for header in headers:
         if header.frame is None:
             yield whole
@@ -226,6 +357,22 @@ def _stored(ds: Dataset, headers: list[Header]) -> Iterator[NDArray[Any]]:
             down, right = divmod(header.frame, whole.shape[1] // header.columns)
             rows, columns = header.rows, header.columns
             yield whole[down * rows : (down + 1) * rows, right * columns : (right + 1) * columns]
+
+
+def _whole_frames(ds: Dataset, indices: list[int], n_frames: int) -> Iterator[NDArray[Any]]:
+    syntax = transfer_syntax(ds)
+    if syntax in NATIVE:
+        yield from iter_pixels(ds, raw=True, indices=indices)
+        return
+    check_decoder(syntax)
+    rows, columns, allocated = (integer(ds, tag) for tag in (0x00280010, 0x00280011, 0x00280100))
+    frames = list(generate_frames(raw_value(ds, PIXEL_DATA)[0], number_of_frames=n_frames))
+    for index in indices:
+        check_frame(frames[index], syntax, rows, columns)
+        stored = decode(frames[index], syntax, rows, columns, allocated)
+        if stored is None:
+            (stored,) = iter_pixels(ds, raw=True, indices=[index])
+        yield stored
 
 
 def _guessed_syntax(implicit: bool, little: bool) -> str:
@@ -259,7 +406,7 @@ def _encodings(ds: Dataset, headers: list[Header]) -> list[_Encoding]:
     return [_encoding(ds, rescale) if len(rescale) else common for rescale in rescales]
 
 
-def _encoding(ds: Dataset, rescale: Dataset) -> _Encoding:
+def _encoding(ds: Source, rescale: Source) -> _Encoding:
     slope, intercept = numbers(rescale, 0x00281053), numbers(rescale, 0x00281052)
     if any(text(rescale, tag) and not found for tag, found in ((0x00281053, slope), (0x00281052, intercept))):
         raise Unreadable("DECODE", "a rescale slope or intercept that is no number")
@@ -268,7 +415,7 @@ def _encoding(ds: Dataset, rescale: Dataset) -> _Encoding:
     bits, allocated = integer(ds, 0x00280101), integer(ds, 0x00280100)
     if not 0 < bits <= allocated:
         raise Unreadable("DECODE", f"{bits} bits stored of {allocated} allocated")
-    suv, note = suv_factor(ds) if text(ds, 0x00080060) == "PT" else (None, "")
+    suv, note = suv_factor(ds) if isinstance(ds, Dataset) and text(ds, 0x00080060) == "PT" else (None, "")
     return _Encoding(
         bits=bits,
         allocated=allocated,
@@ -284,17 +431,18 @@ def _encoding(ds: Dataset, rescale: Dataset) -> _Encoding:
     )
 
 
-def _values(
-    stored: NDArray[Any], encoding: _Encoding, ds: Dataset, modality: str
-) -> tuple[NDArray[np.float32], list[str]]:
+def _fill(
+    values: NDArray[np.float32], stored: NDArray[Any], encoding: _Encoding, ds: Source, modality: str
+) -> list[str]:
     """Stored values -> HU for CT, SUV for PET where that is known, the scanner's units else (PS3.3 C.11.1)."""
     notes = list(encoding.notes)
     stored = _stored_bits(stored, encoding)
     padded = _padding(stored, encoding) if modality == "CT" else None
-    if ds.get("ModalityLUTSequence"):
-        values = np.asarray(apply_modality_lut(stored, ds), dtype=np.float32)
+    if isinstance(ds, Dataset) and ds.get("ModalityLUTSequence"):
+        values[...] = apply_modality_lut(stored, ds)
         # The entries of a table run from 0 to the most that their bits hold (C.11.1.1).
         least, most = 0.0, 2.0 ** ds.ModalityLUTSequence[0].LUTDescriptor[2] - 1
+        finite = False
     else:
         if modality == "CT" and encoding.intercept is None:
             notes.append("no rescale intercept: stored values taken as HU")
@@ -302,16 +450,21 @@ def _values(
             notes.append("rescale slope 0 taken as 1")
         suv = encoding.suv or 1.0
         slope, intercept = (encoding.slope or 1.0) * suv, (encoding.intercept or 0.0) * suv
-        values = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        np.copyto(values, stored)
+        if slope != 1:
+            values *= np.float32(slope)
+        values += np.float32(intercept)
+        finite = abs(slope) * 2.0**32 + abs(intercept) < 1e38  # whatever is stored
         low = -(2 ** (encoding.bits - 1)) if encoding.signed else 0
         least, most = (slope * end + intercept for end in (low, low + 2**encoding.bits - 1))
-    if modality in SHOWN and (display := shown(values, ds)):
-        values, (least, most) = display
+    if modality in SHOWN and isinstance(ds, Dataset) and (display := shown(values, ds)):
+        values[...], (least, most) = display
+        finite = False
         notes.append("shown as its window or VOI LUT has it")
     if encoding.inverted and modality not in _QUANTITIES:
         # Least and most value change places, so that bright is dense, as in MONOCHROME2.
-        values = np.float32(least + most) - values
-    if not np.isfinite(values).all():
+        np.subtract(np.float32(least + most), values, out=values)
+    if not finite and not np.isfinite(values).all():
         raise Unreadable("NOT_FINITE", "the rescale gives values that are not finite")
     if padded is not None and padded.any():
         padding = values[padded]
@@ -320,7 +473,7 @@ def _values(
             values[padded] = _AIR_HU
         else:
             notes.append("a pixel padding value within the range of tissue was ignored")
-    return values, notes
+    return notes
 
 
 def _stored_bits(stored: NDArray[Any], encoding: _Encoding) -> NDArray[Any]:
@@ -330,7 +483,7 @@ def _stored_bits(stored: NDArray[Any], encoding: _Encoding) -> NDArray[Any]:
     """
     width = stored.dtype.itemsize * 8
     if encoding.bits >= width or not (encoding.native or encoding.signed):
-        return stored
+        return stored.view(stored.dtype.str.replace("u", "i")) if encoding.signed else stored
     unsigned = stored.astype(stored.dtype.newbyteorder("=")).view(f"u{stored.dtype.itemsize}")
     shift = encoding.high_bit + 1 - encoding.bits
     if encoding.native and 0 < shift <= width - encoding.bits:
