@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from medclr.commands.efficiency import efficiency
     from medclr.commands.finetune import finetune
+    from medclr.commands.leakage import leakage
     from medclr.commands.prepare import prepare
     from medclr.commands.pretrain import pretrain
     from medclr.commands.scan import scan
-    from medclr.config import EfficiencyConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ScanConfig
+    from medclr.config import EfficiencyConfig, FinetuneConfig, LeakageConfig, PrepareConfig, PretrainConfig, ScanConfig
     from medclr.data.phantoms import write_phantoms
     from medclr.errors import MedclrError
     from medclr.training.encode import load_encoder
@@ -22,12 +23,14 @@ __version__ = "0.1.0"
 _HOME = {
     "EfficiencyConfig": "medclr.config",
     "FinetuneConfig": "medclr.config",
+    "LeakageConfig": "medclr.config",
     "MedclrError": "medclr.errors",
     "PrepareConfig": "medclr.config",
     "PretrainConfig": "medclr.config",
     "ScanConfig": "medclr.config",
     "efficiency": "medclr.commands.efficiency",
     "finetune": "medclr.commands.finetune",
+    "leakage": "medclr.commands.leakage",
     "load_encoder": "medclr.training.encode",
     "prepare": "medclr.commands.prepare",
     "pretrain": "medclr.commands.pretrain",
@@ -38,6 +41,7 @@ _HOME = {
 __all__ = [
     "EfficiencyConfig",
     "FinetuneConfig",
+    "LeakageConfig",
     "MedclrError",
     "PrepareConfig",
     "PretrainConfig",
@@ -45,6 +49,7 @@ __all__ = [
     "__version__",
     "efficiency",
     "finetune",
+    "leakage",
     "load_encoder",
     "prepare",
     "pretrain",

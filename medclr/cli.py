@@ -27,6 +27,7 @@ from medclr.config import (
     DoctorConfig,
     EfficiencyConfig,
     FinetuneConfig,
+    LeakageConfig,
     PrepareConfig,
     PretrainConfig,
     ScanConfig,
@@ -53,6 +54,7 @@ COMMANDS = {
     "pretrain": Command(PretrainConfig, "medclr.commands.pretrain"),
     "finetune": Command(FinetuneConfig, "medclr.commands.finetune"),
     "efficiency": Command(EfficiencyConfig, "medclr.commands.efficiency"),
+    "leakage": Command(LeakageConfig, "medclr.commands.leakage"),
     "doctor": Command(DoctorConfig, "medclr.commands.doctor"),
 }
 

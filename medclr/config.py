@@ -173,6 +173,17 @@ class EfficiencyConfig(LabelsConfig):
 
 
 @dataclass(frozen=True)
+class LeakageConfig:
+    """What two sets of scans share: patients, studies, series, identical pixels, nearly the same pixels."""
+
+    first: Path = _need("run folder, manifest.parquet or label table")
+    second: Path | None = _say(None, "another (default: look within --first, across its splits or patients)")
+    out: Path | None = _say(None, "run folder to write (default: runs/DATE-COMMAND)")
+    key_file: Path | None = _say(None, "key of the pseudonyms (default: that of the first run named)")
+    strict: bool = _say(False, "fail on near-duplicates too")
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """Run everything on generated phantoms: scans, encoder, classifier and curve, in minutes on a laptop."""
 

@@ -206,7 +206,13 @@ def test_values_take_the_types_of_the_config() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_printed_config_reads_back_as_the_same(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    required = {"efficiency": ["--labels", "l"], "finetune": ["--labels", "l"], "demo": [], "doctor": []}
+    required = {
+        "efficiency": ["--labels", "l"],
+        "leakage": ["--first", "f"],
+        "finetune": ["--labels", "l"],
+        "demo": [],
+        "doctor": [],
+    }
     flags = required.get(name, ["--data", "d"])
     assert main([name, *flags, "--print-config"]) == 0
     printed = capsys.readouterr().out

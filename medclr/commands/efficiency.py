@@ -143,6 +143,7 @@ def _write(config: EfficiencyConfig, run: Run, data: Labelled, curve: Curve) -> 
     run.write_json("report.json", report)
     run.finish({"verdict": curve.verdict()})
     say(curve.verdict())
+    say(data.near_sentence)
     if context["phantoms"]:
         say("These are generated phantoms: the figures show that medclr runs, and say nothing about patients.")
     say(f"wrote {run.folder}: report.html, report.json, curve.csv, curve.png, curve.svg, differences.csv")
@@ -186,13 +187,15 @@ def _context(config: EfficiencyConfig, run: Run, data: Labelled, title: str) -> 
         f"The split is that of the {'label table' if data.table.split_source == 'table' else 'hash of each patient'}.",
         *sources(config, data.encoder),
     ]
-    notes = [] if known else ["Not every file names its patient: intervals are image-level, and may be too narrow."]
+    notes = [] if data.near == 0 else [data.near_sentence]
+    notes += [] if known else ["Not every file names its patient: intervals are image-level, and may be too narrow."]
     return {
         "title": title,
         "command": "efficiency",
         "command_line": run.command_line,
         "phantoms": bool(rows["manufacturer"].isin({scanner.manufacturer for scanner in SCANNERS}).any()),
         "leakage": data.verdict.sentence,
+        "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
         "label": {"column": data.table.column, "negative": data.table.classes[0], "positive": data.table.classes[1]},
         "test": counts("test"),

@@ -16,6 +16,7 @@ from medclr.config import FinetuneConfig, LabelsConfig, PrepareConfig
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
 from medclr.data.labels import LabelTable, check_labels, labels_hash, name_patients, read_labels, unmatched_frame
 from medclr.data.layout import TableLayout
+from medclr.data.signature import near_duplicates
 from medclr.data.spec import DataSpec, load_spec
 from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
@@ -41,6 +42,7 @@ class Labelled:
         encoder: the pre-trained one; its architecture also serves a start from scratch.
         scans: what the volumes were prepared from, where that is known.
         verdict: of the leakage check.
+        near: how many test images are near-duplicates of what pre-training saw; None where that is not known.
     """
 
     table: LabelTable
@@ -50,6 +52,19 @@ class Labelled:
     encoder: Encoder
     scans: Path | None
     verdict: Verdict
+    near: int | None
+
+    @property
+    def near_sentence(self) -> str:
+        """What was found of near-duplicates, in one sentence."""
+        if self.near is None:
+            return "Near-duplicates not checkable: not all pre-training and test images have a signature at hand."
+        if not self.near:
+            return "No test image is a near-duplicate of one that pre-training saw."
+        images = (
+            "1 test image is a near-duplicate" if self.near == 1 else f"{self.near:,} test images are near-duplicates"
+        )
+        return f"{images} of what pre-training saw; private/near_duplicates.csv lists the pairs."
 
     @property
     def architecture(self) -> Architecture:
@@ -104,6 +119,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             if len(at := data.table.of(split))
         },
         "leakage": data.verdict.sentence,
+        "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
     }
     save_classifier(run.folder / "classifier", classifier, data.architecture, {
@@ -155,9 +171,10 @@ def gather(config: LabelsConfig, run: Run, source: Path) -> Labelled:
     if table.split_source == "patient hash":
         say("no split column: patients are split 70/10/20 into train, val and test by the hash of their pseudonym")
     verdict = _leakage(config, table, encoder, names)
+    near = _nearly_seen(run, table, encoder, source)
     scans = config.data or paths.get("data")
     check_stock(table.rows, spec, store, scans)
-    return Labelled(table, manifest, store, spec, encoder, scans, verdict)
+    return Labelled(table, manifest, store, spec, encoder, scans, verdict, near)
 
 
 def sources(config: LabelsConfig, encoder: Encoder) -> list[str]:
@@ -237,6 +254,29 @@ def _leakage(config: LabelsConfig, table: LabelTable, encoder: Encoder, names: P
     return verdict
 
 
+def _nearly_seen(run: Run, table: LabelTable, encoder: Encoder, source: Path) -> int | None:
+    """Test images that are near-duplicates of what pre-training saw; None where signatures are missing."""
+    kept = stocked(source)  # a bundle can be shared, and signatures are thumbnails: only private/ has them
+    test = table.rows.iloc[table.of("test")]
+    if kept is None or "signature" not in kept[0] or "signature" not in test:
+        return None
+    pixels = Seen.from_dict(encoder.bundle.details["seen"]).pixels
+    seen = kept[0][kept[0]["pixel_hash"].isin(pixels)]
+    if (seen["signature"] == "").any() or (test["signature"] == "").any() or pixels - set(seen["pixel_hash"]):
+        return None
+    i, j, similarity = near_duplicates(list(test["signature"]), list(seen["signature"]))
+    pairs = pd.DataFrame(
+        {
+            "test": test["volume_id"].to_numpy()[i],
+            "seen": seen["volume_id"].to_numpy()[j],
+            "similarity": similarity.round(4),
+        }
+    )
+    other = test["pixel_hash"].to_numpy()[i] != seen["pixel_hash"].to_numpy()[j]
+    run.write_frame("private/near_duplicates.csv", pairs[other])
+    return len(set(i[other].tolist()))
+
+
 def _classifier(
     config: FinetuneConfig, run: Run, data: Labelled, train: NDArray[np.intp]
 ) -> tuple[Classifier, dict[str, Any]]:
@@ -274,6 +314,7 @@ def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:
     if "test" not in metrics["splits"]:
         say("no test split: nothing is known of how good this classifier is; add a split column with test rows")
     say(metrics["leakage"])
+    say(metrics["near_duplicates"]["sentence"])
     say(f"wrote {run.folder}: metrics.json, predictions.csv, classifier/")
     carried = ("labels", "encoder", "data", "store", "key_file", "label", "spec", "transductive", "device")
     say(f"next: {next_command('efficiency', config, carried)}")

@@ -19,6 +19,7 @@ from medclr.data.candidate import Candidate, Skipped
 from medclr.data.identity import pixel_hash
 from medclr.data.manifest import candidate_of
 from medclr.data.pool import worker_pool
+from medclr.data.signature import signature
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 from medclr.data.volume import Volume
@@ -52,8 +53,8 @@ def prepare(
         progress: called with volumes done and volumes in all.
 
     Returns:
-        The manifest of the volumes that are in the store, with pixel_hash and the columns store_key, store_shape,
-        mean, std, low and high filled; and the files of those that could not be decoded, with
+        The manifest of the volumes that are in the store, with pixel_hash and the columns signature, store_key,
+        store_shape, mean, std, low and high filled; and the files of those that could not be decoded, with
         reason codes, and the volume's member as their part.
     """
     tasks = [(candidate_of(row), root, spec, store) for row in manifest.itertuples(index=False)]
@@ -141,12 +142,14 @@ def _prepare_one(task: tuple[Candidate, Path, DataSpec, Store]) -> dict[str, Any
             volume = READERS[candidate.reader](root, candidate)
             array = prepared_array(volume, spec)
             facts = {name: repr(value) for name, value in statistics(array).items()}
-            facts |= {"pixel_hash": pixel_hash(volume.array), "shape": " ".join(map(str, array.shape[1:]))}
+            facts |= {"pixel_hash": pixel_hash(volume.array), "signature": signature(volume.array)}
+            facts |= {"shape": " ".join(map(str, array.shape[1:]))}
             store.write(key, array, facts)
     except Unreadable as reason:
         return reason
     return {
         "pixel_hash": facts["pixel_hash"],
+        "signature": facts["signature"],
         "store_key": key,
         "store_shape": [int(side) for side in facts["shape"].split()],
         **{name: float(facts[name]) for name in ("mean", "std", "low", "high")},

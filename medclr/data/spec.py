@@ -19,7 +19,7 @@ from medclr.data.layout import TableLayout, parse_layout
 from medclr.data.manifest import DOMAINS, spatial_dims
 from medclr.errors import DataError, UsageError
 
-STORE_VERSION = 2  # raise it when what prepare writes for the same input and spec changes
+STORE_VERSION = 3  # raise it when what prepare writes for the same input and spec changes
 
 
 @dataclass(frozen=True)

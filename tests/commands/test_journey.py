@@ -110,6 +110,7 @@ def test_finetune_reports_what_its_predictions_say(journey):
     test = metrics["splits"]["test"]
     assert test["low"] <= test["auroc"] <= test["high"]
     assert metrics["leakage"].startswith("Pre-training saw none")
+    assert metrics["near_duplicates"]["test_images"] is not None
 
 
 def test_curve_is_the_mean_of_its_cells(journey):
