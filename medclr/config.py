@@ -4,6 +4,7 @@ Every field carries its help text as metadata; `cli` turns the class into flags,
 with a value that the command would have to refuse.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -70,8 +71,8 @@ class ScanConfig(ReadingConfig):
 
 
 @dataclass(frozen=True)
-class PrepareConfig(ReadingConfig):
-    """Build or resume the store: every volume oriented, resampled and clipped, ready for random crops."""
+class StoreConfig(ReadingConfig):
+    """What prepare and pretrain share: the store, and how volumes come into it."""
 
     store: Path | None = _say(
         None, "folder of prepared volumes (default: store/ beside the run folder, shared by all runs there)"
@@ -84,7 +85,32 @@ class PrepareConfig(ReadingConfig):
 
 
 @dataclass(frozen=True)
-class PretrainConfig(PrepareConfig):
+class PrepareConfig(StoreConfig):
+    """Build or resume the store: every volume oriented, resampled and clipped, ready for random crops."""
+
+    shard: str | None = _say(None, "prepare only part i of N, as i/N from 0/N to N-1/N: for array jobs (default: all)")
+    scheduler: str | None = _say(
+        None, "address of a Dask scheduler whose workers prepare (default: processes of this machine)"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shard is not None:
+            parts = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+            if not (parts and int(parts[1]) < int(parts[2])):
+                raise UsageError(f"--shard {self.shard}: must be i/N with i from 0 to N-1, such as 0/8")
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """The shard as numbers: which, and of how many."""
+        if self.shard is None:
+            return None
+        index, n_shards = self.shard.split("/")
+        return int(index), int(n_shards)
+
+
+@dataclass(frozen=True)
+class PretrainConfig(StoreConfig):
     """Teach an encoder from unlabelled scans with SimCLR; scans and prepares first where needed."""
 
     holdout: Path | None = _say(None, "label table whose val and test patients are left out of pre-training")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
-from medclr.config import FinetuneConfig, LabelsConfig, PrepareConfig
+from medclr.config import FinetuneConfig, LabelsConfig, StoreConfig
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
 from medclr.data.labels import LabelTable, check_labels, labels_hash, name_patients, read_labels, unmatched_frame
 from medclr.data.layout import TableLayout
@@ -218,7 +218,7 @@ def _volumes(
         kept = stocked(run.folder) if run.resumed else None
         if kept:
             return kept[1], Store(config.store or run.folder.parent / "store"), kept[0]
-        reading = PrepareConfig(
+        reading = StoreConfig(
             data=config.data,
             store=config.store,
             key_file=config.key_file or paths.get("key_file"),

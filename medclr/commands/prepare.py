@@ -1,18 +1,22 @@
 """`medclr prepare`: every volume into the store, once."""
 
 import re
+import shutil
 from collections import Counter
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 import yaml
 
 from medclr.commands.scan import READING, check_skipped, refuse_faults, summarise, survey
-from medclr.config import PrepareConfig
+from medclr.config import PrepareConfig, StoreConfig
 from medclr.data.candidate import Skipped, settled
 from medclr.data.manifest import candidate_of, skipped_frame, spatial_dims
+from medclr.data.pool import dask_cluster
+from medclr.data.prepare import bytes_to_write, processes, shard
 from medclr.data.prepare import prepare as fill_store
-from medclr.data.prepare import processes
 from medclr.data.spec import DataSpec, choose_spec, load_spec, parse_spec
 from medclr.data.store import Store
 from medclr.errors import DataError
@@ -21,24 +25,35 @@ from medclr.reporting.run import Run, next_command, writing
 
 
 def prepare(config: PrepareConfig) -> pd.DataFrame:
-    """Scan a folder and bring its volumes into the store.
+    """Scan a folder and bring its volumes, or a shard of them, into the store.
 
     Returns:
         The manifest of the volumes in the store.
     """
-    run = Run.open("prepare", config, config.out)
-    say(f"run folder: {run.folder}")
-    manifest, skipped, spec, store = stock(config, run)
+    # A wrong address is found before anything is read.
+    with nullcontext() if config.scheduler is None else dask_cluster(config.scheduler) as cluster:
+        run = Run.open("prepare", config, config.out)
+        say(f"run folder: {run.folder}")
+        manifest, skipped, spec, store = stock(config, run, part=config.part, executor=cluster)
     run.finish({"volumes": len(manifest), "skipped_files": len(skipped), "store": spec.digest()})
     say(f"wrote {run.folder}: scan.json, spec.yaml; private/ has manifest.parquet, skipped.csv and keys.csv")
-    say(f"store {store.root} has {counted(len(manifest), 'volume')}")
-    say(f"next: {next_command('pretrain', config, (*READING, 'store', 'spec'))}")
+    say(f"store {store.root} has {counted(len(manifest), 'volume')}" + (" of this shard" if config.part else ""))
+    following = next_command("pretrain", config, (*READING, "store", "spec"))
+    if config.part:
+        # Its share of the skipped says little; the command that gathers counts all.
+        say(f"next, when all {config.part[1]} shards are done: {following}")
+        return manifest
+    say(f"next: {following}")
     check_skipped(config, manifest, skipped)
     return manifest
 
 
 def stock(
-    config: PrepareConfig, run: Run, spec: DataSpec | None = None
+    config: StoreConfig,
+    run: Run,
+    spec: DataSpec | None = None,
+    part: tuple[int, int] | None = None,
+    executor: Executor | None = None,
 ) -> tuple[pd.DataFrame, list[Skipped], DataSpec, Store]:
     """Scan and prepare into a run's `private/`.
 
@@ -46,6 +61,8 @@ def stock(
         config: what to read, and where the store is.
         run: gets scan.json, spec.yaml and the tables in `private/`.
         spec: with patch and spacing filled; None is the config's, or one chosen from the data.
+        part: which shard to prepare, and of how many; None is everything.
+        executor: whose workers prepare; None is processes of this machine.
 
     Returns:
         The manifest of the prepared volumes, what was skipped, the spec and the store.
@@ -74,10 +91,15 @@ def stock(
     say(f"spec {spec.name}: {_described(spec)}{rest}")
     for sentence in named_source("Data", spec) if own else ():
         say(sentence)
+    mine = chosen
+    if part:
+        mine = shard(chosen, *part)
+        say(f"shard {part[0]}/{part[1]}: {len(mine):,} of {counted(len(chosen), 'volume')}")
     store.sweep()
-    workers = processes(config.workers, len(chosen))
+    _check_space(store, bytes_to_write(chosen, spec, store, mine))
+    workers = processes(config.workers, len(mine)) if executor is None else nullcontext(executor)
     with writing(store.root, "--store"), progress("preparing volumes") as show, workers as pool:
-        prepared, unreadable = fill_store(chosen, config.data, spec, store, pool, show)
+        prepared, unreadable = fill_store(mine, config.data, spec, store, pool, show)
     left_out = [
         Skipped(
             item, "OTHER_KIND", f"{candidate.modality or 'unknown modality'} {len(candidate.shape)}D", candidate.member
@@ -85,16 +107,17 @@ def stock(
         for candidate in map(candidate_of, others.itertuples(index=False))
         for item in candidate.paths
     ]
-    skipped = settled([*skipped, *left_out, *unreadable], {item for source in prepared["source"] for item in source})
+    used = pd.concat([prepared["source"], chosen["source"].drop(mine.index)])
+    skipped = settled([*skipped, *left_out, *unreadable], {item for source in used for item in source})
     run.write_frame("private/skipped.csv", skipped_frame(skipped))
     refuse_faults(config, run, unreadable)
-    if prepared.empty:
+    if prepared.empty and len(mine):
         raise DataError(
-            f"--data {config.data}: not one of {counted(len(chosen), 'volume')} could be decoded; "
+            f"--data {config.data}: not one of {counted(len(mine), 'volume')} could be decoded; "
             f"{run.private / 'skipped.csv'} says why for each"
         )
     if unreadable:
-        say(f"{counted(len(chosen) - len(prepared), 'volume')} could not be decoded; private/skipped.csv says why")
+        say(f"{counted(len(mine) - len(prepared), 'volume')} could not be decoded; private/skipped.csv says why")
     domains = _domains(prepared, spec)
     if len(domains) > 1:
         largest = max(domains.values())
@@ -142,7 +165,23 @@ def stocked(folder: Path) -> tuple[pd.DataFrame, DataSpec] | None:
     return manifest, parse_spec(yaml.safe_load(spec.read_text()), str(spec))
 
 
-def _refuse_sizes(config: PrepareConfig, chosen: pd.DataFrame) -> None:
+def _check_space(store: Store, need: int) -> None:
+    """Say what the store will grow by; raise DataError where that does not fit the disk."""
+    there = next(folder for folder in (store.root, *store.root.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise DataError(
+            f"--store {store.root}: needs about {_sized(need)}, and {_sized(free)} are free there; free some, or name "
+            "a folder on a larger disk with --store"
+        )
+    say(f"store {store.root}: about {_sized(need)} to write, {_sized(free)} free")
+
+
+def _sized(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:,.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:,.1f} MiB"
+
+
+def _refuse_sizes(config: StoreConfig, chosen: pd.DataFrame) -> None:
     """MedMNIST comes in several sizes: an image in two would be two patients, and could be trained and tested on."""
     files = {item for source in chosen["source"] for item in source if item.endswith(".npz")}
     sizes = Counter(re.sub(r"(_\d+)?\.npz$", "", PurePosixPath(item).name) for item in files)

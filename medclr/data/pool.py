@@ -1,15 +1,20 @@
-"""The processes that read and prepare: they leave signals to their parent, and end when it does."""
+"""Who does the work: processes that end with their parent, or a Dask cluster."""
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
+from typing import Any
 
-from medclr.errors import DataError
+from medclr.errors import DataError, UsageError
+
+_CONNECT_S = 10.0
 
 
 @contextmanager
@@ -23,8 +28,7 @@ def worker_pool(n_workers: int, doing: str) -> Iterator[Executor]:
     Raises:
         DataError: one of them died.
     """
-    # Neither threads nor open files of this process go into a forkserver's children.
-    pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("forkserver"), _attend_to_parent)
+    pool = ProcessPoolExecutor(n_workers, forkserver(), _attend_to_parent)
     try:
         yield pool
     except BrokenProcessPool:
@@ -34,6 +38,79 @@ def worker_pool(n_workers: int, doing: str) -> Iterator[Executor]:
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def dask_cluster(address: str) -> Iterator[Executor]:
+    """The workers of a Dask cluster, as an executor.
+
+    Args:
+        address: of its scheduler, as `dask scheduler` prints it.
+
+    Raises:
+        UsageError: Dask is not installed, or no scheduler answers.
+        DataError: the scheduler went away.
+    """
+    try:
+        from distributed import Client
+    except ImportError:
+        raise UsageError("--scheduler: Dask is not installed; pip install medclr[dask]") from None
+    try:
+        client = Client(address, timeout=_CONNECT_S, set_as_default=False)
+    except (OSError, ValueError, AssertionError):  # the last for a host that has no address
+        raise UsageError(
+            f"--scheduler {address}: no Dask scheduler answers there; start one with `dask scheduler`, and give the "
+            "address that it prints"
+        ) from None
+    logger = logging.getLogger("distributed.client")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)  # pages, where our one line will do
+    try:
+        with client, _DaskExecutor(client) as executor:
+            try:
+                yield executor
+            except Exception as error:
+                if client.status == "running" and not isinstance(error, CancelledError):
+                    raise
+                raise DataError(
+                    f"--scheduler {address}: the scheduler went away; start it again, and run the same command"
+                ) from None
+    finally:
+        logger.setLevel(before)
+
+
+def forkserver() -> ForkServerContext:
+    """How processes are started: neither threads nor open files of this one go into them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "medclr.data.prepare"])  # seconds, spent once and not by each
+    return context
+
+
+class _DaskExecutor(Executor):
+    """Dask's own executor, some of whose futures would wait for ever once the scheduler is gone."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        # Not pure: what a task finds on the disk is no function of its arguments.
+        self._executor = client.get_executor(pure=False)
+        self._waiting: set[Future[Any]] = set()
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = self._executor.submit(function, *args, **kwargs)
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(1.0):
+            if self._client.status in ("closing", "closed"):
+                for future in self._waiting.copy():
+                    future.cancel()
 
 
 def _attend_to_parent() -> None:

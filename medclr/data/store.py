@@ -36,13 +36,14 @@ class Store:
 
     def write(self, key: str, array: NDArray[np.generic], facts: dict[str, str]) -> None:
         """Add or replace an entry; `facts` are short texts kept in its header."""
-        payload = save({"volume": array}, metadata={**facts, "checksum": _checksum(array, facts)})
+        header, voxels = _encoded(array, {**facts, "checksum": _checksum(array, facts)})
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(payload)
+                file.write(header)
+                file.write(voxels)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -66,6 +67,10 @@ class Store:
                 return facts if checksum == _checksum(file.get_tensor("volume"), facts) else None
         except (OSError, SafetensorError, KeyError, TypeError):
             return None
+
+    def size(self, ending: str) -> int:
+        """Bytes that the entries whose keys end so take on the disk."""
+        return sum(on_disk(path.stat().st_size) for path in self.root.glob(f"*/*{ending}.safetensors"))
 
     def read(self, key: str, start: tuple[int, ...], size: tuple[int, ...], fill: float) -> NDArray[np.float32]:
         """Read a block of a volume without reading the volume.
@@ -94,6 +99,11 @@ class Store:
 
     def _path(self, key: str) -> Path:
         return self.root / key[:2] / f"{key}.safetensors"
+
+
+def on_disk(size: int) -> int:
+    """Bytes that a file of this size takes, in the blocks of most file systems."""
+    return -(-size // 4096) * 4096
 
 
 @lru_cache(maxsize=_MOST_MAPPED)
@@ -129,6 +139,14 @@ def cut_block(
     place = [slice(i.start - a, i.stop - a) for a, i in zip(start, inside, strict=True)]
     block[(slice(None), *place)] = part
     return block
+
+
+def _encoded(array: NDArray[np.generic], metadata: dict[str, str]) -> tuple[bytes, memoryview]:
+    """A safetensors file in two parts, its header in one order: safetensors draws another each time."""
+    payload = memoryview(save({"volume": array}, metadata=metadata))
+    end = 8 + int.from_bytes(payload[:8], "little")
+    header = json.dumps(json.loads(bytes(payload[8:end])), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return bytes(payload[:8]) + header.encode().ljust(end - 8), payload[end:]
 
 
 def _checksum(array: NDArray[np.generic], facts: dict[str, str]) -> str:

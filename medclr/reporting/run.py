@@ -31,7 +31,7 @@ from medclr.config import paths_of
 from medclr.errors import MedclrError, UsageError
 
 # They say where and with how many hands, and what of it is shown, not what is computed: a run may go on with others.
-_HANDS = ("out", "workers")
+_HANDS = ("out", "workers", "scheduler")
 FREE_FIELDS = (*_HANDS, "report", "share_images")
 # What spreadsheets take for the start of a formula, with the full-width forms that some of them accept.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -287,7 +287,8 @@ def _lock(folder: Path) -> int:
 
 def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
     paths = {name: _absolute(name, path) for name, path in paths_of(config).items()}
-    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in paths}
+    hidden = {*paths, "scheduler"}  # which names a machine
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in hidden}
     if (folder / "run.json").exists():
         record = read_record(folder)
         if record["command"] != command:

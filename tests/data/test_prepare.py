@@ -2,7 +2,7 @@ import hashlib
 import math
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 
 import nibabel as nib
@@ -14,12 +14,12 @@ from medclr.data import prepare as module
 from medclr.data.candidate import Candidate
 from medclr.data.discover import discover
 from medclr.data.identity import Pseudonymiser, pixel_hash
-from medclr.data.manifest import build_manifest
-from medclr.data.prepare import prepare, prepared_array, processes, statistics
+from medclr.data.manifest import build_manifest, candidate_of
+from medclr.data.prepare import bytes_to_write, prepare, prepared_array, processes, shard, statistics, stored_shape
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 from medclr.data.volume import Volume
-from medclr.errors import DataError, Unreadable
+from medclr.errors import Unreadable
 
 MR = DataSpec("mr", ("MR", ""), 3, "zscore", "spacing", 64, "mr", spacing_mm=(2.0, 1.0, 1.0), patch=(8, 8, 8))
 CT = replace(MR, modality=("CT",), normalisation="window", window=(-1000, 1000), clip=(-1024, 3071))
@@ -30,6 +30,12 @@ def scanned(root):
     candidates, skipped = discover(root, workers=0)
     assert not skipped
     return build_manifest(candidates, Pseudonymiser(b"k" * 32))[0]
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Where readers can be replaced; tests/data/test_isolation.py has the rest."""
+    monkeypatch.setattr(module, "isolated", lambda function, *args, seconds, memory: function(*args))
 
 
 @pytest.fixture
@@ -155,33 +161,120 @@ def test_nothing_readable(scans):
     assert len(skipped) == 4
 
 
-def test_two_processes_give_what_one_does(scans, tmp_path):
-    root, manifest, store = scans
-    (root / "1.nii").write_bytes(b"")
-    one, skipped = prepare(manifest, root, MR, store)
-    with processes(2, 64) as pool:
-        assert isinstance(pool, ProcessPoolExecutor)
-        two, also = prepare(manifest, root, MR, Store(tmp_path / "other"), pool)
-    pd.testing.assert_frame_equal(one, two)
-    assert skipped == also
-    assert len(skipped) == 1
-    for key in one["store_key"]:
-        assert Store(tmp_path / "other").facts(key) == store.facts(key) is not None
-
-
 def test_processes_only_where_they_pay():
     for workers, items in ((0, 10**6), (1, 10**6), (8, 20), (None, 3)):
         with processes(workers, items) as pool:
             assert pool is None
 
 
-def _die(task):
-    os._exit(1)
+class Counting:
+    """An executor that does the work when its result is asked for, and knows how much was waiting at most."""
+
+    def __init__(self, kills=""):
+        self.waiting = self.most = self.submitted = 0
+        self.kills = kills
+
+    def submit(self, job, chunk):
+        self.waiting += 1
+        self.submitted += 1
+        self.most = max(self.most, self.waiting)
+        future = Future()
+        future.result = lambda: self.do(job, chunk)
+        return future
+
+    def do(self, job, chunk):
+        self.waiting -= 1
+        if any(candidate.paths == (self.kills,) for _, candidate in chunk):
+            raise KilledWorker
+        return job(chunk)
 
 
-def test_a_process_that_dies_is_one_clear_line():
-    with pytest.raises(DataError, match="fewer --workers"), processes(2, 64) as pool:
-        pool.submit(_die, None).result()
+class KilledWorker(Exception):
+    """As Dask names it."""
+
+
+def test_any_executor_gives_the_same_and_never_holds_all(scans, tmp_path, monkeypatch):
+    root, manifest, store = scans
+    manifest = pd.concat([manifest] * 5, ignore_index=True)
+    monkeypatch.setattr(module, "_IN_FLIGHT", 3)
+    one, _ = prepare(manifest, root, MR, store)
+    executor = Counting()
+    other, _ = prepare(manifest, root, MR, Store(tmp_path / "other"), executor)
+    pd.testing.assert_frame_equal(one, other)
+    assert (executor.submitted, executor.most) == (20, 3)
+
+
+def test_a_volume_that_kills_dask_workers_costs_itself(scans, monkeypatch):
+    root, manifest, store = scans
+    monkeypatch.setattr(module, "max", lambda *numbers: 4, raising=False)  # one chunk
+    executor = Counting(kills="2.nii")
+    prepared, skipped = prepare(manifest, root, MR, store, executor)
+    assert [source[0] for source in prepared["source"]] == ["0.nii", "1.nii", "3.nii"]
+    assert [(one.item, one.reason) for one in skipped] == [("2.nii", "TOO_LARGE")]
+    assert executor.submitted == 1 + 4
+
+
+def test_other_failures_of_an_executor_end_the_run(scans):
+    root, manifest, store = scans
+    executor = Counting()
+    executor.do = lambda job, chunk: 1 // 0
+    with pytest.raises(ZeroDivisionError):
+        prepare(manifest, root, MR, store, executor)
+
+
+@pytest.mark.parametrize("n_shards", [1, 2, 3, 7, 50])
+def test_shards_are_a_partition_whatever_the_order(n_shards):
+    manifest = pd.DataFrame(
+        {"source": [[f"p{n // 2}.npz", "x"] for n in range(40)], "member": [n % 2 for n in range(40)]}
+    )
+    names = manifest["source"].str[0] + manifest["member"].astype(str)
+    shuffled = manifest.sample(frac=1, random_state=3).reset_index(drop=True)
+    parts = [shard(manifest, index, n_shards) for index in range(n_shards)]
+    assert sorted(label for part in parts for label in part.index) == list(range(40))
+    assert {len(part) for part in parts} <= {40 // n_shards, -(-40 // n_shards)}
+    for index, part in enumerate(parts):
+        assert list(part.index) == sorted(part.index)
+        again = shard(shuffled, index, n_shards)
+        assert set(again["source"].str[0] + again["member"].astype(str)) == set(names[part.index])
+    if n_shards == 2:
+        assert 5 < sum(label < 20 for label in parts[0].index) < 15  # drawn, not cut in two
+
+
+def test_what_the_store_will_grow_by(scans):
+    root, manifest, store = scans
+    coarse = replace(MR, spacing_mm=(3.0, 1.0, 1.3))
+    shapes = [stored_shape((10, 9, 8), (1.0, 1.0, 1.0), spec) for spec in (MR, coarse, replace(PLANE, patch=(5, 8, 8)))]
+    assert shapes == [(5, 9, 8), (3, 9, 6), (5, 4, 4)]
+    fine = replace(MR, spacing_mm=(0.5, 0.5, 0.5))
+    for spec, blocks, halved in ((MR, 1, 1), (coarse, 1, 1), (fine, 6, 3)):  # of 4 KiB
+        assert bytes_to_write(manifest, spec, store) == 4 * 4096 * blocks
+        assert bytes_to_write(manifest, replace(spec, modality=("CT",)), store) == 4 * 4096 * halved
+        before = bytes_to_write(manifest, spec, store)
+        prepared, _ = prepare(manifest[:3], root, spec, store)
+        assert {tuple(shape) for shape in prepared["store_shape"]} == {stored_shape((10, 9, 8), (1.0,) * 3, spec)}
+        written = sum(512 * path.stat().st_blocks for path in store.root.glob(f"*/*{spec.digest()}.*"))
+        assert bytes_to_write(manifest, spec, store) == before - written == before // 4
+        assert bytes_to_write(manifest, spec, store, manifest[:1]) == before // 4
+        prepare(manifest, root, spec, store)
+        assert bytes_to_write(manifest, spec, store) == 0
+    assert bytes_to_write(manifest, replace(MR, spacing_mm=(1e-3,) * 3), store) == 0  # too large, and skipped
+
+
+def test_what_a_volume_may_take_grows_with_it(scans, monkeypatch):
+    root, manifest, store = scans
+    allowed = []
+    monkeypatch.setattr(module, "isolated", lambda *args, **allowance: allowed.append((args[2], allowance)) or {})
+    large = manifest[:1].assign(shape=[[512, 512, 1000]])
+    module._prepare_chunk(
+        root, MR, store, [(None, candidate_of(row)) for row in pd.concat([manifest[:1], large]).itertuples()]
+    )
+    (_, small), (_, big) = allowed
+    assert small["seconds"] > 300
+    assert small["memory"] > 4 << 30
+    # A slow disk: a megabyte a second, were the file as large as the volume in memory.
+    assert big["seconds"] - small["seconds"] > 4 * 512 * 512 * 1000 / 1e6 - 10
+    # float64 of the scan and of what becomes of it, several times over.
+    assert big["memory"] - small["memory"] > 4 * 8 * 512 * 512 * 1500
 
 
 def test_an_archive_is_hashed_once(tmp_path, monkeypatch):

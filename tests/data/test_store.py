@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
-from medclr.data.store import Store, cut_block
+from medclr.data.store import Store, cut_block, on_disk
 from medclr.errors import DataError
 
 KEY = "ab" * 16
@@ -64,6 +65,27 @@ def test_read_of_what_is_not_there_names_the_fix(store):
     files(store)[0].write_bytes(b"junk")
     with pytest.raises(DataError, match="damaged"):
         store.read(KEY, (0, 0, 0), (1, 1, 1), 0)
+
+
+def test_an_entry_has_the_same_bytes_whenever_it_is_written(store, tmp_path):
+    facts = {name: name for name in "zyxwvutsr"} | {"é": "ü"}
+    for _ in range(5):  # safetensors orders its header anew each time
+        store.write("cd" * 16, ARRAY, facts)
+        store.write("ef" * 16, ARRAY, dict(reversed(facts.items())))
+        one, other = ((tmp_path / key[:2] / f"{key}.safetensors").read_bytes() for key in ("cd" * 16, "ef" * 16))
+        assert one == other
+    assert store.facts("cd" * 16) == facts
+    np.testing.assert_array_equal(load_file(tmp_path / "cd" / f"{'cd' * 16}.safetensors")["volume"], ARRAY)
+
+
+def test_size_counts_entries_by_how_their_keys_end(store):
+    store.write("cd" * 15 + "ab", ARRAY, FACTS)
+    store.write("cd" * 16, ARRAY, FACTS)
+    (store.root / "cd" / ".x.part").write_bytes(b"half")
+    assert store.size("ab") == 2 * 4096
+    assert store.size("cd") == 4096
+    assert [on_disk(size) for size in (0, 1, 4096, 4097)] == [0, 4096, 4096, 8192]
+    assert Store(store.root / "none").size("ab") == 0
 
 
 def test_every_flipped_byte_is_noticed(store):
