@@ -163,6 +163,17 @@ def statistics(array: NDArray[np.generic]) -> dict[str, float]:
     return {name: float(value) for name, value in measured.items()}
 
 
+def allowance(root: Path, candidate: Candidate, made: int = 0) -> tuple[float, int]:
+    """Seconds and bytes of memory that a volume may take to decode, and to make so many voxels of it."""
+    size = 0
+    for item in candidate.paths:
+        with suppress(OSError):  # the reader will say so
+            size += (root / item).stat().st_size
+    voxels = prod(candidate.shape) + made
+    seconds = _SECONDS + len(candidate.paths) * _SECONDS_PER_FILE + (size + 4 * voxels) / _BYTES_PER_SECOND
+    return seconds, _MEMORY + size * _MEMORY_PER_BYTE + voxels * _MEMORY_PER_VOXEL
+
+
 @contextmanager
 def processes(workers: int | None, n_items: int) -> Iterator[Executor | None]:
     """Processes for `prepare`, one per core by default; None where starting more than one would not pay."""
@@ -225,7 +236,8 @@ def _collected(
 def _prepare_chunk(root: Path, spec: DataSpec, store: Store, chunk: list[tuple[Reader, Candidate]]) -> list[_Outcome]:
     outcomes: list[_Outcome] = []
     for reader, candidate in chunk:
-        seconds, memory = _allowance(root, candidate, spec)
+        stored = prod(stored_shape(candidate.shape, candidate.spacing_mm, spec))
+        seconds, memory = allowance(root, candidate, min(stored, MAX_VOXELS))
         try:
             outcomes.append(
                 isolated(_prepare_one, reader, candidate, root, spec, store, seconds=seconds, memory=memory)
@@ -233,18 +245,6 @@ def _prepare_chunk(root: Path, spec: DataSpec, store: Store, chunk: list[tuple[R
         except Unreadable as reason:
             outcomes.append(reason)
     return outcomes
-
-
-def _allowance(root: Path, candidate: Candidate, spec: DataSpec) -> tuple[float, int]:
-    """Seconds and bytes of memory that a volume may take."""
-    size = 0
-    for item in candidate.paths:
-        with suppress(OSError):  # the reader will say so
-            size += (root / item).stat().st_size
-    stored = stored_shape(candidate.shape, candidate.spacing_mm, spec)
-    voxels = prod(candidate.shape) + min(prod(stored), MAX_VOXELS)
-    seconds = _SECONDS + len(candidate.paths) * _SECONDS_PER_FILE + (size + 4 * voxels) / _BYTES_PER_SECOND
-    return seconds, _MEMORY + size * _MEMORY_PER_BYTE + voxels * _MEMORY_PER_VOXEL
 
 
 def _prepare_one(reader: Reader, candidate: Candidate, root: Path, spec: DataSpec, store: Store) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import os
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import zip_longest
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medclr.data.candidate import Candidate
+from medclr.data.isolation import dismiss, isolated
 from medclr.data.manifest import candidate_of
-from medclr.data.pool import worker_pool
-from medclr.data.prepare import READERS
+from medclr.data.prepare import READERS, Reader, allowance
 from medclr.data.volume import Volume
 from medclr.errors import Unreadable
 
@@ -23,7 +24,6 @@ SIDE = 120  # pixels of the longer side, at most
 WINDOW_HU = (-1000.0, 400.0)  # of CT: lung and soft tissue both have contrast
 _NARROW = 4  # times as long as wide, from which on an axial slice is a strip that shows nothing
 _KINDS = ("modality", "manufacturer", "site", "model", "kernel", "shape")  # what a fair sample is spread over
-_MANY_VOXELS = 2**26  # above which processes are started: their start takes about a second
 
 
 def thumbnails(
@@ -34,26 +34,21 @@ def thumbnails(
     Args:
         manifest: as few rows as pictures are wanted; each volume is decoded whole.
         root: folder that the manifest's sources are relative to.
-        workers: processes that decode; None is one per core; small volumes are decoded in this one.
+        workers: processes that decode; None is one per core.
         progress: called with volumes done and volumes in all.
     """
-    tasks = [(candidate_of(row), root) for row in manifest.itertuples(index=False)]
-    n_voxels = sum(prod(candidate.shape) for candidate, _ in tasks)
-    n_workers = min(os.cpu_count() or 1 if workers is None else workers, len(tasks), n_voxels // _MANY_VOXELS)
+    candidates = [candidate_of(row) for row in manifest.itertuples(index=False)]
     pictures: list[NDArray[np.uint8] | Unreadable] = []
-
-    def collect(one: NDArray[np.uint8] | Unreadable) -> None:
-        pictures.append(one)
-        if progress:
-            progress(len(pictures), len(tasks))
-
-    if n_workers < 2:
-        for task in tasks:
-            collect(_decoded(task))
-    else:
-        with worker_pool(n_workers, "draws thumbnails") as pool:
-            for one in pool.map(_decoded, tasks):
-                collect(one)
+    # Threads, each of which waits for a process of its own.
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1 if workers is None else workers)) as pool:
+        try:
+            for picture in pool.map(partial(_picture, root), candidates):
+                pictures.append(picture)
+                if progress:
+                    progress(len(pictures), len(candidates))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            dismiss()
     return pictures
 
 
@@ -112,12 +107,19 @@ def fair_sample(manifest: pd.DataFrame, most: int) -> pd.DataFrame:
     return manifest.iloc[sorted(chosen)]
 
 
-def _decoded(task: tuple[Candidate, Path]) -> NDArray[np.uint8] | Unreadable:
-    candidate, root = task
+def _picture(root: Path, candidate: Candidate) -> NDArray[np.uint8] | Unreadable:
+    seconds, memory = allowance(root, candidate)
     try:
-        return thumbnail(READERS[candidate.reader](root, candidate), candidate.modality)
+        drawn: NDArray[np.uint8] = isolated(
+            _drawn, READERS[candidate.reader], root, candidate, seconds=seconds, memory=memory
+        )
+        return drawn
     except Unreadable as reason:
         return reason
+
+
+def _drawn(reader: Reader, root: Path, candidate: Candidate) -> NDArray[np.uint8]:
+    return thumbnail(reader(root, candidate), candidate.modality)
 
 
 def _in_turn(rows: list[int], kinds: list[tuple[object, ...]], level: int, most: int) -> list[int]:

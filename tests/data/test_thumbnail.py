@@ -1,12 +1,14 @@
+import os
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
-from medclr.data import thumbnail as module
 from medclr.data.discover import discover
 from medclr.data.identity import Pseudonymiser
 from medclr.data.manifest import build_manifest
+from medclr.data.prepare import READERS
 from medclr.data.thumbnail import SIDE, WINDOW_HU, fair_sample, thumbnail, thumbnails
 from medclr.data.volume import Volume
 from medclr.errors import Unreadable
@@ -119,7 +121,7 @@ def test_many_kinds_are_sampled_in_no_time():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_volume_that_cannot_be_decoded_says_why_in_its_place(tmp_path, monkeypatch, workers):
+def test_a_volume_that_cannot_be_decoded_says_why_in_its_place(tmp_path, workers):
     rng = np.random.default_rng(0)
     for name in "abc":
         nib.save(nib.Nifti1Image(rng.random((12, 11, 10), dtype=np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
@@ -127,7 +129,6 @@ def test_a_volume_that_cannot_be_decoded_says_why_in_its_place(tmp_path, monkeyp
     (tmp_path / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
     candidates, _ = discover(tmp_path, workers=0)
     manifest, _ = build_manifest(candidates, Pseudonymiser(b"k" * 32))
-    monkeypatch.setattr(module, "_MANY_VOXELS", 1)
     seen = []
     first, second, third = thumbnails(manifest, tmp_path, workers, lambda *n: seen.append(n))
     assert isinstance(second, Unreadable)
@@ -136,3 +137,17 @@ def test_a_volume_that_cannot_be_decoded_says_why_in_its_place(tmp_path, monkeyp
         array = nib.load(tmp_path / f"{name}.nii.gz").get_fdata(dtype=np.float32)
         assert np.array_equal(picture, thumbnail(Volume(array[None], np.eye(4)), ""))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def crash(root, candidate):
+    """A reader whose decoder does not survive."""
+    os.abort()
+
+
+def test_a_decoder_that_crashes_costs_its_picture(tmp_path, monkeypatch):
+    nib.save(nib.Nifti1Image(np.arange(1000, dtype=np.float32).reshape(10, 10, 10), np.eye(4)), tmp_path / "a.nii")
+    manifest, _ = build_manifest(discover(tmp_path, workers=0)[0], Pseudonymiser(b"k" * 32))
+    monkeypatch.setitem(READERS, "nifti", crash)
+    (picture,) = thumbnails(manifest, tmp_path)
+    assert isinstance(picture, Unreadable)
+    assert (picture.reason, str(picture)) == ("DECODE", "the decoder crashed (SIGABRT)")
