@@ -42,7 +42,7 @@ _MEMORY, _MEMORY_PER_BYTE, _MEMORY_PER_VOXEL = 4 << 30, 16, 64
 
 _CHUNK = 8  # volumes handed over at a time
 _IN_FLIGHT = 1024  # chunks handed over and not yet collected
-_HEADER = 512  # bytes of an entry's, about
+_HEADER = 3072  # bytes of an entry's, about; most are its signature
 
 _Outcome = dict[str, Any] | Unreadable
 

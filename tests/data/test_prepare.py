@@ -245,8 +245,8 @@ def test_what_the_store_will_grow_by(scans):
     coarse = replace(MR, spacing_mm=(3.0, 1.0, 1.3))
     shapes = [stored_shape((10, 9, 8), (1.0, 1.0, 1.0), spec) for spec in (MR, coarse, replace(PLANE, patch=(5, 8, 8)))]
     assert shapes == [(5, 9, 8), (3, 9, 6), (5, 4, 4)]
-    fine = replace(MR, spacing_mm=(0.5, 0.5, 0.5))
-    for spec, blocks, halved in ((MR, 1, 1), (coarse, 1, 1), (fine, 6, 3)):  # of 4 KiB
+    whole, fine = (replace(MR, spacing_mm=(step,) * 3) for step in (1.0, 0.5))
+    for spec, blocks, halved in ((whole, 2, 2), (coarse, 1, 1), (fine, 7, 4)):  # of 4 KiB
         assert bytes_to_write(manifest, spec, store) == 4 * 4096 * blocks
         assert bytes_to_write(manifest, replace(spec, modality=("CT",)), store) == 4 * 4096 * halved
         before = bytes_to_write(manifest, spec, store)
