@@ -311,7 +311,8 @@ def _filled(
 ) -> _Plane:
     if stored.shape != (header.rows, header.columns):
         raise Unreadable("DECODE", f"decoded as {stored.shape}; {header.rows}×{header.columns} were announced")
-    notes = _fill(stack.place(k, *stored.shape), stored, encoding, ds, modality)
+    values, notes = _values(stored, encoding, ds, modality)
+    stack.place(k, *stored.shape)[...] = values
     rescaled = tuple(part is not None for part in (encoding.slope, encoding.intercept, encoding.suv))
     return _Plane(header, rescaled, tuple(notes))
 
@@ -431,15 +432,15 @@ def _encoding(ds: Source, rescale: Source) -> _Encoding:
     )
 
 
-def _fill(
-    values: NDArray[np.float32], stored: NDArray[Any], encoding: _Encoding, ds: Source, modality: str
-) -> list[str]:
+def _values(
+    stored: NDArray[Any], encoding: _Encoding, ds: Source, modality: str
+) -> tuple[NDArray[np.float32], list[str]]:
     """Stored values -> HU for CT, SUV for PET where that is known, the scanner's units else (PS3.3 C.11.1)."""
     notes = list(encoding.notes)
     stored = _stored_bits(stored, encoding)
     padded = _padding(stored, encoding) if modality == "CT" else None
     if isinstance(ds, Dataset) and ds.get("ModalityLUTSequence"):
-        values[...] = apply_modality_lut(stored, ds)
+        values = apply_modality_lut(stored, ds).astype(np.float32)
         # The entries of a table run from 0 to the most that their bits hold (C.11.1.1).
         least, most = 0.0, 2.0 ** ds.ModalityLUTSequence[0].LUTDescriptor[2] - 1
         finite = False
@@ -450,7 +451,7 @@ def _fill(
             notes.append("rescale slope 0 taken as 1")
         suv = encoding.suv or 1.0
         slope, intercept = (encoding.slope or 1.0) * suv, (encoding.intercept or 0.0) * suv
-        np.copyto(values, stored)
+        values = stored.astype(np.float32)
         if slope != 1:
             values *= np.float32(slope)
         values += np.float32(intercept)
@@ -458,12 +459,12 @@ def _fill(
         low = -(2 ** (encoding.bits - 1)) if encoding.signed else 0
         least, most = (slope * end + intercept for end in (low, low + 2**encoding.bits - 1))
     if modality in SHOWN and isinstance(ds, Dataset) and (display := shown(values, ds)):
-        values[...], (least, most) = display
+        values, (least, most) = display
         finite = False
         notes.append("shown as its window or VOI LUT has it")
     if encoding.inverted and modality not in _QUANTITIES:
         # Least and most value change places, so that bright is dense, as in MONOCHROME2.
-        np.subtract(np.float32(least + most), values, out=values)
+        values = np.float32(least + most) - values
     if not finite and not np.isfinite(values).all():
         raise Unreadable("NOT_FINITE", "the rescale gives values that are not finite")
     if padded is not None and padded.any():
@@ -473,7 +474,7 @@ def _fill(
             values[padded] = _AIR_HU
         else:
             notes.append("a pixel padding value within the range of tissue was ignored")
-    return notes
+    return values, notes
 
 
 def _stored_bits(stored: NDArray[Any], encoding: _Encoding) -> NDArray[Any]:
