@@ -303,9 +303,9 @@ def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
         "outcome": {},
     }
     run = Run(folder, command, config, record, resumed=False, lock=lock)
-    run.write_text("private/paths.yaml", yaml.safe_dump(paths, sort_keys=False, allow_unicode=True))
+    run.write_text("private/paths.yaml", yaml.safe_dump(paths, sort_keys=False))
     header = f"# medclr {command}: every setting but the paths, which are in private/paths.yaml\n"
-    run.write_text("config.yaml", header + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    run.write_text("config.yaml", header + yaml.safe_dump(settings, sort_keys=False))
     run.write_json("run.json", record)  # last: it makes the folder a run
     return run
 

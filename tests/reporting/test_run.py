@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medclr.config import EfficiencyConfig, ScanConfig
@@ -125,6 +125,8 @@ def test_spelling_of_a_path_workers_and_out_do_not_matter(tmp_path: Path, monkey
 
 
 @settings(max_examples=30, deadline=None)
+@example(lr=1.0, label="\x85")  # a line break to YAML, where it stands as it is
+@example(lr=1.0, label="Ödem 肺")
 @given(lr=st.floats(1e-12, 1e6), label=st.none() | st.text(max_size=8).filter(lambda t: "\x00" not in t))
 def test_any_setting_survives_its_yaml(lr: float, label: str | None, tmp_path_factory: pytest.TempPathFactory) -> None:
     config = replace(CONFIG, lr=lr, label=label)
