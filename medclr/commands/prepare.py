@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 import yaml
 
-from medclr.commands.scan import READING, check_skipped, refuse_faults, summarise, survey
+from medclr.commands.scan import READING, check_inputs, check_skipped, refuse_faults, summarise, survey
 from medclr.config import PrepareConfig, StoreConfig
 from medclr.data.candidate import Skipped, settled
 from medclr.data.manifest import candidate_of, skipped_frame, spatial_dims
@@ -30,6 +30,7 @@ def prepare(config: PrepareConfig) -> pd.DataFrame:
     Returns:
         The manifest of the volumes in the store.
     """
+    check_inputs(config)
     # A wrong address is found before anything is read.
     with nullcontext() if config.scheduler is None else dask_cluster(config.scheduler) as cluster:
         run = Run.open("prepare", config, config.out)
@@ -68,11 +69,10 @@ def stock(
         The manifest of the prepared volumes, what was skipped, the spec and the store.
     """
     store = Store(config.store or run.folder.parent / "store")
-    asked = load_spec(config.spec) if config.spec else None  # a wrong name is found before a long scan
     manifest, skipped = survey(config, run)
     fix = "Choose another --spec" if spec is None else "The encoder's bundle asks for it: use another --encoder"
     own = spec is None  # an encoder's spec says where the encoder's data came from, not these
-    spec = spec or asked or choose_spec(manifest)
+    spec = spec or (load_spec(config.spec) if config.spec else choose_spec(manifest))
     chosen = manifest[spec.accepts(manifest)]
     if chosen.empty:
         pairs = zip(manifest["modality"], spatial_dims(manifest), strict=True)

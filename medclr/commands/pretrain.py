@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medclr import __version__
 from medclr.commands.prepare import check_stock, stock, stocked
-from medclr.commands.scan import check_skipped
+from medclr.commands.scan import check_inputs, check_skipped
 from medclr.config import PretrainConfig, paths_of
 from medclr.data.candidate import Skipped
 from medclr.data.identity import Pseudonymiser, Seen, load_key
@@ -50,6 +50,7 @@ def pretrain(config: PretrainConfig) -> Encoder:
     Returns:
         The encoder, as `medclr.load_encoder` gives it.
     """
+    check_inputs(config)
     run = Run.open("pretrain", config, config.out)
     say(f"run folder: {run.folder}")
     if run.complete:

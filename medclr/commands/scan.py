@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from medclr.config import ReadingConfig, ScanConfig
+from medclr.config import ReadingConfig, ScanConfig, StoreConfig
 from medclr.data.candidate import Skipped
-from medclr.data.discover import discover
+from medclr.data.discover import check_folder, discover
 from medclr.data.identity import load_key
 from medclr.data.manifest import build_manifest, skipped_frame, spatial_dims
-from medclr.data.spec import DataSpec, choose_spec
+from medclr.data.spec import DataSpec, choose_spec, load_spec
 from medclr.data.thumbnail import fair_sample, thumbnails
 from medclr.errors import REASONS, DataError, TooManySkipped
 from medclr.reporting.console import counted, progress, say
@@ -29,6 +29,7 @@ def scan(config: ScanConfig) -> pd.DataFrame:
     Returns:
         The manifest; pixel hashes are empty until `prepare` has decoded the pixels.
     """
+    check_inputs(config)
     run = Run.open("scan", config, config.out)
     say(f"run folder: {run.folder}")
     manifest, skipped = survey(config, run)
@@ -42,6 +43,15 @@ def scan(config: ScanConfig) -> pd.DataFrame:
     say(f"next: {next_command('pretrain', config, READING)}")
     check_skipped(config, manifest, skipped)
     return manifest
+
+
+def check_inputs(config: ReadingConfig) -> None:
+    """Raise UsageError for what a new run would remember, and could not be put right in its folder."""
+    if config.out is not None and (config.out / "run.json").exists():
+        return  # it may go on without the scans
+    check_folder(config.data)
+    if isinstance(config, StoreConfig) and config.spec is not None:
+        load_spec(config.spec)
 
 
 def survey(config: ReadingConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]]:

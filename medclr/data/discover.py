@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 from medclr.data import dicom, image2d, nifti
 from medclr.data.candidate import Candidate, Skipped
+from medclr.data.isolation import dismiss, isolated
 from medclr.data.pool import worker_pool
 from medclr.errors import Unreadable, UsageError
 
-__all__ = ["Candidate", "Skipped", "discover"]
+__all__ = ["Candidate", "Skipped", "check_folder", "discover"]
 
 _INLINE = 200  # files below which starting processes takes longer than reading
 _CHUNK = 128  # files a process is given at a time
+_SECONDS, _MEMORY = 300.0, 8 << 30  # that the comparison of two images may take
 
 # Formats that are images, told by how they start or, where that says nothing, by how they are named.
 _OTHER_STARTS = {
@@ -85,10 +87,7 @@ def discover(
     Raises:
         UsageError: there is no such folder.
     """
-    if root.is_file():
-        raise UsageError(f"--data {root}: a file; name the folder that it is in")
-    if not root.is_dir():
-        raise UsageError(f"--data {root}: no such folder")
+    check_folder(root)
     items, skipped = _walk(root)
     candidates: list[Candidate] = []
     headers: list[dicom.Header] = []
@@ -105,10 +104,20 @@ def discover(
                     candidates.append(one)
         if progress:
             progress(n_done, len(items))
-    from_dicom, without_volume = dicom.group(headers, tilt, uneven, partial(dicom.same_pixels, root))
+    try:
+        from_dicom, without_volume = dicom.group(headers, tilt, uneven, partial(_same_pixels, root))
+    finally:
+        dismiss()
     candidates += from_dicom
     skipped += without_volume
     return sorted(candidates, key=lambda c: (min(c.paths), c.member)), sorted(skipped, key=lambda s: s.item)
+
+
+def check_folder(root: Path) -> None:
+    """Raise UsageError where there is no such folder."""
+    if not root.is_dir():
+        what = "a file; name the folder that it is in" if root.is_file() else "no such folder"
+        raise UsageError(f"--data {root}: {what}")
 
 
 class _Item(NamedTuple):
@@ -130,19 +139,18 @@ def _walk(root: Path) -> tuple[list[_Item], list[Skipped]]:
         try:
             entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
         except OSError as error:
-            skipped.append(Skipped(folder or ".", "UNREADABLE", f"a folder: {error.strerror}"))
+            skipped.append(Skipped(_as_text(folder) or ".", "UNREADABLE", f"a folder: {error.strerror}"))
             continue
         files: list[str] = []
         below: list[str] = []
         for entry in entries:
             relative = f"{folder}/{entry.name}" if folder else entry.name
-            if not _is_text(relative):
-                item = relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                skipped.append(Skipped(item, "UNREADABLE", "a name that is not UTF-8; rename it"))
+            if entry.is_dir(follow_symlinks=False):
+                below.append(relative)
+            elif not _is_text(relative):
+                skipped.append(Skipped(_as_text(relative), "UNREADABLE", "a name that is not UTF-8; rename it"))
             elif entry.is_symlink():
                 skipped.append(_link(root, inside, relative))
-            elif entry.is_dir(follow_symlinks=False):
-                below.append(relative)
             elif entry.is_file(follow_symlinks=False):
                 files.append(relative)
         items += _paired(files)
@@ -152,6 +160,10 @@ def _walk(root: Path) -> tuple[list[_Item], list[Skipped]]:
 
 def _is_text(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _as_text(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _link(root: Path, inside: Path, relative: str) -> Skipped:
@@ -165,13 +177,15 @@ def _link(root: Path, inside: Path, relative: str) -> Skipped:
 
 
 def _paired(files: list[str]) -> list[_Item]:
-    """A .img goes with its .hdr."""
+    """A .img goes with its .hdr, either of them zipped or not."""
     present = set(files)
     companions = {}
     for path in files:
+        stem = path.removesuffix(".gz")
         for ending, other in ((".hdr", ".img"), (".HDR", ".IMG")):
-            if path.endswith(ending) and path[:-4] + other in present:
-                companions[path] = path[:-4] + other
+            pixels = stem.removesuffix(ending) + other
+            if stem.endswith(ending) and (found := {pixels, f"{pixels}.gz"} & present):
+                companions[path] = min(found)
     taken = set(companions.values())
     return [_Item(path, companions.get(path, "")) for path in files if path not in taken]
 
@@ -185,6 +199,14 @@ def _read_all(root: Path, items: list[_Item], workers: int | None, burned_in: bo
         return
     with worker_pool(n_workers, "reads headers") as pool:
         yield from pool.map(look, chunks)
+
+
+def _same_pixels(root: Path, ones: list[dicom.Header], others: list[dicom.Header]) -> bool:
+    """Decoded in a process apart, since this one must not end with its decoder."""
+    try:
+        return bool(isolated(dicom.same_pixels, root, ones, others, seconds=_SECONDS, memory=_MEMORY))
+    except Unreadable:
+        return False
 
 
 def _n_cores() -> int:

@@ -31,6 +31,7 @@ _MAX_INFLATION = 1032  # the most that deflate can compress
 _CIFTI = range(3000, 3100)  # intent codes of surfaces and matrices in a NIfTI-2 wrapper
 # Intent codes of matrices, vectors, points, quaternions and colours: along their fifth axis there are no volumes.
 _TENSORS = {*range(1004, 1011), 2003, 2004}
+_ATLAS = 3  # codes from here on are of an atlas
 _TO_MM = {"meter": 1000.0, "micron": 0.001}
 
 
@@ -206,13 +207,35 @@ def _affine(parsed: Any) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     if not tried:
         note = "no sform or qform: axes as NIfTI's method 1 has them, so left and right may be exchanged"
         tried.append((np.asarray(parsed.get_base_affine(), dtype=np.float64), (note,)))
-    for affine, notes in tried:
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        # The determinant of the directions is one for right angles; near nought, two axes coincide.
-        sound = np.isfinite(affine).all() and (spacing > 1e-6).all() and (spacing < 1e6).all()
-        if sound and abs(np.linalg.det(affine[:3, :3] / spacing)) > 0.1:
-            return _in_mm(affine, spacing, parsed, notes)
-    raise Unreadable("NO_GEOMETRY", "sform and qform are singular or not finite")
+    sound = [one for one in tried if _is_sound(one[0])]
+    if not sound:
+        raise Unreadable("NO_GEOMETRY", "sform and qform are singular or not finite")
+    affine, notes = sound[0]
+    if len(sound) == 2:
+        notes += _disagreement(affine, sound[1][0], int(parsed["sform_code"]))
+    return _in_mm(affine, np.linalg.norm(affine[:3, :3], axis=0), parsed, notes)
+
+
+def _is_sound(affine: NDArray[np.float64]) -> bool:
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    # The determinant of the directions is one for right angles; near nought, two axes coincide.
+    sound = np.isfinite(affine).all() and (spacing > 1e-6).all() and (spacing < 1e6).all()
+    return bool(sound and abs(np.linalg.det(affine[:3, :3] / spacing)) > 0.1)
+
+
+def _disagreement(sform: NDArray[np.float64], qform: NDArray[np.float64], code: int) -> tuple[str, ...]:
+    """A note where sform and qform put the volume elsewhere; refused where they mirror each other.
+
+    An sform of an atlas (codes 3 and up) is a registration, whose spacing need not be that of the scan.
+    """
+    if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
+        raise Unreadable("NO_GEOMETRY", "sform and qform disagree about left and right")
+    here, there = (np.linalg.norm(affine[:3, :3], axis=0) for affine in (sform, qform))
+    if not np.allclose(here, there, rtol=0.01, atol=1e-3):
+        if code < _ATLAS:
+            raise Unreadable("NO_GEOMETRY", "sform and qform disagree about the spacing")
+        return ("the sform is that of an atlas, whose spacing differs from the scan's",)
+    return () if np.allclose(sform, qform, rtol=0.01, atol=0.5) else ("sform and qform differ; the sform was taken",)
 
 
 def _in_mm(

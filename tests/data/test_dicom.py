@@ -1,4 +1,5 @@
 import logging
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -337,6 +338,26 @@ def test_positions_may_be_rounded_but_not_uneven(
     assert bool(candidates) == accepted
 
 
+@pytest.mark.parametrize("step", [0.35, 0.45, 0.625, 0.75, 1.25, 3.75])
+@pytest.mark.parametrize("offset", [0.0, 0.03, 0.05, 0.08])
+def test_positions_of_one_decimal_are_even(
+    tmp_path: Path, write_dicom: Write, stored: NDArray[np.int16], step: float, offset: float
+) -> None:
+    def write(left_out: int | None) -> None:
+        for k in range(12):
+            if k != left_out:
+                z = round(offset + k * step, 1)
+                write_dicom(
+                    tmp_path / f"{left_out}/{k}", stored[k % 4], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+                    ImagePositionPatient=[0, 0, z], RescaleSlope=1, RescaleIntercept=0,
+                )  # fmt: skip
+
+    write(None)
+    assert only(tmp_path / "None").spacing_mm[2] == pytest.approx(step, abs=0.1 / 11)
+    write(6)
+    assert reasons(tmp_path / "6") == {"NONUNIFORM"}
+
+
 def test_series_of_other_patients_or_studies_stay_apart(
     tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
 ) -> None:
@@ -455,6 +476,82 @@ def test_a_length_that_is_wrong_costs_its_file_and_no_memory(
     assert peak < 20e6
     assert paths[1].name in {one.item for one in skipped}
     assert not {one.reason for one in skipped} - {"TRUNCATED", "NOT_DICOM", "DECODE", "NO_GEOMETRY", "NONUNIFORM"}
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"])
+def test_a_tail_of_zeros_is_not_walked(
+    tmp_path: Path, write_dicom: Write, stored: NDArray[np.int16], syntax: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an interrupted copy leaves it, in a sparse file."""
+    path = write_dicom(tmp_path / "a", stored[0], syntax=syntax)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"\xe0\x7f\x10\0")])
+    os.truncate(path, 2**30)
+    steps = []
+    read = dicom.header.read_partial
+
+    def counted(file: Any, stop: Any, **options: Any) -> Any:
+        return read(file, lambda *element: steps.append(element) or stop(*element), **options)
+
+    monkeypatch.setattr(dicom.header, "read_partial", counted)
+    with pytest.raises(Unreadable):
+        dicom.headers(path, "a")
+    assert 10 < len(steps) < 1000
+
+
+def test_a_long_private_value_is_passed_over(tmp_path: Path, write_series: Write, stored: NDArray[np.int16]) -> None:
+    paths = write_series(tmp_path, stored)
+    content = paths[0].read_bytes()
+    at = content.index(b"\x10\0\x20\0LO")  # the patient's id
+    value = struct.pack("<HH2sHI", 9, 0x1001, b"OB", 0, 2**27)
+    with paths[0].open("wb") as file:
+        file.write(content[:at] + value)
+        file.seek(2**27, os.SEEK_CUR)
+        file.write(content[at:])
+    tracemalloc.start()
+    try:
+        (header,) = dicom.headers(paths[0], "a")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert header.patient == "P1"
+    assert peak < 2**26
+
+
+@pytest.mark.parametrize(("kind", "read"), [("HU", True), ("US", True), ("MGML", False), ("Z_EFF", False)])
+def test_ct_of_other_values_than_hounsfield_units_is_refused(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], kind: str, read: bool
+) -> None:
+    paths = write_series(tmp_path, stored, RescaleType=kind)
+    if read:
+        only(tmp_path)
+    else:
+        with pytest.raises(Unreadable, match="Hounsfield"):
+            dicom.headers(paths[0], "a")
+
+
+def test_one_inverted_slice_among_others_is_refused(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
+) -> None:
+    paths = write_series(tmp_path, stored, Modality="MR")
+    ds = pydicom.dcmread(paths[1])
+    ds.PhotometricInterpretation = "MONOCHROME1"
+    ds.save_as(paths[1])
+    (candidate,) = look(tmp_path)[0]
+    with pytest.raises(Unreadable, match="MONOCHROME1 on some slices"):
+        dicom.read(tmp_path, candidate)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_of_a_radiograph_is_its_darkest_value(tmp_path: Path, write_dicom: Write, photometric: str) -> None:
+    pixels = np.arange(100, 130, dtype=np.uint16).reshape(5, 6)
+    pixels[0] = 0
+    write_dicom(
+        tmp_path / "a", pixels, PhotometricInterpretation=photometric, PixelPaddingValue=0, BitsStored=12, HighBit=11,
+        **DX,
+    )  # fmt: skip
+    values = only(tmp_path).array[0, ::-1, ::-1].T
+    assert set(values[0]) == {values[1:].min()}
 
 
 @pytest.mark.parametrize(

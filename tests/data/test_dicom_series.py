@@ -218,6 +218,34 @@ def test_a_localizer_in_the_series_is_set_apart(tmp_path: Path, write_series: Wr
     assert [(s.item, s.reason) for s in skipped] == [("scout.dcm", "NONUNIFORM")]
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        lambda k: {"ImageType": ["ORIGINAL", "PRIMARY", "M"] if k % 2 else ["DERIVED", "SECONDARY", "MIP"]},
+        lambda k: {"TemporalPositionIdentifier": 1 + k % 2},
+        lambda k: {"ConvolutionKernel": "B30" if k % 2 else "B70"},
+    ],
+    ids=["type", "time", "kernel"],
+)
+def test_two_kinds_between_each_others_slices_are_two_volumes(tmp_path: Path, write_planes: Write, tags: Any) -> None:
+    write_planes([(2.0 * k, 10 * (k % 2), tags(k)) for k in range(8)])
+    assert sorted(map(sorted, map(whole, volumes(tmp_path)))) == [[0, 1], [10, 11]]
+
+
+def test_a_localizer_at_the_next_place_is_no_slice(tmp_path: Path, write_planes: Write) -> None:
+    kinds = ["M"] * 6 + ["LOCALIZER"]
+    write_planes([(2.0 * k, k, {"ImageType": ["ORIGINAL", "PRIMARY", kind]}) for k, kind in enumerate(kinds)])
+    candidates, skipped = look(tmp_path)
+    assert [len(c.paths) for c in candidates] == [6]
+    assert [s.reason for s in skipped] == ["NONUNIFORM"]
+
+
+def test_a_volume_of_two_times_one_above_the_other_says_so(tmp_path: Path, write_planes: Write) -> None:
+    write_planes([(2.0 * k, k, {"TemporalPositionIdentifier": 1 + k // 4}) for k in range(8)])
+    (volume,) = volumes(tmp_path)
+    assert volume.notes == ("images of several times",)
+
+
 def test_every_other_slice_is_no_volume(tmp_path: Path, write_planes: Write) -> None:
     """Slices that were excited together share a trigger time; the time points are told apart by number instead."""
     rows = [

@@ -1,3 +1,4 @@
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from medclr.data import discover as module
 from medclr.data.discover import discover
+from medclr.data.prepare import READERS
 from medclr.errors import UsageError
 
 Write = Callable[..., Any]
@@ -112,9 +114,48 @@ def test_a_link_to_the_folder_itself_is_fine(tree: Path, tmp_path: Path) -> None
 def test_names_that_are_no_text_and_files_that_are_no_files(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.dcm")).write_bytes(b"x")
     os.mkfifo(tmp_path / "pipe")
+    folder = tmp_path / os.fsdecode(b"\xe9t\xe9")
+    folder.mkdir()
+    (folder / "a").touch()
+    (folder / "b").touch()
     candidates, skipped = discover(tmp_path, workers=0)
     assert candidates == []
-    assert [(one.item, one.reason) for one in skipped] == [("caf\\xe9.dcm", "UNREADABLE")]
+    assert sorted((one.item, one.reason) for one in skipped) == [
+        ("\\xe9t\\xe9/a", "UNREADABLE"),
+        ("\\xe9t\\xe9/b", "UNREADABLE"),
+        ("caf\\xe9.dcm", "UNREADABLE"),
+    ]
+
+
+@pytest.mark.parametrize("zipped", ["hdr", "img", "both"])
+def test_pairs_of_which_either_is_zipped(tmp_path: Path, stored: NDArray[np.int16], zipped: str) -> None:
+    nib.save(nib.Nifti1Pair(stored, np.eye(4)), tmp_path / "a.hdr")
+    for ending in ("hdr", "img"):
+        if zipped in (ending, "both"):
+            path = tmp_path / f"a.{ending}"
+            (tmp_path / f"a.{ending}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    (candidate,), skipped = discover(tmp_path, workers=0)
+    assert skipped == []
+    assert candidate.series_uid == "a"
+    assert READERS["nifti"](tmp_path, candidate).array.sum() == stored.sum()
+
+
+def crash(root: Path, ones: Any, others: Any) -> bool:
+    """A comparison whose decoder does not survive."""
+    os.abort()
+
+
+def test_a_decoder_that_crashes_does_not_end_the_scan(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_series(tmp_path, stored)[0]
+    (tmp_path / "again").write_bytes(path.read_bytes())
+    assert len(discover(tmp_path, workers=0)[0]) == 1
+    monkeypatch.setattr(module.dicom, "same_pixels", crash)
+    candidates, skipped = discover(tmp_path, workers=0)
+    assert candidates == []
+    assert {one.reason for one in skipped} == {"DUPLICATE"}
 
 
 def test_long_names_and_links_in_circles(tmp_path: Path) -> None:

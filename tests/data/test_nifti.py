@@ -61,6 +61,30 @@ def test_nifti2_and_pairs(tmp_path: Path) -> None:
     assert reason(tmp_path / "pair.hdr") == "TRUNCATED"
 
 
+@pytest.mark.parametrize(
+    ("sform", "code", "expected"),
+    [
+        (np.diag([-2.0, 3.0, 4.0, 1.0]), 1, "about left and right"),
+        (np.diag([2.0, 3.0, 8.0, 1.0]), 2, "about the spacing"),
+        (np.diag([2.0, 3.0, 8.0, 1.0]), 4, "of an atlas"),
+        (nib.affines.from_matvec(np.diag([2.0, 3.0, 4.0]), [9, 9, 9]), 1, "the sform was taken"),
+        (np.diag([2.0, 3.0, 4.0, 1.0]), 1, ""),
+    ],
+)
+def test_sform_and_qform_that_disagree(tmp_path: Path, sform: Any, code: int, expected: str) -> None:
+    image = nib.Nifti1Image(VALUES, None)
+    image.header.set_qform(np.diag([2.0, 3.0, 4.0, 1.0]), 1)
+    image.header.set_sform(sform, code)
+    nib.save(image, tmp_path / "a.nii")
+    if expected.startswith("about"):
+        with pytest.raises(Unreadable, match=expected) as raised:
+            load(tmp_path / "a.nii")
+        assert raised.value.reason == "NO_GEOMETRY"
+    else:
+        assert expected in " ".join(load(tmp_path / "a.nii").notes)
+        assert bool(expected) == bool(load(tmp_path / "a.nii").notes)
+
+
 @pytest.mark.parametrize("kind", [nib.AnalyzeImage, nib.Spm2AnalyzeImage])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_analyze_pairs_lie_as_nibabel_has_them(tmp_path: Path, kind: Any, order: str) -> None:
@@ -98,10 +122,10 @@ def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
 
 def test_the_sform_wins_then_the_qform_then_a_note(tmp_path: Path) -> None:
     image = nib.Nifti1Image(VALUES, None)
-    image.header.set_sform(np.diag([2.0, 2, 2, 1]), 1)
+    image.header.set_sform(np.diag([2.0, 2, 2, 1]), 4)
     image.header.set_qform(np.diag([3.0, 3, 3, 1]), 1)
     found = []
-    for sform, qform in [(1, 1), (0, 1), (0, 0)]:
+    for sform, qform in [(4, 1), (0, 1), (0, 0)]:
         image.header["sform_code"], image.header["qform_code"] = sform, qform
         with (tmp_path / "a.nii").open("wb") as file:
             image.header.set_data_offset(352)
@@ -109,7 +133,7 @@ def test_the_sform_wins_then_the_qform_then_a_note(tmp_path: Path) -> None:
             file.write(VALUES.tobytes(order="F"))
         volume = load(tmp_path / "a.nii")
         found.append((volume.spacing_mm[0], len(volume.notes)))
-    assert found == [(2.0, 0), (3.0, 0), (3.0, 1)]
+    assert found == [(2.0, 1), (3.0, 0), (3.0, 1)]
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("mm", 1), ("micron", 0.001), ("meter", 1)])

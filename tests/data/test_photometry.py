@@ -68,6 +68,7 @@ FACTOR = 74_000 / 185e6  # g / Bq, after one half-life
          {"SeriesDate": "20200301", "SeriesTime": "013000", "AcquisitionTime": "013000"}, FACTOR),
         ({"RadiopharmaceuticalStartTime": "234000"}, {"SeriesTime": "013000", "AcquisitionTime": "013001"}, FACTOR),
         ({"RadionuclideTotalDose": 2.4e9}, {}, FACTOR * 370e6 / 2.4e9),
+        ({"RadiopharmaceuticalStartDateTime": "20200301090000+0100"}, {"TimezoneOffsetFromUTC": "+0100"}, FACTOR),
         ({}, {"Units": "GML"}, 1.0),
     ],
 )  # fmt: skip
@@ -86,6 +87,9 @@ def test_pet_is_standardised_where_its_elements_allow(
         ({}, {"PatientWeight": None}),
         ({}, {"PatientWeight": 0}),
         ({"RadionuclideTotalDose": 370}, {}),  # MBq, in an element that is in Bq
+        ({"RadionuclideTotalDose": 370_000}, {}),  # kBq
+        ({"RadiopharmaceuticalStartDateTime": "20200301090000+0000"}, {"TimezoneOffsetFromUTC": "+0100"}),
+        ({"RadiopharmaceuticalStartDateTime": "20200301090000+0000"}, {}),
         ({"RadionuclideHalfLife": None}, {}),
         ({"RadiopharmaceuticalStartTime": None}, {}),
         ({}, {"DecayCorrection": "NONE"}),

@@ -42,10 +42,14 @@ Source = Dataset | Elements
 HEAD = 65536  # bytes that nearly always reach to the pixels
 _MOST_KNOWN = 4096  # texts that are remembered
 _META = 1024  # bytes within which the transfer syntax stands
-_MAX_INFLATED, _MAX_INFLATION = 2**31, 200  # bytes, and times the deflated size
+_MAX_INFLATED, _MAX_INFLATION = 2**29, 200  # bytes, and times the deflated size
+_STEP = 2**20  # bytes inflated at a time
+_MOST_DISORDER = 64  # elements out of their order in one file
+_LONGEST_VALUE = 2**26  # bytes of an element before the pixels
 _MOST_TILES = 4096  # of a mosaic
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _DEFLATED_SYNTAX = b"\x02\0\x10\0UI\x16\0" + _DEFLATED
+_HU = frozenset({"", "HU", "HU_MOD", "US"})  # rescale types (PS3.3 C.11.1.1.2); US is unspecified
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NO_PICTURES = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
@@ -144,13 +148,19 @@ def opened(path: Path) -> IO[bytes]:
         file.close()
         raise
     most = min(_MAX_INFLATED, _MAX_INFLATION * len(rest))
+    whole = BytesIO()
+    whole.write(meta.replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0"))
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(rest, most + 1)
+        while rest and not stream.eof:
+            whole.write(stream.decompress(rest, _STEP))
+            rest = stream.unconsumed_tail
+            if whole.tell() > most + len(meta):
+                raise Unreadable("TOO_LARGE", f"a deflated file that inflates to more than {most:,} bytes")
     except zlib.error:
         raise Unreadable("TRUNCATED", "a deflated file that cannot be inflated") from None
-    if len(inflated) > most:
-        raise Unreadable("TOO_LARGE", f"{len(rest):,} deflated bytes that inflate to more than {most:,}")
-    return BytesIO(meta.replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0") + inflated)
+    whole.seek(0)
+    return whole
 
 
 def described(ds: Source, pixels: Pixels | None, size: int, relative: str, burned_in: bool) -> list[Header]:
@@ -195,14 +205,21 @@ def _headers(file: IO[bytes], relative: str, burned_in: bool) -> list[Header]:
 
 def _until_pixels(file: Any) -> tuple[Dataset, Pixels | None]:
     met: list[tuple[int, str | None, int]] = []
+    last, disorder = 0, 0
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal last, disorder
+        disorder += tag <= last
+        if disorder > _MOST_DISORDER:  # a tail of zeros would be read eight bytes at a time
+            raise ValueError("tags that do not ascend")
+        last = tag
         if tag not in _PIXEL_TAGS:
             return False
         met.append((tag, vr, length))
         return True
 
-    ds = read_partial(file, at_pixels, force=True)
+    # Longer values are passed over unread: none of those that matter here is.
+    ds = read_partial(file, at_pixels, defer_size=_LONGEST_VALUE, force=True)
     if not met:
         return ds, None
     tag, vr, length = met[-1]
@@ -391,6 +408,8 @@ def _refuse(ds: Source, sop_class: str, burned_in: bool) -> None:
     samples, photometric = integer(ds, 0x00280002), text(ds, 0x00280004).upper()
     if samples > 1 or photometric.startswith(_COLOURS):
         raise Unreadable("COLOUR", f"{max(samples, 1)} samples a pixel" if samples > 1 else "a colour palette")
+    if text(ds, 0x00080060).upper() == "CT" and text(ds, 0x00281054).upper() not in _HU:
+        raise Unreadable("UNSUPPORTED", "CT whose values are not Hounsfield units")
     if burned_in:
         return
     if sop_class.startswith(_SECONDARY_CAPTURE):

@@ -1,5 +1,6 @@
 """What the values of an image mean: standardised uptake of PET, and radiographs as they are meant to be shown."""
 
+import re
 from datetime import datetime, timedelta
 from math import isfinite
 
@@ -13,7 +14,7 @@ from medclr.data.dicom.header import text
 SHOWN = frozenset({"CR", "DX", "MG", "RG", "IO", "PX"})
 
 _MOST_HALF_LIVES = 10.0  # between injection and scan; later, nothing is left to see
-_DOSES_BQ = (1e5, 1e11)  # that anyone injects; some scanners write MBq
+_DOSES_BQ = (2e6, 1e11)  # that anyone injects; some scanners write MBq, or kBq
 _WEIGHTS_KG = (0.1, 500.0)
 
 
@@ -102,7 +103,11 @@ def _waited_s(ds: Dataset, tracer: Dataset) -> float | None:
         scan = _moment(text(ds, 0x0009100D)) if text(ds, 0x00090010) == "GEMS_PETD_01" else None
     if scan is None:
         return None
-    injected = _moment(text(tracer, 0x00181078))
+    written = text(tracer, 0x00181078)
+    zone = re.search(r"[+-]\d{4}$", written)
+    if zone and zone[0] != text(ds, 0x00080201):
+        return None  # the scan's times are in a zone that is not said, or in another
+    injected = _moment(written)
     if injected is None:
         injected = _moment(text(ds, 0x00080021) + text(tracer, 0x00181072))
         if injected is not None and injected > scan:
@@ -112,7 +117,7 @@ def _waited_s(ds: Dataset, tracer: Dataset) -> float | None:
 
 def _moment(written: str) -> datetime | None:
     """A date and time (VR DA and TM, or DT without its zone)."""
-    whole, _, fraction = written.partition(".")
+    whole, _, fraction = re.sub(r"[+-]\d{4}$", "", written).partition(".")
     try:
         moment = datetime.strptime(whole[:14], "%Y%m%d%H%M%S")
     except ValueError:

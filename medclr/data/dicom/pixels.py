@@ -78,7 +78,7 @@ def _assembled(root: Path, candidate: Candidate) -> Volume:
     planes = _decoded_all(root, candidate, stack)
     notes = list(dict.fromkeys((*candidate.notes, *(note for plane in planes for note in plane.notes))))
     if len({plane.rescaled for plane in planes}) > 1:
-        raise Unreadable("NONUNIFORM", "a rescale or what SUV needs on some slices, and none on others")
+        raise Unreadable("NONUNIFORM", "a rescale, what SUV needs, or MONOCHROME1 on some slices, and none on others")
     first = stack.plane(0).flat[0]
     if not any((stack.plane(k) != first).any() for k in range(len(planes))):
         raise Unreadable("NOT_FINITE", "a single value everywhere")
@@ -201,7 +201,7 @@ class _Plane(NamedTuple):
     """What is told of one decoded plane."""
 
     header: Header
-    rescaled: tuple[bool, ...]  # whether it had a slope, an intercept and a factor to SUV
+    rescaled: tuple[bool, ...]  # whether it had a slope, an intercept and a factor to SUV, and was inverted
     notes: tuple[str, ...]
 
 
@@ -314,6 +314,7 @@ def _filled(
     values, notes = _values(stored, encoding, ds, modality)
     stack.place(k, *stored.shape)[...] = values
     rescaled = tuple(part is not None for part in (encoding.slope, encoding.intercept, encoding.suv))
+    rescaled += (encoding.inverted and modality not in _QUANTITIES,)
     return _Plane(header, rescaled, tuple(notes))
 
 
@@ -438,7 +439,7 @@ def _values(
     """Stored values -> HU for CT, SUV for PET where that is known, the scanner's units else (PS3.3 C.11.1)."""
     notes = list(encoding.notes)
     stored = _stored_bits(stored, encoding)
-    padded = _padding(stored, encoding) if modality == "CT" else None
+    padded = _padding(stored, encoding) if modality == "CT" or modality in SHOWN else None
     if isinstance(ds, Dataset) and ds.get("ModalityLUTSequence"):
         values = apply_modality_lut(stored, ds).astype(np.float32)
         # The entries of a table run from 0 to the most that their bits hold (C.11.1.1).
@@ -467,7 +468,9 @@ def _values(
         values = np.float32(least + most) - values
     if not finite and not np.isfinite(values).all():
         raise Unreadable("NOT_FINITE", "the rescale gives values that are not finite")
-    if padded is not None and padded.any():
+    if modality in SHOWN and padded is not None and padded.any() and not padded.all():
+        values[padded] = values[~padded].min()
+    elif padded is not None and padded.any():
         padding = values[padded]
         # Air, or beyond any tissue: some scanners declare as padding what is a value of water.
         if padding.max() <= -900 or padding.min() > 3071:

@@ -20,6 +20,7 @@ _STEEPEST_DEG = 45.0  # of a gantry; those that are built reach 30
 _MOST_UNEVEN = 4.0  # times the least gap; what is further apart is two volumes, or half of one
 _MOST_CLUSTERS = 1000  # of geometry in one series
 _WEIGHTING = attrgetter("traits.echo", "traits.diffusion")  # what no volume has two of
+_KIND = attrgetter("traits.image_type", "traits.phase")  # what may change along a volume, but not to and fro
 _ABSURD = "positions, directions or spacing that make no geometry"
 _COLLISION = "another patient has images of the same instance UID; whose they are cannot be told"
 
@@ -183,7 +184,8 @@ def _stacks(slices: list[Header], same_pixels: SamePixels, refused: list[Skipped
     for header in slices:
         size = (header.rows, header.columns)
         alone = header.path if header.frame is not None else ""
-        parts[(size, alone, header.modality, header.space) if size not in unplaced else size].append(header)
+        kind = (header.modality, header.space, header.kernel, "LOCALIZER" in header.traits.image_type.split("\\"))
+        parts[(size, alone, *kind) if size not in unplaced else size].append(header)
     for key, part in parts.items():
         if key in unplaced:
             yield part
@@ -252,9 +254,14 @@ def _told_apart(planes: list[Header]) -> Iterator[list[Header]]:
     """Planes of one geometry as they are where they make a volume, else split by the first trait that helps."""
     most, uniform = _crowding(planes)
     if uniform or len(planes) < MIN_SLICES:
-        # Of several echoes or diffusion weights between each other's slices, each is a volume.
-        weighted = _split(planes, _WEIGHTING)
-        yield from weighted if len(weighted) > 1 and all(_crowding(part)[1] for part in weighted) else [planes]
+        # Of several echoes or diffusion weights, or types or times between each other's slices, each is a volume.
+        weighted, kinds = _split(planes, _WEIGHTING), _split(planes, _KIND)
+        if len(weighted) > 1 and all(_crowding(part)[1] for part in weighted):
+            yield from weighted
+        elif len(kinds) > 1 and all(_crowding(part)[1] for part in kinds) and _interleaved(kinds):
+            yield from kinds
+        else:
+            yield planes
         return
     for trait in Traits._fields:
         split = _split(planes, attrgetter(f"traits.{trait}"))
@@ -375,6 +382,10 @@ def _candidate_of(planes: list[Header], tilt: Tilt, uneven: Uneven) -> Candidate
     axes = np.argsort(turn[:, 0])
     spacing = np.linalg.norm(placed.affine[:3, :3], axis=0)
     notes = first.notes
+    if len({header.traits.image_type for header in ordered}) > 1:
+        notes += ("images of several types",)
+    if len({header.traits.phase for header in ordered}) not in (1, n):
+        notes += ("images of several times",)
     if placed.shift is not None:
         notes += (f"sheared upright: the gantry was tilted by {tilt_deg:.1f} degrees",)
     if placed.levels is not None:
@@ -461,17 +472,18 @@ def _check_positions(ordered: list[Header], uneven: Uneven = "skip") -> float:
 
 def _is_even(along: NDArray[np.float64]) -> bool:
     """Whether positions along the normal, in their order, are equal steps."""
-    line = np.linspace(along[0], along[-1], len(along))
-    return bool(abs(along - line).max() <= _tolerance(along))
+    n = np.arange(len(along)) - (len(along) - 1) / 2
+    off = along - n * (n @ along) / (n @ n)  # not a line from end to end: these are rounded, too
+    return bool(np.ptp(off) / 2 <= _tolerance(along))
 
 
 def _tolerance(along: NDArray[np.float64]) -> float:
     """How far a slice may be off its place: 1% of the step, or the 0.05 mm of positions written with one decimal.
 
-    The latter where it is less than a tenth of the step.
+    The latter, and a little for the line that is drawn through them, where it is less than a fifth of the step.
     """
     step = float(along[-1] - along[0]) / (len(along) - 1)
-    return max(0.01 * step, min(0.05, 0.1 * step))
+    return max(0.01 * step, min(0.06, 0.2 * step))
 
 
 def _tilt_deg(step: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
