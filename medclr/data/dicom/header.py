@@ -169,10 +169,11 @@ def described(ds: Source, pixels: Pixels | None, size: int, relative: str, burne
     if not sop_class and 0x00080060 not in ds and 0x00280010 not in ds:
         raise Unreadable("NOT_DICOM", "no SOP class, modality or rows")
     rows, columns = integer(ds, 0x00280010), integer(ds, 0x00280011)
-    kind = UID(sop_class, IGNORE).name  # the standard's, or the UID itself
-    if not (rows and columns) and "Image" not in kind:
-        kind = "a DICOM object" if kind == sop_class else kind.removesuffix(" Storage")
-        raise Unreadable("NOT_AN_IMAGE", f"{kind}, without rows and columns")
+    if not (rows and columns):
+        kind = UID(sop_class, IGNORE).name  # the standard's, or the UID itself
+        if "Image" not in kind:
+            kind = "a DICOM object" if kind == sop_class else kind.removesuffix(" Storage")
+            raise Unreadable("NOT_AN_IMAGE", f"{kind}, without rows and columns")
     if sop_class in _NO_PICTURES:
         raise Unreadable("NOT_AN_IMAGE", _NO_PICTURES[sop_class])
     fault = _fault(ds, pixels, size, rows, columns)
