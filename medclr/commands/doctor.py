@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from medclr import __version__
 from medclr.config import DoctorConfig
 from medclr.data.dicom.codecs import decoders, remedy
 from medclr.data.identity import DEFAULT_KEY
+from medclr.data.pool import n_cores
 from medclr.data.spec import spec_names
 from medclr.errors import MedclrError
 
@@ -118,7 +118,7 @@ def _decoders() -> Iterator[Check]:
 
 
 def _machine() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = n_cores()
     yield Check("processor", "ok", f"{cores} core{'s' if cores > 1 else ''}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
     yield _enough("memory", memory, "GiB", warn=7, fail=2, fix="use a smaller --batch-size and fewer --workers")

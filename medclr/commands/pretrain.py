@@ -1,7 +1,6 @@
 """`medclr pretrain`: from a folder of unlabelled scans to an encoder bundle."""
 
 import hashlib
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from medclr.data.labels import (
 from medclr.data.layout import TableLayout
 from medclr.data.loader import Blocks
 from medclr.data.manifest import read_skipped
+from medclr.data.pool import n_cores
 from medclr.data.spec import load_spec
 from medclr.data.store import Store
 from medclr.errors import DataError, MedclrError
@@ -99,7 +99,7 @@ def pretrain(config: PretrainConfig) -> Encoder:
             views,
             Blocks(rows, store, spec, views, 2, config.seed),
             run.folder,
-            os.cpu_count() or 1,
+            n_cores(),
             health_check(rows, _labels(config, manifest, names, spec.table), store, spec, config.seed),
             on_epoch,
         )

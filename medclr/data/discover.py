@@ -10,7 +10,7 @@ from typing import NamedTuple
 from medclr.data import dicom, image2d, nifti
 from medclr.data.candidate import Candidate, Skipped
 from medclr.data.isolation import dismiss, isolated
-from medclr.data.pool import worker_pool
+from medclr.data.pool import n_cores, worker_pool
 from medclr.errors import Unreadable, UsageError
 
 __all__ = ["Candidate", "Skipped", "check_folder", "discover"]
@@ -193,7 +193,7 @@ def _paired(files: list[str]) -> list[_Item]:
 def _read_all(root: Path, items: list[_Item], workers: int | None, burned_in: bool) -> Iterator[list[_Result]]:
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
     look = partial(_look_at_chunk, root, burned_in)
-    n_workers = min(_n_cores() if workers is None else workers, len(chunks))
+    n_workers = min(n_cores() if workers is None else workers, len(chunks))
     if n_workers < 2 or len(items) < _INLINE:
         yield from map(look, chunks)
         return
@@ -207,10 +207,6 @@ def _same_pixels(root: Path, ones: list[dicom.Header], others: list[dicom.Header
         return bool(isolated(dicom.same_pixels, root, ones, others, seconds=_SECONDS, memory=_MEMORY))
     except Unreadable:
         return False
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _look_at_chunk(root: Path, burned_in: bool, items: Iterable[_Item]) -> list[_Result]:

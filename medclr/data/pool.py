@@ -79,6 +79,11 @@ def dask_cluster(address: str) -> Iterator[Executor]:
         logger.setLevel(before)
 
 
+def n_cores() -> int:
+    """Cores that this process may use: a cluster may lend it but some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def forkserver() -> ForkServerContext:
     """How processes are started: neither threads nor open files of this one go into them."""
     context = multiprocessing.get_context("forkserver")

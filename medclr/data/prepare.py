@@ -1,7 +1,6 @@
 """Manifest + spec -> store: each volume decoded, resampled and clipped once, by as many processes as wanted."""
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from medclr.data.candidate import Candidate, Skipped
 from medclr.data.identity import pixel_hash
 from medclr.data.isolation import dismiss, isolated
 from medclr.data.manifest import candidate_of
+from medclr.data.pool import n_cores
 from medclr.data.signature import signature
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store, on_disk
@@ -177,7 +177,7 @@ def allowance(root: Path, candidate: Candidate, made: int = 0) -> tuple[float, i
 @contextmanager
 def processes(workers: int | None, n_items: int) -> Iterator[Executor | None]:
     """Processes for `prepare`, one per core by default; None where starting more than one would not pay."""
-    workers = min(os.cpu_count() or 1 if workers is None else workers, n_items // 32)
+    workers = min(n_cores() if workers is None else workers, n_items // 32)
     if workers < 2:
         yield None
         return

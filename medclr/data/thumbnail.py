@@ -1,6 +1,5 @@
 """Small pictures of volumes: the middle slice, as one would look at it, in 8 bits."""
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from PIL import Image
 from medclr.data.candidate import Candidate
 from medclr.data.isolation import dismiss, isolated
 from medclr.data.manifest import candidate_of
+from medclr.data.pool import n_cores
 from medclr.data.prepare import READERS, Reader, allowance
 from medclr.data.volume import Volume
 from medclr.errors import Unreadable
@@ -40,7 +40,7 @@ def thumbnails(
     candidates = [candidate_of(row) for row in manifest.itertuples(index=False)]
     pictures: list[NDArray[np.uint8] | Unreadable] = []
     # Threads, each of which waits for a process of its own.
-    with ThreadPoolExecutor(max(1, os.cpu_count() or 1 if workers is None else workers)) as pool:
+    with ThreadPoolExecutor(max(1, n_cores() if workers is None else workers)) as pool:
         try:
             for picture in pool.map(partial(_picture, root), candidates):
                 pictures.append(picture)

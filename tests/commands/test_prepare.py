@@ -260,3 +260,12 @@ def test_dask_that_is_missing_is_named_with_what_brings_it(folder, monkeypatch, 
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert main(words("dask", "--scheduler", "tcp://127.0.0.1:9")) == 2
     assert capsys.readouterr().err == "medclr: --scheduler: Dask is not installed; pip install medclr[dask]\n"
+
+
+def test_a_wrong_name_leaves_no_run_that_remembers_it(folder, in_this_process, capsys):
+    for name in ("prepare", "pretrain"):
+        assert main([name, "--data", "scans", "--key-file", "key", "--out", "runs/a", "--spec", "tiyn.yaml"]) == 2
+        assert main([name, "--data", "scan", "--key-file", "key", "--out", "runs/a"]) == 2
+    assert main(["scan", "--data", "scan", "--key-file", "key", "--out", "runs/a"]) == 2
+    assert capsys.readouterr().err.count("\n") == 5
+    assert not Path("runs").exists()

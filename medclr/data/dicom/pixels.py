@@ -43,6 +43,7 @@ from medclr.data.dicom.header import (
 )
 from medclr.data.dicom.photometry import SHOWN, shown, suv_factor
 from medclr.data.dicom.series import is_transposed, placement
+from medclr.data.pool import n_cores
 from medclr.data.volume import Volume, canonical
 from medclr.errors import Unreadable
 
@@ -231,7 +232,7 @@ def _n_threads() -> int:
     """Cores; but one in a process that was started to share the work, where the others have theirs."""
     if multiprocessing.parent_process() is not None:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return n_cores()
 
 
 def _decoded(path: Path, frames: tuple[int, ...], modality: str, stack: _Stack, start: int) -> list[_Plane]:
