@@ -3,10 +3,9 @@
     python benchmarks/store_crop.py
 
 A volume of 256³ int16 (as CT is kept), crops of 96³ at random places, cached. The limit is to copy the crop's bytes,
-1.7 MiB, from one array to another, both contiguous and in memory. medclr's time holds opening the entry, its header,
-the strided copy and the conversion to float32, which is twice the bytes; that conversion alone, of a crop that lies
-contiguous in memory, is shown beside it, and so is what NumPy's memory map of an .npy file takes to give int16. The
-target is 1.7 times the memcpy.
+1.7 MiB, from one array to another, both contiguous and in memory. medclr's time holds finding the entry and its header,
+and the strided copy into a batch, int16 as it is stored; the conversion to float32 is the training device's. Beside it
+is what NumPy takes to open a memory map of an .npy file and to copy the same crop. The target is 1.7 times the memcpy.
 """
 
 import tempfile
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -30,21 +28,21 @@ def main() -> None:
     rng = np.random.default_rng(0)
     volume = rng.integers(-1024, 3000, (1, SIDE, SIDE, SIDE), dtype=np.int16)
     source = rng.integers(-1024, 3000, (CROP, CROP, CROP), dtype=np.int16)
-    target, as_float = np.empty_like(source), np.empty(source.shape, np.float32)
+    target = np.empty_like(source)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         store.write(KEY, volume, {})
         np.save(Path(folder) / "a.npy", volume[0])
 
-        def mapped(at: tuple[int, ...]) -> Any:
+        def mapped(at: tuple[int, ...]) -> None:
             x, y, z = at
-            return np.array(np.load(Path(folder) / "a.npy", mmap_mode="r")[x : x + CROP, y : y + CROP, z : z + CROP])
+            opened = np.load(Path(folder) / "a.npy", mmap_mode="r")
+            np.copyto(target, opened[x : x + CROP, y : y + CROP, z : z + CROP])
 
-        ways: dict[str, Callable[[tuple[int, ...]], Any]] = {
+        ways: dict[str, Callable[[tuple[int, ...]], None]] = {
             "memcpy of the bytes": lambda at: np.copyto(target, source),
-            "conversion to float32": lambda at: np.copyto(as_float, source),
-            "NumPy's map, int16": mapped,
-            "medclr's store, float32": lambda at: store.read(KEY, at, (CROP,) * 3, 0.0),
+            "NumPy's map": mapped,
+            "medclr's store": lambda at: np.copyto(target, store.read(KEY, at, (CROP,) * 3, 0.0)[0]),
         }
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(ROUNDS + 10):  # the first ten warm up
@@ -54,17 +52,15 @@ def main() -> None:
                 run(at)
                 if number >= 10:
                     seconds[way].append(time.perf_counter() - started)
-        x, y, z = at
-        np.testing.assert_array_equal(
-            store.read(KEY, at, (CROP,) * 3, 0.0)[0], volume[0, x : x + CROP, y : y + CROP, z : z + CROP]
-        )
+        x, y, z = at  # what the last of them copied
+        np.testing.assert_array_equal(target, volume[0, x : x + CROP, y : y + CROP, z : z + CROP])
     ratios = {}
     for way, times in seconds.items():
         own = sorted(one / other for one, other in zip(times, seconds["memcpy of the bytes"], strict=True))
         ratios[way] = median(own)
         spread = f"{own[len(own) // 4]:.2f} to {own[3 * len(own) // 4]:.2f}"
         print(f"  {way:24} {median(times) * 1e3:6.2f} ms  {ratios[way]:5.2f} x the memcpy (middle half {spread})")
-    ratio = ratios["medclr's store, float32"]
+    ratio = ratios["medclr's store"]
     print(f"  {'kept  ' if ratio <= TARGET else 'MISSED'}: {ratio:.2f} times the memcpy (target: {TARGET})")
 
 

@@ -227,12 +227,12 @@ def _look_at(root: Path, burned_in: bool, item: _Item) -> _Result:
 def _classified(root: Path, burned_in: bool, item: _Item) -> _Result:
     path = root / item.path
     name = path.name.lower()
-    with path.open("rb") as file:
-        start = file.read(1024)
+    begun = dicom.beginning(path)  # once: on a network disk it is the opening that takes time
+    start = begun[0]
     if not start:
         raise Unreadable("NOT_AN_IMAGE", "an empty file")
     if start[128:132] == b"DICM":
-        return dicom.headers(path, item.path, burned_in)
+        return dicom.headers(path, item.path, burned_in, begun)
     if item.companion or nifti.is_header(_inflated(start)) or name.endswith((".nii", ".nii.gz")):
         companion = root / item.companion if item.companion else None
         return nifti.header(path, item.path, companion, item.companion)
@@ -242,7 +242,7 @@ def _classified(root: Path, burned_in: bool, item: _Item) -> _Result:
         return list(image2d.header(path, item.path))
     if start[:2] in (b"\x02\0", b"\x08\0") or name.endswith(_DICOM_NAMES):
         try:
-            return dicom.headers(path, item.path, burned_in)
+            return dicom.headers(path, item.path, burned_in, begun)
         except Unreadable as error:
             if error.reason != "NOT_DICOM" or name.endswith(_DICOM_NAMES):
                 raise

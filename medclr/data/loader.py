@@ -38,8 +38,8 @@ class Blocks(Dataset[Batch]):
     Items are asked for as (epoch, row), which is all that their randomness depends on. With `views` None, an item
     is the one block at the centre of the volume.
 
-    A batch holds blocks, float32 (B, V, C, *patch), with low and high, (B, V), the grey values that become 0 and 1;
-    params, a dict of (B, V, ...); row, (B,); and patient, (B,), equal where the patient is.
+    A batch holds blocks, (B, V, C, *patch) in the store's data type, with low and high, (B, V), the grey values that
+    become 0 and 1; params, a dict of (B, V, ...); row, (B,); and patient, (B,), equal where the patient is.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Blocks(Dataset[Batch]):
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
         rows = np.array([row for _, row in items])
-        blocks: list[NDArray[np.float32]] = []
+        blocks: list[NDArray[Any]] = []
         params = []
         for epoch, row in items:
             previous = None
@@ -88,7 +88,7 @@ class Blocks(Dataset[Batch]):
             "patient": self.patients[rows],
         }
 
-    def _by_view(self, values: NDArray[np.float32]) -> Tensor:
+    def _by_view(self, values: NDArray[Any]) -> Tensor:
         """(B * V, ...) to (B, V, ...)."""
         return torch.from_numpy(values.reshape(-1, self.n_views, *values.shape[1:]))
 

@@ -72,7 +72,7 @@ class Store:
         """Bytes that the entries whose keys end so take on the disk."""
         return sum(on_disk(path.stat().st_size) for path in self.root.glob(f"*/*{ending}.safetensors"))
 
-    def read(self, key: str, start: tuple[int, ...], size: tuple[int, ...], fill: float) -> NDArray[np.float32]:
+    def read(self, key: str, start: tuple[int, ...], size: tuple[int, ...], fill: float) -> NDArray[Any]:
         """Read a block of a volume without reading the volume.
 
         Args:
@@ -82,16 +82,17 @@ class Store:
             fill: value of voxels that lie outside the volume.
 
         Returns:
-            float32 (C, *size).
+            (C, *size) in the entry's data type: int16 or float32. Where the block lies inside the volume it is a view
+            of the mapped file, which is read when it is copied.
 
         Raises:
             DataError: the entry is not there, or is damaged.
         """
         try:
-            path = self._path(key)
-            state = path.stat()
+            path = f"{self.root}/{key[:2]}/{key}.safetensors"  # a Path takes longer to make than to look up
+            state = os.stat(path)
             stored = _mapped(path, state.st_ino, state.st_mtime_ns, state.st_size)
-            return cut_block(stored, stored.shape, start, size, fill)
+            return cut_block(stored, start, size, fill)
         except (OSError, KeyError, ValueError, TypeError):
             raise DataError(
                 f"store {self.root}: entry {key[:8]}… is missing or damaged; run `medclr prepare` on the data again"
@@ -107,13 +108,13 @@ def on_disk(size: int) -> int:
 
 
 @lru_cache(maxsize=_MOST_MAPPED)
-def _mapped(path: Path, inode: int, mtime_ns: int, size: int) -> NDArray[Any]:
+def _mapped(path: str, inode: int, mtime_ns: int, size: int) -> NDArray[Any]:
     """The array of an entry, mapped: only what is then touched is read, and what was read before is there.
 
     All but `path` is for the cache, which must not answer for an entry that was replaced. The format is that of
     safetensors, whose own slicing copies three times: the header's length, the header, the array.
     """
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     end = 8 + int.from_bytes(content[:8], "little")
     entry = json.loads(content[8:end])["volume"]
@@ -125,19 +126,18 @@ def _mapped(path: Path, inode: int, mtime_ns: int, size: int) -> NDArray[Any]:
     return found
 
 
-def cut_block(
-    volume: Any, shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], fill: float
-) -> NDArray[np.float32]:
-    """A block of anything that can be sliced, of shape (C, *spatial); see `Store.read`."""
-    inside = [slice(max(0, a), min(n, a + s)) for a, s, n in zip(start, size, shape[1:], strict=True)]
-    if any(i.start >= i.stop for i in inside):
-        return np.full((shape[0], *size), fill, dtype=np.float32)
+def cut_block(volume: NDArray[Any], start: tuple[int, ...], size: tuple[int, ...], fill: float) -> NDArray[Any]:
+    """A block (C, *size) of a volume (C, *spatial) in its own data type; see `Store.read`."""
+    shape = volume.shape
+    inside = [slice(max(0, a), max(0, min(n, a + s))) for a, s, n in zip(start, size, shape[1:], strict=True)]
     part = volume[(slice(None), *inside)]
     if part.shape[1:] == size:
-        return np.asarray(part, dtype=np.float32)
-    block = np.full((shape[0], *size), fill, dtype=np.float32)
-    place = [slice(i.start - a, i.stop - a) for a, i in zip(start, inside, strict=True)]
-    block[(slice(None), *place)] = part
+        return part
+    # Of whole numbers the next below, so that what is filled is never brighter than it should be.
+    block = np.full((shape[0], *size), np.floor(fill) if volume.dtype.kind == "i" else fill, volume.dtype)
+    if part.size:
+        place = [slice(i.start - a, i.stop - a) for a, i in zip(start, inside, strict=True)]
+        block[(slice(None), *place)] = part
     return block
 
 

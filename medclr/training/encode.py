@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         array = prepared_array(volume, self.spec)
         low, high = grey_range(pd.DataFrame([statistics(array)]), self.spec)
         start = tuple((n - p) // 2 for n, p in zip(array.shape[1:], self.spec.patch, strict=True))
-        block = cut_block(array, array.shape, start, self.spec.patch, fill=low[0])
+        block = cut_block(array, start, self.spec.patch, fill=low[0])
         device = next(self.parameters()).device
         batch = (torch.from_numpy(values).to(device) for values in (block[None, None], low, high))
         return np.asarray(self(images(*batch))[0].cpu().numpy())

@@ -5,8 +5,8 @@ tells the planes of one file without decoding them, `group` makes candidates of 
 candidate a volume.
 """
 
-from medclr.data.dicom.header import PLANES, Header, headers
+from medclr.data.dicom.header import PLANES, Header, beginning, headers
 from medclr.data.dicom.pixels import read, same_pixels
 from medclr.data.dicom.series import Tilt, Uneven, group
 
-__all__ = ["PLANES", "Header", "Tilt", "Uneven", "group", "headers", "read", "same_pixels"]
+__all__ = ["PLANES", "Header", "Tilt", "Uneven", "beginning", "group", "headers", "read", "same_pixels"]

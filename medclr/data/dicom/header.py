@@ -39,7 +39,7 @@ PER_FRAME, SHARED = 0x52009230, 0x52009229
 
 Source = Dataset | Elements
 
-HEAD = 65536  # bytes that nearly always reach to the pixels
+HEAD = 65536  # bytes of a file that are read at first
 _MOST_KNOWN = 4096  # texts that are remembered
 _META = 1024  # bytes within which the transfer syntax stands
 _MAX_INFLATED, _MAX_INFLATION = 2**29, 200  # bytes, and times the deflated size
@@ -99,20 +99,26 @@ class Header(NamedTuple):
     notes: tuple[str, ...]
 
 
-def headers(path: Path, relative: str, burned_in: bool = False) -> list[Header]:
+def beginning(path: Path) -> tuple[bytes, int]:
+    """The first bytes of a file, which nearly always reach to the pixels, and the size of all of it."""
+    with path.open("rb", buffering=0) as file:
+        return file.read(HEAD), os.fstat(file.fileno()).st_size
+
+
+def headers(path: Path, relative: str, burned_in: bool = False, begun: tuple[bytes, int] | None = None) -> list[Header]:
     """Read one DICOM file up to its pixels: one header a plane.
 
     Args:
         path: the file, with or without the preamble of PS3.10.
         relative: its path below the root.
         burned_in: accept secondary captures and images that say they have burned-in text.
+        begun: its `beginning`, where that was read already.
 
     Raises:
         Unreadable: it is not DICOM, holds no image, or one of a kind that never becomes a volume.
     """
     try:
-        with path.open("rb", buffering=0) as file:
-            head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
+        head, size = begun or beginning(path)
         quick = quick_elements(head)
         if quick:
             return described(*quick, size, relative, burned_in)
