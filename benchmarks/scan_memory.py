@@ -2,14 +2,16 @@
 
     python benchmarks/scan_memory.py [FILES]
 
-A scan keeps a header for each plane until its series are grouped, so memory grows with the files; what is printed is
-how fast. The files differ in their instance, series, study and patient identifiers, position and number. There is no
-peer: the others either read one series or keep whole data sets.
+A scan sorts headers into their series on disk; in memory are one series at a time, and of each volume the paths of its
+files. What is printed is the memory of the process above its start while headers are read, and when all are volumes.
+The files differ in their instance, series, study and patient identifiers, position and number. There is no peer: the
+others either read one series or keep whole data sets.
 """
 
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
@@ -27,15 +29,17 @@ def main(n: int) -> None:
         paths = write_files(root, n)
         dicom.headers(root / paths[0], paths[0])
         start = resident()
-        kept: list[dicom.Header] = []
-        for number, path in enumerate(paths, 1):
-            kept += dicom.headers(root / path, path)
-            if number % STEP == 0 or number == n:
-                grown = resident() - start
-                print(f"  {number:>8,} files  {grown / 2**20:7.1f} MiB  {grown / number:6.0f} bytes a header")
-        candidates, skipped = dicom.group(kept)
+
+        def headers() -> Iterator[dicom.Header]:
+            for number, path in enumerate(paths, 1):
+                yield from dicom.headers(root / path, path)
+                if number % STEP == 0 or number == n:
+                    print(f"  {number:>8,} files  {(resident() - start) / 2**20:6.1f} MiB")
+
+        candidates, skipped = dicom.group(headers())
         assert not skipped
-        print(f"  grouped into {len(candidates)} volumes: {(resident() - start) / 2**20:.1f} MiB")
+        grown = resident() - start
+        print(f"  grouped into {len(candidates)} volumes: {grown / 2**20:.1f} MiB, {grown / n:.0f} bytes a file")
 
 
 def resident() -> int:

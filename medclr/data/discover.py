@@ -90,22 +90,24 @@ def discover(
     check_folder(root)
     items, skipped = _walk(root)
     candidates: list[Candidate] = []
-    headers: list[dicom.Header] = []
-    n_done = 0
-    for results in _read_all(root, items, workers, burned_in):
-        n_done += len(results)
-        for result in results:
-            for one in result:
-                if isinstance(one, dicom.Header):
-                    headers.append(one)
-                elif isinstance(one, Skipped):
-                    skipped.append(one)
-                else:
-                    candidates.append(one)
-        if progress:
-            progress(n_done, len(items))
+
+    def planes() -> Iterator[dicom.Header]:
+        n_done = 0
+        for results in _read_all(root, items, workers, burned_in):
+            for result in results:
+                for one in result:
+                    if isinstance(one, dicom.Header):
+                        yield one
+                    elif isinstance(one, Skipped):
+                        skipped.append(one)
+                    else:
+                        candidates.append(one)
+            n_done += len(results)
+            if progress:
+                progress(n_done, len(items))
+
     try:
-        from_dicom, without_volume = dicom.group(headers, tilt, uneven, partial(_same_pixels, root))
+        from_dicom, without_volume = dicom.group(planes(), tilt, uneven, partial(_same_pixels, root))
     finally:
         dismiss()
     candidates += from_dicom

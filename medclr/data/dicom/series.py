@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medclr.data.candidate import Candidate, Skipped, settled
+from medclr.data.dicom.by_series import by_series
 from medclr.data.dicom.header import MAX_VOXELS, PLANES, Header, Traits
 from medclr.errors import Unreadable
 
@@ -51,32 +52,16 @@ def group(
     Returns:
         Candidates, and what is in none of them: files, or stacks of frames, by their first, of files that are.
     """
-    series: dict[tuple[str, str, str], list[Header]] = defaultdict(list)
-    for header in found:
-        series[header.patient, header.study, header.series].append(header)
-    collisions = _collisions(series)
     candidates: list[Candidate] = []
     skipped: list[Skipped] = []
-    for name, members in series.items():
-        if name in collisions:
+    for members, collides in by_series(found):
+        if collides:
             skipped += settled((Skipped(header.path, "UID_COLLISION", _COLLISION) for header in members), set())
             continue
         volumes, refused = _of_series(members, tilt, uneven, same_pixels)
         candidates += volumes
         skipped += settled(refused, {path for candidate in volumes for path in candidate.paths})
     return candidates, skipped
-
-
-def _collisions(series: dict[tuple[str, str, str], list[Header]]) -> set[tuple[str, str, str]]:
-    """Series that hold an instance UID which images of another patient have, too."""
-    owner: dict[str, tuple[str, str, str]] = {}
-    found: set[tuple[str, str, str]] = set()
-    for name, members in series.items():
-        for header in members:
-            other = owner.setdefault(header.sop, name)
-            if header.sop and other[0] != name[0]:
-                found |= {name, other}
-    return found
 
 
 class Placement(NamedTuple):
