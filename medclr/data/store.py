@@ -143,7 +143,8 @@ def cut_block(volume: NDArray[Any], start: tuple[int, ...], size: tuple[int, ...
 
 def _encoded(array: NDArray[np.generic], metadata: dict[str, str]) -> tuple[bytes, memoryview]:
     """A safetensors file in two parts, its header in one order: safetensors draws another each time."""
-    payload = memoryview(save({"volume": array}, metadata=metadata))
+    # safetensors takes the bytes as they lie, in whatever order that is.
+    payload = memoryview(save({"volume": np.ascontiguousarray(array)}, metadata=metadata))
     end = 8 + int.from_bytes(payload[:8], "little")
     header = json.dumps(json.loads(bytes(payload[8:end])), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return bytes(payload[:8]) + header.encode().ljust(end - 8), payload[end:]

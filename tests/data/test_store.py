@@ -63,6 +63,16 @@ def test_planes_too(tmp_path):
     np.testing.assert_array_equal(store.read(KEY, (1, 2), (2, 3), 0), plane[:, 1:3, 2:5])
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 2, 1), (0, 3, 1, 2)])
+def test_an_array_may_lie_in_memory_in_any_order(tmp_path, axes):
+    """As readers leave a volume that needs no resampling."""
+    array = np.ascontiguousarray(ARRAY.transpose(axes)).transpose(np.argsort(axes))
+    store = Store(tmp_path)
+    store.write(KEY, array, FACTS)
+    assert np.array_equal(store.read(KEY, (0, 0, 0), (5, 6, 7), 0.0), ARRAY)
+    assert store.facts(KEY) == FACTS
+
+
 def test_read_of_what_is_not_there_names_the_fix(store):
     with pytest.raises(DataError, match="entry cdcdcdcd… is missing or damaged; run `medclr prepare`"):
         store.read("cd" * 16, (0, 0, 0), (1, 1, 1), 0)
