@@ -115,6 +115,10 @@ def seed_files(root: Path) -> Iterator[Path]:
         (root / name).mkdir()
         nib.save(nib.Nifti1Image(volume, np.eye(4)), root / name / name)
         yield root / name / name
+    (root / "metaimage").mkdir()
+    fields = "ObjectType = Image\nNDims = 3\nDimSize = 10 8 3\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (root / "metaimage" / "a.mha").write_bytes(fields.encode() + volume.tobytes())
+    yield root / "metaimage" / "a.mha"
     for name in ("a.png", "a.jpg"):
         (root / name).mkdir()
         Image.fromarray((volume[0] % 256).astype(np.uint8)).save(root / name / name)

@@ -41,7 +41,7 @@ def paths_of(config: Any) -> dict[str, Path | None]:
 class ReadingConfig:
     """How a folder of scans is read: what scan, prepare and pretrain share."""
 
-    data: Path = _need("folder with DICOM, NIfTI, PNG, JPEG or MedMNIST .npz files, read recursively")
+    data: Path = _need("folder with DICOM, NIfTI, MetaImage, PNG, JPEG or MedMNIST .npz files, read recursively")
     out: Path | None = _say(None, "run folder to write (default: runs/DATE-COMMAND)")
     key_file: Path | None = _say(None, "key of the pseudonyms (default: ~/.config/medclr/key, made when absent)")
     workers: int | None = _say(None, "processes that read (default: one per core)")

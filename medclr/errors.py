@@ -57,7 +57,7 @@ REASONS = {
     ),
     "COLOUR": Reason(
         "a colour image",
-        "nothing: medclr reads grey values",
+        "if it is grey but for a caption, as ultrasound often is: save it with one sample a pixel, or as a grey PNG",
     ),
     "BURNED_IN": Reason(
         "burned-in annotation or a secondary capture, which may show a name",

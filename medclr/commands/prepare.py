@@ -15,7 +15,7 @@ from medclr.config import PrepareConfig, StoreConfig
 from medclr.data.candidate import Skipped, settled
 from medclr.data.manifest import candidate_of, skipped_frame, spatial_dims
 from medclr.data.pool import dask_cluster
-from medclr.data.prepare import bytes_to_write, processes, shard
+from medclr.data.prepare import bytes_to_write, processes, shard, without_copies
 from medclr.data.prepare import prepare as fill_store
 from medclr.data.spec import DataSpec, choose_spec, load_spec, parse_spec
 from medclr.data.store import Store
@@ -100,6 +100,9 @@ def stock(
     workers = processes(config.workers, len(mine)) if executor is None else nullcontext(executor)
     with writing(store.root, "--store"), progress("preparing volumes") as show, workers as pool:
         prepared, unreadable = fill_store(mine, config.data, spec, store, pool, show)
+    n_prepared = len(prepared)
+    # The copy of one shard's may lie in another's.
+    prepared, copies = (prepared, []) if part else without_copies(prepared)
     left_out = [
         Skipped(
             item, "OTHER_KIND", f"{candidate.modality or 'unknown modality'} {len(candidate.shape)}D", candidate.member
@@ -108,16 +111,18 @@ def stock(
         for item in candidate.paths
     ]
     used = pd.concat([prepared["source"], chosen["source"].drop(mine.index)])
-    skipped = settled([*skipped, *left_out, *unreadable], {item for source in used for item in source})
+    skipped = settled([*skipped, *left_out, *unreadable, *copies], {item for source in used for item in source})
     run.write_frame("private/skipped.csv", skipped_frame(skipped))
-    refuse_faults(config, run, unreadable)
+    refuse_faults(config, run, [*unreadable, *copies])
     if prepared.empty and len(mine):
         raise DataError(
             f"--data {config.data}: not one of {counted(len(mine), 'volume')} could be decoded; "
             f"{run.private / 'skipped.csv'} says why for each"
         )
     if unreadable:
-        say(f"{counted(len(mine) - len(prepared), 'volume')} could not be decoded; private/skipped.csv says why")
+        say(f"{counted(len(mine) - n_prepared, 'volume')} could not be decoded; private/skipped.csv says why")
+    if copies:
+        say(f"{counted(n_prepared - len(prepared), 'volume')} left out: the values of another of the same study")
     domains = _domains(prepared, spec)
     if len(domains) > 1:
         largest = max(domains.values())

@@ -65,7 +65,8 @@ def survey(config: ReadingConfig, run: Run) -> tuple[pd.DataFrame, list[Skipped]
         why = ", ".join(f"{reason} {n:,}" for reason, n, _ in _reasons(skipped))
         found = f"{counted(len(skipped), 'file')} skipped ({why})" if skipped else "the folder is empty"
         raise DataError(
-            f"--data {config.data}: no volume in it; {found}. Point --data at DICOM, NIfTI, PNG, JPEG or MedMNIST files"
+            f"--data {config.data}: no volume in it; {found}. Point --data at DICOM, NIfTI, MetaImage, PNG, JPEG or "
+            "MedMNIST files"
         )
     manifest, keys = build_manifest(candidates, names)
     run.write_frame("private/keys.csv", keys)

@@ -26,7 +26,7 @@ class Candidate:
         frames: of a multi-frame image, or tiles of a mosaic, in geometric order; () where each file is one plane.
     """
 
-    reader: Literal["dicom", "nifti", "npz", "picture"]
+    reader: Literal["dicom", "metaimage", "nifti", "npz", "picture"]
     paths: tuple[str, ...]
     member: int
     patient_id: str

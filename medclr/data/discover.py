@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from medclr.data import dicom, image2d, nifti
+from medclr.data import dicom, image2d, metaimage, nifti
 from medclr.data.candidate import Candidate, Skipped
 from medclr.data.isolation import dismiss, isolated
 from medclr.data.pool import n_cores, worker_pool
@@ -31,7 +31,6 @@ _OTHER_STARTS = {
     b"TRACK\0": "a tractogram",
     b"mrtrix tracks": "a tractogram",
     b"NRRD000": "NRRD",
-    b"ObjectType": "MetaImage",
     b"MATRIX7": "ECAT",
 }
 _OTHER_NAMES = {
@@ -48,8 +47,6 @@ _OTHER_NAMES = {
     ".gii": "GIFTI",
     ".nrrd": "NRRD",
     ".nhdr": "NRRD",
-    ".mha": "MetaImage",
-    ".mhd": "MetaImage",
     ".v": "ECAT",
     ".img": "an .img file without its .hdr",
     ".hdr": "a header that is not NIfTI's",
@@ -59,6 +56,8 @@ _OTHER_NAMES = {
     ".tgz": "an archive: unpack it first",
     ".7z": "an archive: unpack it first",
 }
+# What goes with a header of the same name.
+_PIXELS = {".hdr": (".img",), ".HDR": (".IMG",), ".mhd": (".raw", ".zraw")}
 _DICOM_NAMES = (".dcm", ".dicom", ".ima")
 
 
@@ -124,7 +123,7 @@ def check_folder(root: Path) -> None:
 
 class _Item(NamedTuple):
     path: str
-    companion: str = ""  # the .img of a .hdr
+    companion: str = ""  # the .img of a .hdr, the .raw of a .mhd
 
 
 _Result = list[dicom.Header] | list[Candidate] | list[Skipped]
@@ -179,14 +178,14 @@ def _link(root: Path, inside: Path, relative: str) -> Skipped:
 
 
 def _paired(files: list[str]) -> list[_Item]:
-    """A .img goes with its .hdr, either of them zipped or not."""
+    """A .img goes with its .hdr, either of them zipped or not; a .raw or .zraw with its .mhd."""
     present = set(files)
     companions = {}
     for path in files:
         stem = path.removesuffix(".gz")
-        for ending, other in ((".hdr", ".img"), (".HDR", ".IMG")):
-            pixels = stem.removesuffix(ending) + other
-            if stem.endswith(ending) and (found := {pixels, f"{pixels}.gz"} & present):
+        for ending, others in _PIXELS.items():
+            names = {f"{stem.removesuffix(ending)}{other}{zipped}" for other in others for zipped in ("", ".gz")}
+            if stem.endswith(ending) and (found := names & present):
                 companions[path] = min(found)
     taken = set(companions.values())
     return [_Item(path, companions.get(path, "")) for path in files if path not in taken]
@@ -235,8 +234,10 @@ def _classified(root: Path, burned_in: bool, item: _Item) -> _Result:
         raise Unreadable("NOT_AN_IMAGE", "an empty file")
     if start[128:132] == b"DICM":
         return dicom.headers(path, item.path, burned_in, begun)
+    companion = root / item.companion if item.companion else None
+    if name.endswith((".mhd", ".mha")) or start.startswith(b"ObjectType"):
+        return [metaimage.header(path, item.path, companion, item.companion)]
     if item.companion or nifti.is_header(_inflated(start)) or name.endswith((".nii", ".nii.gz")):
-        companion = root / item.companion if item.companion else None
         return nifti.header(path, item.path, companion, item.companion)
     if start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         return [image2d.picture(path, item.path)]

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from medclr.data.candidate import Candidate, unnamed
+from medclr.data.jpeg import check_complete
 from medclr.data.volume import Volume
 from medclr.errors import Unreadable
 
@@ -176,6 +178,9 @@ def read_picture(root: Path, candidate: Candidate) -> Volume:
         Unreadable: the file is damaged, has colours, or is one value everywhere.
     """
     with _as_unreadable(), _opened(root / candidate.paths[0]) as image:
+        if image.format == "JPEG":
+            content = (root / candidate.paths[0]).read_bytes()
+            check_complete(content, np.asarray(image), lambda jpeg: np.asarray(Image.open(BytesIO(jpeg))))
         upright = ImageOps.exif_transpose(image)
         # A palette, and three channels, may still be grey, as many radiographs on the web are.
         pixels = np.asarray(upright.convert("RGB") if upright.mode in ("P", "PA", "RGBA", "RGBX") else upright)

@@ -24,10 +24,10 @@ from medclr.data.candidate import Candidate, unnamed
 from medclr.data.volume import Volume, canonical
 from medclr.errors import Unreadable
 
-_MAX_VOXELS = 2**29  # 2 GiB as float32
+MAX_VOXELS = 2**29  # 2 GiB as float32
 _MAX_VOLUMES = 2**14  # time points of one file
 _MOST_INFLATED = 2**31  # bytes of a 4D file that are kept while its volumes are read
-_MAX_INFLATION = 1032  # the most that deflate can compress
+MAX_INFLATION = 1032  # the most that deflate can compress
 _CIFTI = range(3000, 3100)  # intent codes of surfaces and matrices in a NIfTI-2 wrapper
 # Intent codes of matrices, vectors, points, quaternions and colours: along their fifth axis there are no volumes.
 _TENSORS = {*range(1004, 1011), 2003, 2004}
@@ -47,7 +47,7 @@ def header(path: Path, relative: str, companion: Path | None = None, companion_r
     Raises:
         Unreadable: it is no NIfTI file, or not in grey.
     """
-    with _as_unreadable():
+    with as_unreadable():
         parsed = _parse(path)
         shape, affine, notes = _check(parsed, path, companion)
         turn = nib.orientations.io_orientation(affine)
@@ -78,7 +78,7 @@ def read(root: Path, candidate: Candidate) -> Volume:
     """
     path = root / candidate.paths[0]
     companion = root / candidate.paths[1] if len(candidate.paths) > 1 else None
-    with _as_unreadable():
+    with as_unreadable():
         parsed = _parse(path)
         shape, affine, notes = _check(parsed, path, companion)
         stored = _voxels(parsed, companion or path, shape, candidate.member)
@@ -92,7 +92,8 @@ def is_header(start: bytes) -> bool:
 
 
 @contextmanager
-def _as_unreadable() -> Iterator[None]:
+def as_unreadable() -> Iterator[None]:
+    """Whatever goes wrong within becomes a reason code."""
     # nibabel logs what it finds odd; the candidate's notes and reasons say what matters.
     before, logger.disabled = logger.disabled, True
     try:
@@ -181,15 +182,15 @@ def _check(
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) < 3 or min(shape[:3]) < 3 or min(shape) < 1:
-        raise Unreadable("UNSUPPORTED", f"shape {_by(shape)}; volumes of at least 3 voxels a side are needed")
+        raise Unreadable("UNSUPPORTED", f"shape {by(shape)}; volumes of at least 3 voxels a side are needed")
     n_voxels = prod(shape[:3])
     if prod(shape[3:]) > _MAX_VOLUMES:
         raise Unreadable("TOO_LARGE", f"{prod(shape[3:]):,} volumes in one file")
-    if n_voxels > _MAX_VOXELS:
-        raise Unreadable("TOO_LARGE", f"shape {_by(shape)} is {n_voxels * 4 / 2**30:.1f} GiB as float32")
+    if n_voxels > MAX_VOXELS:
+        raise Unreadable("TOO_LARGE", f"shape {by(shape)} is {n_voxels * 4 / 2**30:.1f} GiB as float32")
     pixels = companion or path
     with pixels.open("rb") as file:
-        inflation = _MAX_INFLATION if file.read(2) == b"\x1f\x8b" else 1
+        inflation = MAX_INFLATION if file.read(2) == b"\x1f\x8b" else 1
     size = pixels.stat().st_size
     if parsed.get_data_offset() + prod(shape) * dtype.itemsize > size * inflation:
         raise Unreadable("TRUNCATED", f"{prod(shape)} voxels of {dtype.itemsize} bytes do not fit in {size} bytes")
@@ -207,7 +208,7 @@ def _affine(parsed: Any) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     if not tried:
         note = "no sform or qform: axes as NIfTI's method 1 has them, so left and right may be exchanged"
         tried.append((np.asarray(parsed.get_base_affine(), dtype=np.float64), (note,)))
-    sound = [one for one in tried if _is_sound(one[0])]
+    sound = [one for one in tried if is_sound(one[0])]
     if not sound:
         raise Unreadable("NO_GEOMETRY", "sform and qform are singular or not finite")
     affine, notes = sound[0]
@@ -216,7 +217,8 @@ def _affine(parsed: Any) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     return _in_mm(affine, np.linalg.norm(affine[:3, :3], axis=0), parsed, notes)
 
 
-def _is_sound(affine: NDArray[np.float64]) -> bool:
+def is_sound(affine: NDArray[np.float64]) -> bool:
+    """Whether an affine (4, 4) is finite, of steps between a nanometre and a kilometre, and has three directions."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     # The determinant of the directions is one for right angles; near nought, two axes coincide.
     sound = np.isfinite(affine).all() and (spacing > 1e-6).all() and (spacing < 1e6).all()
@@ -292,14 +294,18 @@ def _inflated(path: Path, mtime_ns: int, size: int, n_bytes: int) -> bytes:
 def _scaled(stored: NDArray[Any], parsed: Any) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     slope, intercept = parsed.get_slope_inter()
     scaled = stored if slope is None else stored * np.float64(slope) + np.float64(intercept)
-    array = scaled.astype(np.float32)
+    return finite(scaled.astype(np.float32))
+
+
+def finite(array: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """The same array with its minimum in place of what is not finite, and a note of that; refuses a single value."""
     notes: tuple[str, ...] = ()
-    finite = np.isfinite(array)
-    if not finite.all():
-        n_bad = int(array.size - finite.sum())
+    sound = np.isfinite(array)
+    if not sound.all():
+        n_bad = int(array.size - sound.sum())
         if n_bad == array.size:
             raise Unreadable("NOT_FINITE", "no finite value")
-        array[~finite] = array[finite].min()
+        array[~sound] = array[sound].min()
         notes = (f"{n_bad} voxels that are not finite set to the minimum",)
     if array.min() == array.max():
         raise Unreadable("NOT_FINITE", "a single value everywhere")
@@ -315,5 +321,6 @@ def _identity(relative: str) -> str:
     return str(path.with_name(name)) if name else relative
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def by(shape: tuple[int, ...]) -> str:
+    """A shape as text."""
     return "×".join(str(n) for n in shape)

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medclr.data import dicom, image2d, nifti
+from medclr.data import dicom, image2d, metaimage, nifti
 from medclr.data.candidate import Candidate, Skipped
 from medclr.data.identity import pixel_hash
 from medclr.data.isolation import dismiss, isolated
@@ -30,6 +30,7 @@ from medclr.errors import Unreadable
 Reader = Callable[[Path, Candidate], Volume]
 READERS: dict[str, Reader] = {
     "dicom": dicom.read,
+    "metaimage": metaimage.read,
     "nifti": nifti.read,
     "npz": image2d.read,
     "picture": image2d.read_picture,
@@ -92,6 +93,28 @@ def prepare(
     # Rows that were prepared before have these columns already.
     table = manifest.iloc[kept].drop(columns=measured.columns, errors="ignore").reset_index(drop=True)
     return pd.concat([table, measured.reset_index(drop=True)], axis=1), skipped
+
+
+def without_copies(prepared: pd.DataFrame) -> tuple[pd.DataFrame, list[Skipped]]:
+    """Leave out volumes that are another of their patient and study over again, under other instance UIDs.
+
+    Args:
+        prepared: a manifest with pixel hashes.
+
+    Returns:
+        The manifest with one of each, that of the lowest volume_id, in its old order; and the files of the others.
+    """
+    what = prepared[["patient_key", "study_key", "modality", "pixel_hash"]].assign(
+        size=[
+            repr(([int(n) for n in shape], [float(step) for step in steps]))
+            for shape, steps in zip(prepared["shape"], prepared["spacing_mm"], strict=True)
+        ]
+    )
+    copy = what.assign(name=prepared["volume_id"]).sort_values("name").duplicated(list(what.columns)).sort_index()
+    message = "the values of another volume of this study"
+    pairs = zip(prepared.loc[copy, "source"], prepared.loc[copy, "member"], strict=True)
+    skipped = [Skipped(item, "DUPLICATE", message, int(member)) for source, member in pairs for item in source]
+    return prepared[~copy].reset_index(drop=True), skipped
 
 
 def shard(manifest: pd.DataFrame, index: int, n_shards: int) -> pd.DataFrame:

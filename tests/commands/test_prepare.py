@@ -88,6 +88,28 @@ def test_shards_fill_the_store_and_a_plain_run_gathers(folder, in_this_process, 
     pd.testing.assert_frame_equal(manifest("parts/run"), manifest("plain/run"))
 
 
+def test_a_copy_within_a_study_is_left_out_where_all_is_gathered(folder, in_this_process, capsys):
+    rng = np.random.default_rng(1)
+    first, second = rng.integers(1, 900, (2, 9, 9, 9)).astype(np.int16)
+    nib.save(nib.Nifti1Image(np.stack([second, first, first], axis=3), np.eye(4)), "scans/times.nii")
+    nib.save(nib.Nifti1Image(first, np.eye(4)), "scans/another_patient.nii")
+    nib.save(nib.Nifti1Image(first, np.diag([2, 2, 2, 1])), "scans/spaced.nii")
+    assert main(words("parts", "--shard", "0/1", "--out", "parts/run0")) == 0
+    parts = manifest("parts/run0")
+    assert len(parts) == 60 + 5
+    capsys.readouterr()
+    assert main(words("parts")) == 0
+    assert "\n1 volume left out: the values of another of the same study\n" in capsys.readouterr().out
+    times = parts[parts["source"].str[0] == "times.nii"].set_index("member")["volume_id"]
+    copy = max((1, 2), key=lambda member: times[member])
+    pd.testing.assert_frame_equal(
+        manifest("parts/run").sort_values("volume_id", ignore_index=True),
+        parts[parts["volume_id"] != times[copy]].sort_values("volume_id", ignore_index=True),
+    )
+    skipped = pd.read_csv("parts/run/private/skipped.csv").query("reason == 'DUPLICATE'")
+    assert skipped[["item", "part"]].to_numpy().tolist() == [["times.nii", copy]]
+
+
 def test_a_shard_with_no_volume_is_done_at_once(folder, in_this_process, capsys):
     assert main(words("runs", "--shard", "61/70")) == 0
     assert "\nshard 61/70: 0 of 61 volumes\n" in capsys.readouterr().out

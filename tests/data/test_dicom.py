@@ -17,6 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 
 from medclr.data import dicom
 from medclr.data.candidate import Candidate, Skipped
+from medclr.data.dicom import header
 from medclr.data.discover import discover
 from medclr.data.volume import Volume
 from medclr.errors import Unreadable
@@ -275,6 +276,21 @@ def test_monochrome1_is_inverted_after_the_modality_lut(
     assert set(only(tmp_path).array.flat) == expected
 
 
+def test_slices_of_their_own_slopes_are_inverted_about_one_value(tmp_path: Path, write_series: Write) -> None:
+    """The same signal in every slice, each written with the slope of its own."""
+    signal = np.arange(0, 600, 20, dtype=np.float64).reshape(5, 6)
+    slopes = [0.5, 1.0, 2.0, 4.0]
+    volume = np.stack([signal / slope for slope in slopes]).astype(np.uint16)
+    tags = {"Modality": "MR", "PhotometricInterpretation": "MONOCHROME1", "BitsStored": 12, "HighBit": 11}
+    for path in write_series(tmp_path, volume, **tags):
+        ds = pydicom.dcmread(path)
+        ds.RescaleSlope, ds.RescaleIntercept = slopes[int(ds.ImagePositionPatient[2]) // 2], 0
+        ds.PixelData = (signal / float(ds.RescaleSlope)).astype(np.uint16).tobytes()
+        ds.save_as(path)
+    array = only(tmp_path).array[0].transpose(2, 1, 0)[:, ::-1, ::-1]
+    np.testing.assert_array_equal(array, np.broadcast_to(4 * 4095 - signal, array.shape))
+
+
 def test_ct_in_monochrome1_keeps_its_hu(tmp_path: Path, write_series: Write, stored: NDArray[np.int16]) -> None:
     write_series(tmp_path, stored, PhotometricInterpretation="MONOCHROME1")
     assert only(tmp_path).array.min() == 0
@@ -476,6 +492,37 @@ def test_a_length_that_is_wrong_costs_its_file_and_no_memory(
     assert peak < 20e6
     assert paths[1].name in {one.item for one in skipped}
     assert not {one.reason for one in skipped} - {"TRUNCATED", "NOT_DICOM", "DECODE", "NO_GEOMETRY", "NONUNIFORM"}
+
+
+@pytest.mark.parametrize(("most", "reason"), [(10_000, None), (2_000, "TOO_LARGE")])
+@pytest.mark.parametrize("tag", ["ReferencedImageSequence", "PerFrameFunctionalGroupsSequence"])
+@pytest.mark.parametrize("undefined", [False, True])
+def test_items_without_end_are_not_parsed(
+    tmp_path: Path,
+    write_dicom: Write,
+    stored: NDArray[np.int16],
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    reason: str | None,
+    tag: str,
+    undefined: bool,
+) -> None:
+    items = [pydicom.Dataset() for _ in range(600)]
+    path = write_dicom(tmp_path / "a.dcm", stored[0], NumberOfFrames=len(items), **{tag: items})
+    ds = pydicom.dcmread(path)
+    ds[tag].is_undefined_length = undefined
+    ds.save_as(path)
+    monkeypatch.setattr(header, "HEAD", 4096)
+    monkeypatch.setattr(header, "_MOST_READS", most)
+    monkeypatch.setattr(header._Metered, "left", most)
+    if tag == "ReferencedImageSequence" and not undefined:
+        reason = None  # nobody looks into it
+    try:
+        dicom.headers(path, path.name)
+        found = None
+    except Unreadable as error:
+        found = error.reason
+    assert found == (reason or ("UNSUPPORTED" if tag == "ReferencedImageSequence" else None))
 
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"])

@@ -4,6 +4,7 @@ import multiprocessing
 import tracemalloc
 import types
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
@@ -57,6 +59,7 @@ LOSSY: dict[str, tuple[UID, Encode, type, int]] = {
     "JPEG baseline": (uid.JPEGBaseline8Bit, lambda p: bytes(imagecodecs.jpeg8_encode(p, level=90)), np.uint8, 20),
     "JPEG extended": (uid.JPEGExtended12Bit, lambda p: twelve_bits(p), np.uint16, 3),
     "JPEG-LS near": (uid.JPEGLSNearLossless, lambda p: bytes(imagecodecs.jpegls_encode(p, level=3)), np.uint16, 3),
+    "HTJ2K lossy": (uid.HTJ2K, lambda p: bytes(imagecodecs.htj2k_encode(p, reversible=False)), np.uint16, 20),
     "JPEG 2000 lossy": (
         uid.JPEG2000,
         lambda p: bytes(imagecodecs.jpeg2k_encode(p, level=85, codecformat="j2k", reversible=False)),
@@ -209,22 +212,59 @@ def test_the_frames_of_one_file(tmp_path: Path, write_dicom: Write, way: str, na
 
 
 @pytest.mark.parametrize("name", [*LOSSLESS, *LOSSY])
-@pytest.mark.parametrize("share", [0.5, 0.98])
+@pytest.mark.parametrize(("share", "end"), [(0.5, b""), (0.98, b""), (0.5, b"\xff\xd9"), (0.9, b"\xff\xd9")])
 def test_a_compressed_slice_that_stops_early_is_refused(
-    tmp_path: Path, write_compressed: Write, name: str, share: float, way: str
+    tmp_path: Path, write_compressed: Write, name: str, share: float, end: bytes, way: str
 ) -> None:
+    """Whether or not it has an end marker all the same."""
     syntax, encode = LOSSLESS[name] if name in LOSSLESS else LOSSY[name][:2]
     dtype = LOSSY[name][2] if name in LOSSY else np.uint16
 
     def half(plane: NDArray[Any]) -> bytes:
         whole = encode(plane)
-        return whole[: int(share * len(whole))]
+        return whole[: int(share * len(whole))].rstrip(b"\xff") + end
 
     tags = {"BitsStored": 12, "HighBit": 11} if syntax == uid.JPEGExtended12Bit else {}
     write_compressed(smooth(dtype), syntax, half, **tags)
     with pytest.raises(Unreadable) as raised:
         read(tmp_path)
     assert raised.value.reason in ("TRUNCATED", "DECODE")
+
+
+@pytest.mark.parametrize("name", ["JPEG lossless, SV1", "JPEG baseline"])
+def test_an_image_that_ends_in_the_middle_grey_is_none_that_stops_early(
+    tmp_path: Path, write_compressed: Write, way: str, name: str
+) -> None:
+    syntax, encode = LOSSLESS[name] if name in LOSSLESS else LOSSY[name][:2]
+    volume = smooth(np.uint8)
+    volume[:, 20:] = 128
+    write_compressed(volume, syntax, encode)
+    assert (read(tmp_path)[:, 32:] == 128).all()
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_restart_marker_that_is_missing_is_noticed(
+    tmp_path: Path, write_compressed: Write, way: str, lost: int
+) -> None:
+    """What was between two of them is gone, and the rest is where it does not belong."""
+
+    def encode(plane: NDArray[Any]) -> bytes:
+        file = BytesIO()
+        Image.fromarray(plane).save(file, "JPEG", quality=90, restart_marker_blocks=5)
+        whole = file.getvalue()
+        if not lost:
+            return whole
+        first, second = whole.index(b"\xff\xd2"), whole.index(b"\xff\xd3")
+        return whole[:first] + whole[second:]
+
+    volume = smooth(np.uint8)
+    write_compressed(volume, uid.JPEGBaseline8Bit, encode)
+    if not lost:
+        assert abs(read(tmp_path) - volume).max() <= 20
+        return
+    with pytest.raises(Unreadable) as raised:
+        read(tmp_path)
+    assert raised.value.reason == "TRUNCATED"
 
 
 @pytest.mark.parametrize("name", ["RLE", "JPEG 2000", "JPEG-LS"])

@@ -194,6 +194,51 @@ def test_images_that_two_patients_claim_are_nobodys(
     assert len(skipped) == 2 * len(first)
 
 
+BORN = {"PatientName": "Lee^Kim", "PatientBirthDate": "19500101"}
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ({"PatientName": "Lee^Jo"}, False),
+        ({"PatientBirthDate": "19500102"}, False),
+        ({}, True),
+        ({"PatientName": "LEE^KIM^^", "PatientBirthDate": ""}, True),
+        ({"PatientName": "", "PatientBirthDate": ""}, True),
+    ],
+)
+@pytest.mark.parametrize("series_uid", ["1.2.3.4", "1.2.3.5"])
+def test_without_a_patient_id_name_and_birth_date_tell_people_of_one_study_apart(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16], other: Any, same: bool, series_uid: str
+) -> None:
+    """Where the other has the series UID, too, its slices lie between those of the first."""
+    write_series(tmp_path / "a", stored, step_mm=4.0, PatientID="", **BORN)
+    for path in write_series(
+        tmp_path / "b", stored, step_mm=4.0, PatientID="", **(BORN | other), SeriesInstanceUID=series_uid
+    ):
+        ds = pydicom.dcmread(path)
+        ds.ImagePositionPatient[2] += 2.0
+        ds.save_as(path)
+    candidates, skipped = look(tmp_path)
+    assert skipped == []
+    assert [len(c.paths) for c in candidates] == ([8] if same and series_uid == "1.2.3.4" else [4, 4])
+    assert len({c.patient_id for c in candidates}) == (1 if same else 2)
+    assert not any(c.patient_known for c in candidates)
+    assert not any(word in repr(candidates).casefold() for word in ("lee", "kim", "1950"))
+
+
+def test_images_that_two_nameless_patients_claim_are_nobodys(
+    tmp_path: Path, write_series: Write, stored: NDArray[np.int16]
+) -> None:
+    for path in write_series(tmp_path / "a", stored, PatientID="", **BORN):
+        ds = pydicom.dcmread(path)
+        ds.PatientName = "Lee^Jo"
+        ds.save_as(path.with_suffix(".copy"))
+    candidates, skipped = look(tmp_path)
+    assert candidates == []
+    assert {s.reason for s in skipped} == {"UID_COLLISION"}
+
+
 def test_one_name_with_other_pixels_is_no_copy(tmp_path: Path, write_series: Write, stored: NDArray[np.int16]) -> None:
     paths = write_series(tmp_path, stored)
     other = pydicom.dcmread(paths[1])

@@ -150,6 +150,8 @@ def test_what_is_no_grey_picture_is_refused(tmp_path: Path) -> None:
     for name in ("cut.png", "cut.jpg"):
         Image.fromarray(noise).save(tmp_path / name)
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:1500])
+    Image.fromarray(noise).save(tmp_path / "ended.jpg", quality=50)
+    (tmp_path / "ended.jpg").write_bytes((tmp_path / "ended.jpg").read_bytes()[:1500] + b"\xff\xd9")
     (tmp_path / "junk.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"junk" * 20)
     Image.fromarray(GREY).convert("CMYK").save(tmp_path / "print.jpg")
     found = {}
@@ -161,6 +163,7 @@ def test_what_is_no_grey_picture_is_refused(tmp_path: Path) -> None:
         "colour.png": "COLOUR",
         "cut.jpg": "TRUNCATED",
         "cut.png": "TRUNCATED",
+        "ended.jpg": "TRUNCATED",
         "flat.png": "NOT_FINITE",
         "junk.png": "DECODE",
         "print.jpg": "COLOUR",

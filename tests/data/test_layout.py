@@ -146,9 +146,22 @@ def test_luna16_has_a_row_for_each_candidate(tmp_path, spec):
     uids = [f"1.3.6.1.4.1.14519.5.2.1.6279.6001.{n}" for n in (11, 12)]
     lines = ["seriesuid,coordX,coordY,coordZ,class"]
     lines += [f"{uids[0]},-56.08,-67.85,-311.92,0", f"{uids[0]},53.21,-244.41,-245.17,1", f"{uids[1]},1,2,3,0"]
-    files = ["a/1-001.dcm", "b/1-001.dcm"] if spec == "lidc_idri" else [f"subset0/{uid}.nii.gz" for uid in uids]
+    files = ["a/1-001.dcm", "b/1-001.dcm"] if spec == "lidc_idri" else [f"subset0/{uid}.mhd" for uid in uids]
     y, _, _ = joined(spec, tmp_path, lines, manifest_of(*files, series=uids), None)
     assert list(y.values()) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("source", "accepted"),
+    [(("subset0/1.3.6.11.mhd", "subset0/1.3.6.11.raw"), True), (("1.3.6.11.mhd", "1.3.6.11.zraw"), True),
+     (("1.3.6.11.nii.gz",), True), (("seg-lungs-LUNA16/1.3.6.11.mhd", "seg-lungs-LUNA16/1.3.6.11.zraw"), False),
+     (("masks.mhd", "masks.raw"), False)],
+)  # fmt: skip
+def test_luna16_is_its_scans_without_the_masks_of_lungs(source, accepted):
+    scan = unnamed(
+        "1", reader="metaimage", paths=source, member=0, shape=(9,) * 3, spacing_mm=(1.0,) * 3, orientation="RAS"
+    )
+    assert load_spec(Path("luna16")).accepts(build_manifest([scan], NAMES)[0]).tolist() == [accepted]
 
 
 @pytest.mark.parametrize(

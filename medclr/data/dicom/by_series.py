@@ -2,7 +2,9 @@
 
 import marshal
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any
 
 from medclr.data.dicom.header import Header, Traits
@@ -19,6 +21,9 @@ _COLLIDING = """
 def by_series(found: Iterable[Header]) -> Iterator[tuple[list[Header], bool]]:
     """The planes of each patient's series, in the order in which the first of each was found.
 
+    Where PatientID is blank, names and birth dates tell people apart, if they differ within a study; what is blank on
+    some of its images makes nobody another. The `person` of the planes is then a number within the study, else "".
+
     Only one series is in memory at a time. The others lie in a database without a name, which SQLite keeps in memory
     while it is small, and then in a file that it has already unlinked: nobody else can open it, and it is gone when
     this process is.
@@ -34,18 +39,25 @@ def by_series(found: Iterable[Header]) -> Iterator[tuple[list[Header], bool]]:
     try:
         for pragma in _PRAGMAS:
             database.execute(f"PRAGMA {pragma}")
-        database.execute("CREATE TABLE planes (series INTEGER, patient INTEGER, sop TEXT, header BLOB)")
-        database.executemany("INSERT INTO planes VALUES (?, ?, ?, ?)", _rows(found))
+        database.execute("CREATE TABLE planes (series INTEGER, patient INTEGER, person INTEGER, sop TEXT, header BLOB)")
+        series: dict[tuple[str, str, str], int] = {}
+        people: dict[str, dict[str, int]] = defaultdict(dict)
+        database.executemany("INSERT INTO planes VALUES (?, ?, ?, ?, ?)", _rows(found, series, people))
+        mixed = {study: sorted(known) for study, known in people.items() if _differ(known)}
+        database.execute("CREATE TABLE mixed (series INTEGER)")
+        numbers = ((number,) for (patient, study, _), number in series.items() if not patient and study in mixed)
+        database.executemany("INSERT INTO mixed VALUES (?)", numbers)
+        database.execute("UPDATE planes SET patient = person WHERE series IN (SELECT series FROM mixed)")
         colliding = {number for (number,) in database.execute(_COLLIDING)}
         members: list[Header] = []
         last = 0
         for number, content in database.execute("SELECT series, header FROM planes ORDER BY series, rowid"):
             if number != last:
-                yield members, last in colliding
+                yield from ((part, last in colliding) for part in _by_person(members, mixed))
                 members, last = [], number
             members.append(_header(content))
         if members:
-            yield members, last in colliding
+            yield from ((part, last in colliding) for part in _by_person(members, mixed))
     except sqlite3.OperationalError as error:
         raise MedclrError(
             f"headers cannot be kept in a temporary file ({error}); free some space where temporary files lie"
@@ -54,15 +66,41 @@ def by_series(found: Iterable[Header]) -> Iterator[tuple[list[Header], bool]]:
         database.close()
 
 
-def _rows(found: Iterable[Header]) -> Iterator[tuple[int, int, str, bytes]]:
-    series: dict[tuple[str, str, str], int] = {}
+def _rows(
+    found: Iterable[Header], series: dict[tuple[str, str, str], int], people: dict[str, dict[str, int]]
+) -> Iterator[tuple[int, int, int, str, bytes]]:
+    """One a plane, while the numbers of the series and the people of each study without PatientID are noted."""
     patients: dict[str, int] = {}
+    counter = count(1)
     for header in found:
+        person = 0
+        if not header.patient:
+            known = people[header.study]
+            if header.person not in known:
+                known[header.person] = -next(counter)  # patients have the numbers from 0 on
+            person = known[header.person]
         number = series.setdefault((header.patient, header.study, header.series), len(series))
         patient = patients.setdefault(header.patient, len(patients))
         plain: list[Any] = list(header)
         plain[_TRAITS] = list(header.traits)
-        yield number, patient, header.sop, marshal.dumps(plain)
+        yield number, patient, person, header.sop, marshal.dumps(plain)
+
+
+def _differ(people: Iterable[str]) -> bool:
+    """Whether these, each a digest of a name and one of a birth date, are several, and not one that is partly blank."""
+    return any(len(set(digests) - {""}) > 1 for digests in zip(*(one.split(" ") for one in people), strict=True))
+
+
+def _by_person(members: list[Header], mixed: dict[str, list[str]]) -> list[list[Header]]:
+    first = members[0]
+    if first.patient:
+        return [members]
+    known = mixed.get(first.study, [])
+    parts: dict[str, list[Header]] = defaultdict(list)
+    for header in members:
+        person = f"/{known.index(header.person) + 1}" if known else ""
+        parts[person].append(header._replace(person=person))
+    return list(parts.values())
 
 
 def _header(content: bytes) -> Header:

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import as_pixel_options
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -25,17 +28,17 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from medclr.data.jpeg import check_complete, frame_header
 from medclr.errors import Unreadable
 
+_JPEG = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1})
 # imagecodecs lets other threads run while it decodes, and knows JPEG of 12 bits; pydicom's plugins do neither.
 _IMAGECODECS = {
-    **dict.fromkeys((JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1), "jpeg8_decode"),
+    **dict.fromkeys(_JPEG, "jpeg8_decode"),
     **dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), "jpegls_decode"),
     **dict.fromkeys((JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K), "jpeg2k_decode"),
 }
 _ITEM, _END_OF_SEQUENCE = 0xFFFEE000, 0xFFFEE0DD
-_NO_FRAME_HEADERS = frozenset({0xC4, 0xC8, 0xCC})  # among the markers C0 to CF
-_JPEG_LS = 0xF7
 _CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000, which may lie in the boxes of a JP2 file
 _BOXES = 4096  # bytes within which it begins
 
@@ -77,7 +80,26 @@ def decode(frame: bytes, syntax: str, rows: int, columns: int, allocated: int) -
         cells = decode_pixel_data(frame, version=2, rows=rows, columns=columns, bits_allocated=allocated)
         return np.frombuffer(cells, f"<u{allocated // 8}").reshape(rows, columns)
     codec = _codec(syntax)
-    return None if codec is None else codec(frame)
+    if codec is None:
+        return None
+    stored = codec(frame)
+    if syntax in _JPEG:
+        check_complete(frame, stored, codec)
+    return stored
+
+
+def decode_by_pydicom(frame: bytes, ds: Dataset) -> NDArray[Any]:
+    """One frame as stored values (rows, columns), by what pydicom finds for the transfer syntax of its file."""
+    syntax = ds.file_meta.TransferSyntaxUID
+    options = as_pixel_options(ds, number_of_frames=1)
+
+    def decoded(one: bytes) -> NDArray[Any]:
+        return get_decoder(syntax).as_array(encapsulate([one]), raw=True, **options)[0]
+
+    stored = decoded(frame)
+    if syntax in _JPEG:
+        check_complete(frame, stored, decoded)
+    return stored
 
 
 def only_frame(value: bytes) -> bytes:
@@ -121,17 +143,8 @@ def _announced(frame: bytes) -> tuple[int, int]:
     if at >= 0 and frame[:2] != b"\xff\xd8":
         right, down, left, up = unpack_from(">4I", frame, at + 8)
         return down - up, right - left
-    at = 2
-    while at + 9 <= len(frame):
-        marker = frame[at + 1]
-        if frame[at] != 0xFF:
-            break
-        if (0xC0 <= marker <= 0xCF and marker not in _NO_FRAME_HEADERS) or marker == _JPEG_LS:
-            rows, columns = unpack_from(">HH", frame, at + 5)
-            return rows, columns
-        # Any number of FF may stand before a marker.
-        at += 1 if marker == 0xFF else 2 + unpack_from(">H", frame, at + 2)[0]
-    raise Unreadable("DECODE", "compressed pixels that do not say how many they are")
+    header = frame_header(frame)
+    return header.rows, header.columns
 
 
 @cache

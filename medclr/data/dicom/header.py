@@ -12,7 +12,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from io import BytesIO
+from hashlib import blake2b
+from io import BufferedReader, BytesIO
 from math import ceil, hypot, sqrt
 from operator import mul
 from pathlib import Path, PurePosixPath
@@ -46,6 +47,9 @@ _MAX_INFLATED, _MAX_INFLATION = 2**29, 200  # bytes, and times the deflated size
 _STEP = 2**20  # bytes inflated at a time
 _MOST_DISORDER = 64  # elements out of their order in one file
 _LONGEST_VALUE = 2**26  # bytes of an element before the pixels
+_MOST_READS, _READS_AN_ITEM = 2_000_000, 4  # of pydicom; ten thousand frames take about as many
+_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+_TOO_MANY = "a header of more items than that of any image"
 _MOST_TILES = 4096  # of a mosaic
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _DEFLATED_SYNTAX = b"\x02\0\x10\0UI\x16\0" + _DEFLATED
@@ -97,6 +101,7 @@ class Header(NamedTuple):
     traits: Traits
     fault: tuple[str, str] | None  # reason and message, of an image that can't be used
     notes: tuple[str, ...]
+    person: str = ""  # where `patient` is blank, digests of name and birth date
 
 
 def beginning(path: Path) -> tuple[bytes, int]:
@@ -206,8 +211,31 @@ def _headers(file: IO[bytes], relative: str, burned_in: bool) -> list[Header]:
         pixels = None
     if pixels is None and size > len(head):
         file.seek(0)
-        ds, pixels = _until_pixels(file)
+        metered = _Metered(file)  # type: ignore[arg-type]
+        try:
+            ds, pixels = _until_pixels(metered)
+        finally:
+            metered.check()
     return described(ds, pixels, size, relative, burned_in)
+
+
+class _Metered(BufferedReader):
+    """A file that ends where it has been read as often as no sound header asks for.
+
+    pydicom takes some 50 µs an item, and an item need be no longer than 8 bytes.
+    """
+
+    left = _MOST_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(size)
+        self.left -= _READS_AN_ITEM if content[:4] in _ITEM_TAGS else 1
+        return content if self.left >= 0 else b""
+
+    def check(self) -> None:
+        """Raise Unreadable where it ended too early."""
+        if self.left < 0:
+            raise Unreadable("TOO_LARGE", _TOO_MANY)
 
 
 def _until_pixels(file: Any) -> tuple[Dataset, Pixels | None]:
@@ -246,12 +274,13 @@ def _plane(ds: Source, relative: str, rows: int, columns: int, fault: tuple[str,
         spacing = numbers(ds, 0x00181164)
         if len(spacing) == 2:
             notes = ("spacing is that at the detector",)
+    patient = _encoded_text(ds, 0x00100020)
     return Header(
         path=relative,
         frame=None,
         sop=text(ds, 0x00080018),
         instance=integer_string(ds, 0x00200013, absent=-1),
-        patient=_encoded_text(ds, 0x00100020),
+        patient=patient,
         study=study,
         series=series,
         site=_encoded_text(ds, 0x00080080),
@@ -279,13 +308,26 @@ def _plane(ds: Source, relative: str, rows: int, columns: int, fault: tuple[str,
         ),
         fault=fault,
         notes=notes,
+        person="" if patient else _person(ds),
     )
+
+
+def _person(ds: Source) -> str:
+    name = " ".join(_encoded_text(ds, 0x00100010).replace("^", " ").casefold().split())
+    return f"{_digest(name)} {_digest(text(ds, 0x00100030))}"
+
+
+def _digest(written: str) -> str:
+    return blake2b(written.encode(), digest_size=8).hexdigest() if written else ""
 
 
 def _frames(ds: Dataset, whole: Header) -> list[Header]:
     """The planes of an enhanced multi-frame image (PS3.3 C.7.6.16), each from its functional groups."""
     if 0x00209161 in ds and integer(ds, 0x00209163) != 1:
         raise Unreadable("UNSUPPORTED", "a part of a concatenation; join its parts first")
+    for tag in (SHARED, PER_FRAME):  # parsed as soon as they are looked at
+        if sum(raw_value(ds, tag)[0].count(one) for one in _ITEM_TAGS) > _MOST_READS // _READS_AN_ITEM:
+            raise Unreadable("TOO_LARGE", _TOO_MANY)
     items = list(ds[PER_FRAME].value)
     announced = max(1, integer_string(ds, 0x00280008))
     if len(items) != announced:

@@ -21,7 +21,7 @@ from pydicom.uid import UID
 from scipy import ndimage
 
 from medclr.data.candidate import Candidate
-from medclr.data.dicom.codecs import check_decoder, check_frame, decode, only_frame
+from medclr.data.dicom.codecs import check_decoder, check_frame, decode, decode_by_pydicom, only_frame
 from medclr.data.dicom.elements import Pixels, quick_elements
 from medclr.data.dicom.header import (
     HEAD,
@@ -80,6 +80,7 @@ def _assembled(root: Path, candidate: Candidate) -> Volume:
     notes = list(dict.fromkeys((*candidate.notes, *(note for plane in planes for note in plane.notes))))
     if len({plane.rescaled for plane in planes}) > 1:
         raise Unreadable("NONUNIFORM", "a rescale, what SUV needs, or MONOCHROME1 on some slices, and none on others")
+    _invert_about_one(stack, planes)
     first = stack.plane(0).flat[0]
     if not any((stack.plane(k) != first).any() for k in range(len(planes))):
         raise Unreadable("NOT_FINITE", "a single value everywhere")
@@ -99,6 +100,17 @@ def _assembled(root: Path, candidate: Candidate) -> Volume:
     if volume.array.shape[1:] != candidate.shape:
         raise Unreadable("DECODE", f"pixels of shape {volume.array.shape[1:]}; the headers said {candidate.shape}")
     return volume
+
+
+def _invert_about_one(stack: "_Stack", planes: list["_Plane"]) -> None:
+    """Slices of their own slopes were inverted each within its own range; what is equal must be so in all of them."""
+    ranges = {plane.inverted for plane in planes if plane.inverted}
+    if len(ranges) < 2:
+        return
+    middle = min(least for least, _ in ranges) + max(most for _, most in ranges)
+    for k, plane in enumerate(planes):
+        assert plane.inverted is not None  # as `rescaled` says of all
+        stack.plane(k)[...] += np.float32(middle - sum(plane.inverted))
 
 
 def same_pixels(root: Path, ones: list[Header], others: list[Header]) -> bool:
@@ -203,6 +215,7 @@ class _Plane(NamedTuple):
 
     header: Header
     rescaled: tuple[bool, ...]  # whether it had a slope, an intercept and a factor to SUV, and was inverted
+    inverted: tuple[float, float] | None  # the range within which it was
     notes: tuple[str, ...]
 
 
@@ -312,11 +325,10 @@ def _filled(
 ) -> _Plane:
     if stored.shape != (header.rows, header.columns):
         raise Unreadable("DECODE", f"decoded as {stored.shape}; {header.rows}×{header.columns} were announced")
-    values, notes = _values(stored, encoding, ds, modality)
+    values, inverted, notes = _values(stored, encoding, ds, modality)
     stack.place(k, *stored.shape)[...] = values
     rescaled = tuple(part is not None for part in (encoding.slope, encoding.intercept, encoding.suv))
-    rescaled += (encoding.inverted and modality not in _QUANTITIES,)
-    return _Plane(header, rescaled, tuple(notes))
+    return _Plane(header, (*rescaled, inverted is not None), inverted, tuple(notes))
 
 
 def _sound(headers: list[Header]) -> list[Header]:
@@ -374,7 +386,7 @@ def _whole_frames(ds: Dataset, indices: list[int], n_frames: int) -> Iterator[ND
         check_frame(frames[index], syntax, rows, columns)
         stored = decode(frames[index], syntax, rows, columns, allocated)
         if stored is None:
-            (stored,) = iter_pixels(ds, raw=True, indices=[index])
+            stored = decode_by_pydicom(frames[index], ds)
         yield stored
 
 
@@ -436,8 +448,11 @@ def _encoding(ds: Source, rescale: Source) -> _Encoding:
 
 def _values(
     stored: NDArray[Any], encoding: _Encoding, ds: Source, modality: str
-) -> tuple[NDArray[np.float32], list[str]]:
-    """Stored values -> HU for CT, SUV for PET where that is known, the scanner's units else (PS3.3 C.11.1)."""
+) -> tuple[NDArray[np.float32], tuple[float, float] | None, list[str]]:
+    """Stored values -> HU for CT, SUV for PET where that is known, the scanner's units else (PS3.3 C.11.1).
+
+    Beside them the range within which they were inverted, if they were, and notes.
+    """
     notes = list(encoding.notes)
     stored = _stored_bits(stored, encoding)
     padded = _padding(stored, encoding) if modality == "CT" or modality in SHOWN else None
@@ -464,7 +479,9 @@ def _values(
         values, (least, most) = display
         finite = False
         notes.append("shown as its window or VOI LUT has it")
+    inverted = None
     if encoding.inverted and modality not in _QUANTITIES:
+        inverted = least, most
         # Least and most value change places, so that bright is dense, as in MONOCHROME2.
         values = np.float32(least + most) - values
     if not finite and not np.isfinite(values).all():
@@ -478,7 +495,7 @@ def _values(
             values[padded] = _AIR_HU
         else:
             notes.append("a pixel padding value within the range of tissue was ignored")
-    return values, notes
+    return values, inverted, notes
 
 
 def _stored_bits(stored: NDArray[Any], encoding: _Encoding) -> NDArray[Any]:

@@ -414,7 +414,7 @@ def is_transposed(codes: str) -> bool:
 def _candidate(header: Header, **found: Any) -> Candidate:
     return Candidate(
         reader="dicom",
-        patient_id=header.patient or header.study or header.series,
+        patient_id=header.patient or (header.study or header.series) + header.person,
         patient_known=bool(header.patient),
         study_uid=header.study or header.series,
         series_uid=header.series,
