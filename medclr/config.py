@@ -130,7 +130,7 @@ class PretrainConfig(StoreConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_ranges(
-            self, width=4, epochs=1, batch_size=2, temperature=0.001, lr=0, weight_decay=0, warmup_epochs=0, seed=0
+            self, width=4, epochs=1, batch_size=2, temperature=0.002, lr=0, weight_decay=0, warmup_epochs=0, seed=0
         )
 
 

@@ -1,11 +1,17 @@
+import importlib
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medclr.losses import chance_level, nt_xent
+
+# The package's own name for it is the function.
+module = importlib.import_module("medclr.losses.nt_xent")
 
 
 def naive(z1, z2, temperature, groups=None):
@@ -23,9 +29,52 @@ def naive(z1, z2, temperature, groups=None):
     return sum(loss(k, k + n) + loss(k + n, k) for k in range(n)) / (2 * n)
 
 
+def plain(z1, z2, temperature, groups=None):
+    """With the whole matrix of similarities, and autograd's gradient."""
+    n = len(z1)
+    z = F.normalize(torch.cat([z1, z2]), dim=1)
+    similarity = z @ z.T / temperature
+    group = torch.arange(n).repeat(2) if groups is None else torch.cat([groups, groups])
+    positive = torch.arange(2 * n).roll(n)
+    left_out = (group[:, None] == group).scatter(1, positive[:, None], False)
+    return F.cross_entropy(similarity.masked_fill(left_out, -torch.inf), positive)
+
+
 def projections(n, d, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(2, n, d, generator=generator, dtype=dtype)
+
+
+def with_gradients(loss, z1, z2, *rest):
+    """The loss and its gradients, as one flat tensor."""
+    z1, z2 = z1.detach().requires_grad_(), z2.detach().requires_grad_()
+    value = loss(z1, z2, *rest)
+    return torch.cat([value[None], *(gradient.flatten() for gradient in torch.autograd.grad(value, (z1, z2)))])
+
+
+@pytest.fixture
+def blocks_of(monkeypatch):
+    return lambda side: monkeypatch.setitem(module._SIDE, "cpu", side)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 16, 21])
+@pytest.mark.parametrize("patients", [None, 1, 2, 5])
+def test_blocks_give_what_the_whole_matrix_gives(n, patients, blocks_of):
+    groups = None if patients is None else torch.randint(patients, (n,), generator=torch.Generator().manual_seed(n))
+    z1, z2 = projections(n, 6)
+    blocks_of(8)
+    torch.testing.assert_close(
+        with_gradients(nt_xent, z1, z2, 0.3, groups), with_gradients(plain, z1, z2, 0.3, groups), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_the_side_of_a_block_changes_nothing(blocks_of):
+    z1, z2 = projections(50, 6)
+    groups = torch.arange(50) % 13 - 4
+    whole = with_gradients(nt_xent, z1, z2, 0.1, groups)
+    for side in (1, 7, 99, 100, 101):
+        blocks_of(side)
+        torch.testing.assert_close(with_gradients(nt_xent, z1, z2, 0.1, groups), whole, rtol=1e-10, atol=1e-12)
 
 
 @settings(max_examples=20, deadline=None)
@@ -56,41 +105,107 @@ def test_perfectly_separated_pairs_have_their_closed_form():
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**31))
-def test_neither_the_order_of_views_nor_of_items_nor_their_length_matters(seed):
-    z1, z2 = projections(6, 4, seed)
-    loss = nt_xent(z1, z2, 0.1)
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(nt_xent(z2, z1, 0.1), loss)
-    torch.testing.assert_close(nt_xent(z1[order], z2[order], 0.1), loss)
-    torch.testing.assert_close(nt_xent(3 * z1, 0.5 * z2, 0.1), loss)
+@given(seed=st.integers(0, 2**31), n=st.integers(2, 40))
+def test_neither_the_order_of_views_nor_of_items_nor_their_length_matters(seed, n):
+    z1, z2 = projections(n, 4, seed)
+    generator = torch.Generator().manual_seed(seed)
+    order, groups = torch.randperm(n, generator=generator), torch.randint(n, (n,), generator=generator)
+    loss = nt_xent(z1, z2, 0.1, groups)
+    torch.testing.assert_close(nt_xent(z2, z1, 0.1, groups), loss)
+    torch.testing.assert_close(nt_xent(z1[order], z2[order], 0.1, groups[order]), loss)
+    torch.testing.assert_close(nt_xent(3 * z1, 0.5 * z2, 0.1, groups), loss)
 
 
 def test_groups_of_one_change_nothing_and_one_group_leaves_no_negative():
     z1, z2 = projections(5, 4)
     torch.testing.assert_close(nt_xent(z1, z2, 0.1, torch.arange(5)), nt_xent(z1, z2, 0.1))
-    assert nt_xent(z1, z2, 0.1, torch.zeros(5, dtype=torch.int64)).item() == pytest.approx(0, abs=1e-12)
+    alone = with_gradients(nt_xent, z1, z2, 0.1, torch.zeros(5, dtype=torch.int64))
+    assert (alone == 0).all()
+    assert (with_gradients(nt_xent, z1[:1], z2[:1], 0.1) == 0).all()
 
 
-@pytest.mark.parametrize("groups", [None, torch.tensor([0, 1, 0, 2])])
-def test_its_gradient_is_right(groups):
+@pytest.mark.parametrize("groups", [None, torch.tensor([0, 1, 0, 2]), torch.tensor([0, 0, 1, 1])])
+@pytest.mark.parametrize("side", [3, 1024])
+def test_its_gradient_is_right(groups, side, blocks_of):
+    blocks_of(side)
     z1, z2 = projections(4, 3).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.2, groups), (z1, z2))
 
 
-def test_a_small_temperature_overflows_nothing():
-    z1, z2 = (z.requires_grad_() for z in projections(64, 16, dtype=torch.float32))
-    loss = nt_xent(z1, z2, 0.01)
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert torch.isfinite(z1.grad).all()
+def test_it_can_be_differentiated_once_only():
+    z1, z2 = projections(4, 3).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(nt_xent(z1, z2, 0.2), z1, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("temperature", [0.002, 0.01, 0.0199, 0.02, 0.05, 1])
+def test_single_precision_is_right_at_every_temperature(temperature):
+    z1, z2 = projections(64, 16, dtype=torch.float32)
+    alike = torch.ones_like(z1)
+    odd = torch.cat([-alike[:1], alike[1:]])
+    # As cosines can be: any, pairs that agree, pairs that are opposite, all alike but one.
+    for first, second in ((z1, z2), (z1, z1), (z1, -z1), (alike, odd)):
+        found = with_gradients(nt_xent, first, second, temperature)
+        expected = with_gradients(plain, first.double(), second.double(), temperature)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-6, atol=2e-6)
+        assert (found - expected)[1:].norm() <= 1e-5 * expected[1:].norm() + 1e-7
+
+
+@pytest.mark.parametrize("temperature", [0.0019, 0, -1, math.nan])
+def test_a_temperature_that_no_float_can_hold_is_refused(temperature):
+    with pytest.raises(ValueError, match=rf"temperature {temperature}: must be 0\.002 or more"):
+        nt_xent(*projections(4, 3), temperature)
 
 
 def test_half_precision_projections_are_compared_in_single_precision():
     z1, z2 = projections(32, 16, dtype=torch.float32)
-    halves = z1.bfloat16(), z2.bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = nt_xent(*halves, 0.1)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, nt_xent(halves[0].double(), halves[1].double(), 0.1).float())
     assert nt_xent(z1.double(), z2.double(), 0.1).dtype == torch.float64
+    for dtype in (torch.bfloat16, torch.float16):
+        halves = z1.to(dtype), z2.to(dtype)
+        expected = with_gradients(plain, halves[0].double(), halves[1].double(), 0.1)
+        # Backward too: where it runs is the caller's choice.
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = nt_xent(*halves, 0.1)
+            found = with_gradients(lambda a, b, dtype=dtype: nt_xent(a.to(dtype), b.to(dtype), 0.1), z1, z2)
+            single = with_gradients(nt_xent, halves[0].float(), halves[1].float(), 0.1)
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[0].float())
+        torch.testing.assert_close(single, expected.float(), rtol=1e-4, atol=1e-7)
+        # The gradient itself is rounded once, to the type of its projections.
+        torch.testing.assert_close(found, expected.float(), rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation gives, views among them."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = func(*args, **(kwargs or {}))
+        for tensor in given if isinstance(given, (tuple, list)) else [given]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return given
+
+
+@pytest.mark.parametrize("groups", [None, torch.arange(100) // 7, torch.zeros(100, dtype=torch.int64)])
+def test_no_matrix_of_all_pairs_is_made(groups, blocks_of):
+    blocks_of(16)
+    z1, z2 = projections(100, 4)
+    with Largest() as of_plain:
+        with_gradients(plain, z1, z2, 0.1, groups)
+    assert of_plain.elements == 200**2  # it sees backward too, or this would say little
+    with Largest() as own:
+        with_gradients(nt_xent, z1, z2, 0.1, groups)
+    assert own.elements <= 2 * 200 * 4
+    with Largest() as own:
+        chance_level(torch.arange(100) if groups is None else groups)
+    assert own.elements <= 100
+
+
+def test_what_is_not_a_number_is_told():
+    z1, z2 = projections(8, 4)
+    z1[3, 1] = math.nan
+    assert torch.isnan(with_gradients(nt_xent, z1, z2, 0.1)[0])
