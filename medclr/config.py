@@ -121,6 +121,14 @@ class PretrainConfig(StoreConfig):
     epochs: int = _say(20, "passes over the volumes")
     batch_size: int = _say(256, "volumes per step; each gives two views")
     temperature: float = _say(0.1, "temperature of NT-Xent")
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.3, 1.0],
+        metadata={"help": "smallest and largest share of the patch that a view shows"},
+    )
+    without: list[str] = field(
+        default_factory=list,
+        metadata={"help": "augmentations to leave out, such as blur noise; a wrong name lists them (default: none)"},
+    )
     lr: float = _say(2e-3, "peak learning rate of AdamW at batch size 256, scaled by its square root")
     weight_decay: float = _say(1e-4, "weight decay of AdamW")
     warmup_epochs: float = _say(2.0, "epochs of linear warm-up before the cosine")
@@ -132,6 +140,11 @@ class PretrainConfig(StoreConfig):
         _check_ranges(
             self, width=4, epochs=1, batch_size=2, temperature=0.002, lr=0, weight_decay=0, warmup_epochs=0, seed=0
         )
+        if not (len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):
+            raise UsageError(
+                f"--crop-scale {' '.join(map(str, self.crop_scale))}: must be two shares above 0 and at most 1, the "
+                "smaller first, such as 0.3 1.0"
+            )
 
 
 @dataclass(frozen=True)

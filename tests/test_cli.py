@@ -183,6 +183,18 @@ def test_flags_win_over_yaml_wherever_config_stands(place: int, joined: bool, tm
     )
 
 
+def test_augmentations_are_chosen_by_flags() -> None:
+    config = parse("pretrain", ["--data", "d", "--crop-scale", "0.5", "1", "--without", "blur", "noise"])
+    assert config == PretrainConfig(data=Path("d"), crop_scale=[0.5, 1.0], without=["blur", "noise"])
+    assert (PretrainConfig(data=Path("d")).crop_scale, PretrainConfig(data=Path("d")).without) == ([0.3, 1.0], [])
+
+
+@pytest.mark.parametrize("scale", [[0.3], [0.0, 1.0], [0.6, 0.3], [0.5, 1.5], [0.1, 0.2, 0.3], [float("nan"), 1.0]])
+def test_a_crop_is_a_range_of_shares(scale: list[float]) -> None:
+    with pytest.raises(UsageError, match=r"--crop-scale .*: must be two shares above 0 and at most 1"):
+        PretrainConfig(data=Path("d"), crop_scale=scale)
+
+
 def test_of_two_yaml_files_the_second_wins(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("epochs: 3\nwidth: 8\n")
     (tmp_path / "b.yaml").write_text("epochs: 4\n")

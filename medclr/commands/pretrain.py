@@ -28,7 +28,7 @@ from medclr.data.layout import TableLayout
 from medclr.data.loader import Blocks
 from medclr.data.manifest import read_skipped
 from medclr.data.pool import n_cores
-from medclr.data.spec import load_spec
+from medclr.data.spec import DataSpec, load_spec
 from medclr.data.store import Store
 from medclr.errors import DataError, MedclrError
 from medclr.models.bundle import save_bundle
@@ -37,7 +37,7 @@ from medclr.reporting.run import Run, next_command
 from medclr.training.encode import Encoder, load_encoder
 from medclr.training.health import health_check
 from medclr.training.trainer import checkpoint_path, pretrain_encoder
-from medclr.transforms.presets import build_views
+from medclr.transforms.presets import Views, build_views, check_without
 
 FEWEST_VOLUMES = 8  # to tell apart
 AXIS_ORDER = {2: "channel, towards the right, upwards", 3: "channel, right, anterior, superior"}
@@ -51,6 +51,10 @@ def pretrain(config: PretrainConfig) -> Encoder:
         The encoder, as `medclr.load_encoder` gives it.
     """
     check_inputs(config)
+    if config.spec is not None:
+        _views(config, load_spec(config.spec))
+    else:
+        check_without(config.without)
     run = Run.open("pretrain", config, config.out)
     say(f"run folder: {run.folder}")
     if run.complete:
@@ -82,7 +86,7 @@ def pretrain(config: PretrainConfig) -> Encoder:
 
     run.pin({"volumes": manifest_hash(rows), "files": _sizes(manifest, config.data)})
     measures = _Measures(run)
-    views = build_views(spec.preset, spec.spatial_dims, spec.laterality)
+    views = _views(config, spec)
     say(
         f"SimCLR, ResNet-{config.depth} of width {config.width}, on {counted(len(rows), 'volume')}"
         + (f" from epoch {measures.epochs + 1}" if checkpoint_path(run.folder).is_file() else "")
@@ -127,6 +131,11 @@ def pretrain(config: PretrainConfig) -> Encoder:
     _tell(config, run, last)
     check_skipped(config, manifest, skipped)
     return load_encoder(run.folder)
+
+
+def _views(config: PretrainConfig, spec: DataSpec) -> Views:
+    smallest, largest = config.crop_scale
+    return build_views(spec.preset, spec.spatial_dims, spec.laterality, (smallest, largest), config.without)
 
 
 def manifest_hash(rows: pd.DataFrame) -> str:

@@ -19,6 +19,14 @@ from medclr.data.layout import TableLayout, parse_layout
 from medclr.data.manifest import DOMAINS, spatial_dims
 from medclr.errors import DataError, UsageError
 
+# Modalities whose augmentations are known; a spec of others, or of files that do not say, may take any preset.
+_PRESET_OF = {
+    "ct": ("CT",),
+    "mr": ("MR",),
+    "pet": ("PT", "NM"),
+    "xray": ("DX", "CR", "RG", "RF", "XA", "MG", "IO", "PX"),
+    "us": ("US", "IVUS"),
+}
 STORE_VERSION = 3  # raise it when what prepare writes for the same input and spec changes
 
 
@@ -177,7 +185,7 @@ def _check(spec: DataSpec, source: str) -> None:
         "spatial_dims": (2, 3),
         "normalisation": ("window", "zscore", "percentile"),
         "sizing": ("spacing", "fit"),
-        "preset": ("ct", "mr", "pet", "xray", "us"),
+        "preset": tuple(_PRESET_OF),
         "laterality": (True, False),
     }
     for key, allowed in choices.items():
@@ -192,6 +200,10 @@ def _check(spec: DataSpec, source: str) -> None:
     for key in ("name", "files", "licence", "citation"):
         if not isinstance(getattr(spec, key), str):
             raise UsageError(f"{source}: {key} is {getattr(spec, key)!r}; it must be a text")
+    named = {code: preset for preset, codes in _PRESET_OF.items() for code in codes if code in spec.modality}
+    if named and spec.preset not in named.values():
+        code, preset = next(iter(named.items()))
+        raise UsageError(f"{source}: preset is {spec.preset}, but modality is {code}, whose preset is {preset}")
     try:
         re.compile(spec.files)
     except re.error as error:

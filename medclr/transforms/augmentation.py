@@ -15,7 +15,8 @@ Params = dict[str, NDArray[np.float32]]
 class Augmentation(Randomizable, Transform):
     """A random transform whose drawing is separate from its applying.
 
-    Used on one image, as in `monai.transforms.Compose`, it draws from MONAI's own random state.
+    Some parameters mean "off": such an item passes untouched, bit for bit, and costs nothing. Used on one image, as in
+    `monai.transforms.Compose`, a transform draws from MONAI's own random state.
     """
 
     @abstractmethod
@@ -23,8 +24,25 @@ class Augmentation(Randomizable, Transform):
         """The parameters of one item: float32 arrays of fixed shapes, a pure function of the generator."""
 
     @abstractmethod
+    def extremes(self) -> tuple[Params, Params]:
+        """The weakest and the strongest parameters that `draw` can give an item that is to be changed."""
+
+    @abstractmethod
+    def active(self, params: dict[str, Tensor]) -> Tensor:
+        """(B,) bool: which items the parameters (B, ...) change."""
+
+    @abstractmethod
+    def change(self, batch: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """What `apply` does to the active items; never in place."""
+
     def apply(self, batch: Tensor, params: dict[str, Tensor]) -> Tensor:
         """Transform a float batch (B, C, *spatial) by parameters (B, ...); each item depends on its own alone."""
+        index = self.active(params).nonzero()[:, 0]
+        if len(index) == len(batch):
+            return self.change(batch, params)
+        if len(index) == 0:
+            return batch
+        return batch.index_copy(0, index, self.change(batch[index], pick(params, index)))
 
     def __call__(self, image: Tensor | NDArray[np.float32]) -> Tensor:
         """Transform one image (C, *spatial) at random.
@@ -36,6 +54,16 @@ class Augmentation(Randomizable, Transform):
         return self.apply(convert_to_tensor(image, dtype=torch.float32, track_meta=False)[None], params)[0]
 
 
+def pick(params: dict[str, Tensor], items: Tensor | slice) -> dict[str, Tensor]:
+    """The parameters of some items of a batch."""
+    return {name: value[items] for name, value in params.items()}
+
+
 def per_item(value: Tensor, batch: Tensor) -> Tensor:
     """A parameter (B,) shaped to broadcast over a batch (B, C, *spatial)."""
     return value.view(-1, *[1] * (batch.ndim - 1))
+
+
+def scalar(value: float) -> NDArray[np.float32]:
+    """One number as a parameter of one item, ()."""
+    return np.array(value, np.float32)

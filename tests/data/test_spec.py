@@ -73,10 +73,10 @@ def test_members_share_what_the_file_says_and_have_their_own(tmp_path):
     path = tmp_path / "sets.yaml"
     shared = {key: value for key, value in CT.items() if key not in ("name", "preset")}
     table = {"key": "ID", "by": "series_uid", "labels": ["x"]}
-    member = {"preset": "mr", "max_patch": 32, "table": {"labels": ["y"]}}
+    member = {"preset": "ct", "max_patch": 32, "table": {"labels": ["y"]}}
     path.write_text(yaml.safe_dump(shared | {"table": table, "members": {"one": member}}))
     spec = load_spec(path)
-    assert (spec.name, spec.preset, spec.max_patch, spec.clip) == ("one", "mr", 32, (-1024, 3071))
+    assert (spec.name, spec.preset, spec.max_patch, spec.clip) == ("one", "ct", 32, (-1024, 3071))
     assert spec.table == TableLayout(key="ID", by="series_uid", labels={"y": "y"})
     path.write_text(yaml.safe_dump(shared | {"members": {"one": member, "two": member}}))
     with pytest.raises(UsageError, match=r"sets.yaml: holds 2 specs \(one, two\)"):
@@ -114,6 +114,8 @@ def test_members_share_what_the_file_says_and_have_their_own(tmp_path):
         ({"normalisation": "none"}, "normalisation"),
         ({"sizing": "stretch"}, "sizing"),
         ({"preset": "hue"}, "preset"),
+        ({"preset": "mr"}, "preset is mr, but modality is CT, whose preset is ct"),
+        ({"modality": ["", "MG"]}, "preset is ct, but modality is MG, whose preset is xray"),
         ({"laterality": "left"}, "laterality"),
         ({"window": None}, "no window"),
         ({"window": [1000, -1000]}, "first must be below"),
@@ -134,6 +136,11 @@ def test_what_cannot_be_meant_is_one_line_that_names_it(change, message):
         parse_spec(CT | change, "--spec x.yaml")
     assert str(raised.value).startswith("--spec x.yaml: ")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("modality", [[""], ["", "CT"], ["CT", "PT"], ["OP"], []])
+def test_a_preset_fits_where_nothing_says_otherwise(modality):
+    assert parse_spec(CT | {"modality": modality}, "--spec x.yaml").preset == "ct"
 
 
 def test_a_missing_key_is_named():

@@ -3,11 +3,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.networks.layers.convutils import gaussian_1d
-from monai.networks.layers.simplelayers import separable_filtering
-from monai.transforms import AdjustContrast, Compose, GaussianSmooth, ScaleIntensityRange
+from monai.transforms import AdjustContrast, Compose, HistogramNormalize, RandHistogramShift, ScaleIntensityRange
 
-from medclr.transforms import Blur, Gain, Intensity, Normalise, WindowJitter
+from medclr.transforms import Equalise, Gain, HistogramShift, Intensity, Normalise, WindowJitter
 
 few = settings(max_examples=30, deadline=None)
 dims = pytest.mark.parametrize("shape", [(9, 13), (7, 8, 9)], ids=["2D", "3D"])
@@ -36,6 +34,14 @@ def test_a_moved_and_widened_window_is_the_window_it_says():
     ours = WindowJitter().apply(batch, params | window)
     # 20 HU up; then 100 wide becomes 200 wide about 50.
     torch.testing.assert_close(ours, Normalise.apply(batch, torch.tensor([-80.0, -50]), torch.tensor([120.0, 150])))
+
+
+def test_a_window_that_is_not_moved_is_the_window_bit_for_bit():
+    batch, window = torch.randn(50, 1, 5, 5) * 300, {"low": torch.randn(50) * 100}
+    window["high"] = window["low"] + torch.rand(50) * 1000 + 1
+    params = stacked(WindowJitter(probability=0), range(50))
+    ours = WindowJitter().apply(batch, params | window)
+    assert torch.equal(ours, Normalise.apply(batch, window["low"], window["high"]))
 
 
 def test_no_jitter_is_normalise_and_the_window_given_at_the_start_serves_single_images():
@@ -88,68 +94,6 @@ def test_grey_values_keep_their_order_and_their_range(seed, strength):
     assert (ours.diff(dim=1) >= -1e-6).all()
 
 
-@dims
-@pytest.mark.parametrize("sigma", [0.3, 0.7, 1.0, 2.0])
-def test_blur_is_monais_with_the_border_repeated(shape, sigma):
-    image = torch.rand(1, 2, *shape)
-    ours = Blur().apply(image, {"sigma": torch.tensor([sigma])})
-    kernel = gaussian_1d(torch.tensor(sigma), truncated=4.0, approx="erf")
-    theirs = separable_filtering(image, [kernel] * len(shape), mode="replicate")
-    # MONAI cuts its kernel at 4 sigma and loses a 2e-4th of the light with it.
-    torch.testing.assert_close(ours, theirs, atol=3e-4, rtol=0)
-
-
-def test_away_from_the_border_blur_is_monais_gaussian_smooth():
-    image = torch.rand(1, 20, 20)
-    ours = Blur().apply(image[None], {"sigma": torch.tensor([1.0])})[0]
-    theirs = torch.as_tensor(GaussianSmooth(sigma=1.0)(image))
-    torch.testing.assert_close(ours[:, 4:-4, 4:-4], theirs[:, 4:-4, 4:-4], atol=3e-4, rtol=0)
-
-
-@dims
-def test_sigma_zero_changes_nothing_and_a_flat_image_stays_flat(shape):
-    image = torch.rand(2, 1, *shape)
-    image[1] = 0.7
-    ours = Blur().apply(image, {"sigma": torch.tensor([0.0, 3.0])})
-    assert torch.equal(ours[0], image[0])
-    torch.testing.assert_close(ours[1], image[1], atol=1e-6, rtol=0)
-
-
-def test_blur_is_drawn_for_its_share_of_views_and_within_its_range():
-    sigma = stacked(Blur(sigma=(0.5, 1.5), probability=0.3), range(1000))["sigma"]
-    drawn = sigma[sigma > 0]
-    assert 0.25 < len(drawn) / 1000 < 0.35
-    assert 0.5 <= drawn.min() < 0.55
-    assert 1.45 < drawn.max() <= 1.5
-
-
-@dims
-@pytest.mark.parametrize(
-    "transform", [WindowJitter(), Intensity(), Gain(), Blur(probability=1)], ids=lambda t: type(t).__name__
-)
-def test_every_item_has_its_own_parameters_and_depends_on_no_other(transform, shape):
-    params = stacked(transform, range(4))
-    batch = torch.rand(4, 1, *shape)
-    together = transform.apply(batch, params)
-    for i in range(4):
-        alone = transform.apply(batch[i : i + 1], {name: value[i : i + 1] for name, value in params.items()})
-        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-6, rtol=0)
-    for name, value in params.items():
-        assert value.shape == (4,)
-        assert len(value.unique()) == 4, name
-
-
-@pytest.mark.parametrize(
-    "transform", [WindowJitter(), Intensity(), Gain(), Blur(probability=1)], ids=lambda t: type(t).__name__
-)
-def test_they_work_in_a_monai_compose_and_obey_its_seed(transform):
-    image = torch.rand(1, 8, 8)
-    compose = Compose([transform])
-    first, again, other = (compose.set_random_state(seed=seed)(image) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.allclose(first, other)
-
-
 def test_gain_multiplies_so_that_nothing_stays_nothing():
     batch = torch.tensor([[[0.0, 0.2, 0.9]], [[0.0, 0.5, 1.0]]])
     params = {"factor": torch.tensor([0.5, 1.2])}
@@ -157,3 +101,56 @@ def test_gain_multiplies_so_that_nothing_stays_nothing():
     drawn = np.array([float(Gain(factor=0.4).draw(np.random.default_rng(seed))["factor"]) for seed in range(200)])
     assert np.exp(-0.4) <= drawn.min() < 0.75
     assert 1.35 < drawn.max() <= np.exp(0.4)
+
+
+@dims
+@pytest.mark.parametrize("n_points", [3, 6, 10])
+def test_histogram_shift_is_monais_for_the_same_points(shape, n_points):
+    transform = HistogramShift(n_points, strength=1, probability=1)
+    batch = torch.randn(4, 2, *shape) * 50
+    params = stacked(transform, range(4))
+    ours = transform.apply(batch, params)
+    theirs = RandHistogramShift(n_points, prob=1)
+    for i in range(4):
+        theirs.randomize()
+        theirs.floating_control_points = params["points"][i].numpy()
+        expected = theirs(batch[i], randomize=False)
+        torch.testing.assert_close(ours[i], expected.as_tensor(), atol=1e-4, rtol=0)
+
+
+@few
+@given(seed=st.integers(0, 2**31), n_points=st.integers(3, 12), strength=st.floats(0.01, 1))
+def test_histogram_shift_keeps_the_ends_and_its_slopes_within_its_strength(seed, n_points, strength):
+    points = stacked(HistogramShift(n_points, strength, probability=1), range(seed, seed + 20))["points"]
+    assert (points[:, 0] == 0).all()
+    assert (points[:, -1] == 1).all()
+    slopes = points.diff(dim=1) * (n_points - 1)
+    assert slopes.min() >= 1 - strength - 1e-5
+    assert slopes.max() <= 1 + strength + 1e-5
+
+
+@dims
+def test_equalising_is_monais_histogram_normalisation_and_a_share_of_it_is_mixed(shape):
+    batch = torch.rand(3, 2, *shape) ** 3 * 0.8 + 0.1
+    ours = Equalise().apply(batch, {"amount": torch.tensor([1.0, 1.0, 0.25])})
+    for i, amount in enumerate([1, 1, 0.25]):
+        equal = HistogramNormalize(num_bins=256, min=0, max=1)(batch[i]).as_tensor()
+        # A voxel on the edge of two bins may be counted in either.
+        torch.testing.assert_close(ours[i], batch[i] + amount * (equal - batch[i]), atol=2 / batch[0].numel(), rtol=0)
+
+
+def test_equalised_grey_values_are_spread_evenly():
+    image = torch.rand(1, 1, 100, 100) ** 4
+    ours = Equalise().apply(image, {"amount": torch.ones(1)})
+    counts = torch.histc(ours, bins=4, min=0, max=1) / ours.numel()
+    assert torch.histc(image, bins=4, min=0, max=1)[0] > 0.6 * image.numel()
+    # The first bin in 256 holds a quarter of such an image and cannot be spread.
+    assert counts.min() > 0.1
+    assert (ours.flatten()[image.flatten().argsort()].diff() >= -1e-6).all()
+
+
+@pytest.mark.parametrize("transform", [HistogramShift(probability=1), Equalise(probability=1)])
+@pytest.mark.parametrize("grey", [0.0, 0.37, 1.0])
+def test_an_image_of_one_grey_value_keeps_it(transform, grey):
+    batch = torch.full((2, 1, 6, 6), grey)
+    torch.testing.assert_close(transform.apply(batch, stacked(transform, range(2))), batch, atol=1e-6, rtol=0)

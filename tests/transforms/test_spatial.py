@@ -9,6 +9,7 @@ from monai.transforms import Affine, Compose, Flip
 from scipy.ndimage import map_coordinates
 
 from medclr.transforms import ResizedCrop
+from medclr.transforms.spatial import _gridded
 
 SHAPES = {2: (12, 15), 3: (8, 9, 11)}
 dims = pytest.mark.parametrize("d", [2, 3])
@@ -141,6 +142,66 @@ def test_scale_and_centre_cover_their_whole_range():
     place = (params["centre"] - params["size"] / 2) / (1 - params["size"]).clamp(min=1e-6)
     assert place.min() < 0.02
     assert place.max() > 0.98
+
+
+@dims
+def test_the_whole_block_as_it_is_passes_untouched(d):
+    batch, params = torch.rand(3, 1, *SHAPES[d]), stacked(ResizedCrop(d), range(3))
+    for name, value in params_of(d).items():
+        params[name][1] = value[0]
+    ours = ResizedCrop(d).apply(batch, params)
+    assert torch.equal(ours[1], batch[1])
+    assert not torch.equal(ours[0], batch[0])
+
+
+@dims
+@few
+@given(seed=st.integers(0, 2**31), turned=st.sampled_from([0, 0.5, 1]), grow=st.sampled_from([0.4, 1.0, 1.7]))
+def test_a_view_of_another_size_is_torchs_grid_sample(d, seed, turned, grow):
+    size = tuple(max(1, round(side * grow)) + axis for axis, side in enumerate(SHAPES[d]))
+    transform = ResizedCrop(d, size, (0.2, 1), turned=turned, flips=(True,) * d)
+    params = stacked(transform, range(seed, seed + 5))
+    batch = torch.rand(5, 2, *SHAPES[d], generator=torch.Generator().manual_seed(seed))
+    ours = transform.apply(batch, params)
+    assert ours.shape == (5, 2, *size)
+    torch.testing.assert_close(ours, _gridded(batch, params, size), atol=2e-4 if turned else 2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 10), (2, 9, 10), (9, 1, 10), (9, 10, 1)])
+@pytest.mark.parametrize("turned", [0, 1])
+def test_volumes_of_few_planes_are_resampled_too(shape, turned):
+    params = stacked(ResizedCrop(3, turned=turned), range(4))
+    batch = torch.rand(4, 1, *shape)
+    ours = ResizedCrop(3).apply(batch, params)
+    torch.testing.assert_close(ours, _gridded(batch, params, shape), atol=1e-4, rtol=0)
+
+
+def test_in_a_large_volume_places_are_off_by_thousandths_of_a_voxel():
+    side = 128
+    ramp = torch.arange(side, dtype=torch.float32).expand(side, side, side)
+    batch = torch.stack([ramp, ramp.transpose(1, 2), ramp.transpose(0, 2)])[:, None]
+    params = {name: value[:1].expand(3, -1) for name, value in stacked(ResizedCrop(3), [4]).items()}
+    ours = ResizedCrop(3, (24,) * 3).apply(batch, params)
+    torch.testing.assert_close(ours, _gridded(batch, params, (24,) * 3), atol=4e-3, rtol=0)
+
+
+def test_its_share_of_the_views_is_turned():
+    degrees = stacked(ResizedCrop(3, turned=0.3), range(600))["rotation_deg"]
+    assert 0.25 < (degrees != 0).any(dim=1).float().mean() < 0.35
+
+
+@dims
+def test_the_weakest_shows_all_and_the_strongest_the_smallest_box_turned_and_mirrored(d):
+    weakest, strongest = ResizedCrop(d, scale=(0.3, 1.0), flips=(True,) + (False,) * (d - 1)).extremes()
+    drawn = ResizedCrop(d).draw(np.random.default_rng(0))
+    for params in (weakest, strongest):
+        assert {name: value.shape for name, value in params.items()} == {n: v.shape for n, v in drawn.items()}
+    batch = torch.rand(1, 1, *SHAPES[d])
+    assert torch.equal(ResizedCrop(d).apply(batch, {n: torch.from_numpy(v)[None] for n, v in weakest.items()}), batch)
+    assert strongest["size"].prod() == pytest.approx(0.3)
+    assert strongest["centre"] == pytest.approx(strongest["size"] / 2)
+    assert (strongest["rotation_deg"] == 10).all()
+    assert strongest["flip"].tolist() == [1] + [0] * (d - 1)
 
 
 def test_it_works_in_a_monai_compose_and_obeys_its_seed():

@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.layers.convutils import gaussian_1d
+from monai.networks.layers.simplelayers import separable_filtering
+from monai.transforms import GaussianSmooth, GibbsNoise, RandBiasField
+from scipy import stats
+
+from medclr.transforms import BiasField, Blur, Gibbs, Noise
+
+dims = pytest.mark.parametrize("shape", [(9, 13), (7, 8, 9)], ids=["2D", "3D"])
+
+
+def stacked(transform, seeds):
+    draws = [transform.draw(np.random.default_rng(seed)) for seed in seeds]
+    return {name: torch.from_numpy(np.stack([draw[name] for draw in draws])) for name in draws[0]}
+
+
+@dims
+@pytest.mark.parametrize("sigma", [0.3, 0.7, 1.0, 2.0])
+def test_blur_is_monais_with_the_border_repeated(shape, sigma):
+    image = torch.rand(1, 2, *shape)
+    ours = Blur().apply(image, {"sigma": torch.tensor([sigma])})
+    kernel = gaussian_1d(torch.tensor(sigma), truncated=4.0, approx="erf")
+    theirs = separable_filtering(image, [kernel] * len(shape), mode="replicate")
+    # MONAI cuts its kernel at 4 sigma and loses a 2e-4th of the light with it.
+    torch.testing.assert_close(ours, theirs, atol=3e-4, rtol=0)
+
+
+def test_away_from_the_border_blur_is_monais_gaussian_smooth():
+    image = torch.rand(1, 20, 20)
+    ours = Blur().apply(image[None], {"sigma": torch.tensor([1.0])})[0]
+    theirs = torch.as_tensor(GaussianSmooth(sigma=1.0)(image))
+    torch.testing.assert_close(ours[:, 4:-4, 4:-4], theirs[:, 4:-4, 4:-4], atol=3e-4, rtol=0)
+
+
+@dims
+def test_sigma_zero_changes_nothing_and_a_flat_image_stays_flat(shape):
+    image = torch.rand(2, 1, *shape)
+    image[1] = 0.7
+    ours = Blur().apply(image, {"sigma": torch.tensor([0.0, 3.0])})
+    assert torch.equal(ours[0], image[0])
+    torch.testing.assert_close(ours[1], image[1], atol=1e-6, rtol=0)
+
+
+def test_blur_is_drawn_for_its_share_of_views_and_within_its_range():
+    sigma = stacked(Blur(sigma=(0.5, 1.5), probability=0.3), range(1000))["sigma"]
+    drawn = sigma[sigma > 0]
+    assert 0.25 < len(drawn) / 1000 < 0.35
+    assert 0.5 <= drawn.min() < 0.55
+    assert 1.45 < drawn.max() <= 1.5
+
+
+def noise_of(seeds, shape, sigma=0.01):
+    """What is added to mid-grey images, in units of sigma."""
+    n = len(seeds)
+    params = {"sigma": torch.full((n,), sigma), "seed": torch.tensor(seeds, dtype=torch.float32)}
+    return (Noise().apply(torch.full((n, *shape), 0.5), params) - 0.5) / sigma
+
+
+def test_noise_is_standard_normal_and_neighbours_and_seeds_know_nothing_of_each_other():
+    seeds = [0, 1, 2, 3, 2**16, 2**24 - 1]
+    noise = noise_of(seeds, (1, 101, 199)).flatten(1).double()
+    for i in range(len(seeds)):
+        assert stats.kstest(noise[i].numpy(), "norm").pvalue > 1e-3, seeds[i]
+    limit = 5 / math.sqrt(noise.shape[1])  # five standard errors
+    assert (torch.corrcoef(noise) - torch.eye(len(seeds))).abs().max() < limit
+    for lag in (1, 2, 199, 101 * 199 // 2 + 1, 101 * 199 // 2):
+        together = (noise[:, lag:] * noise[:, :-lag]).mean(dim=1)
+        assert together.abs().max() < 5 / math.sqrt(noise.shape[1] - lag), lag
+    assert (noise**3).mean(dim=1).abs().max() < limit * math.sqrt(15)
+    assert ((noise**4).mean(dim=1) - 3).abs().max() < limit * math.sqrt(96)
+
+
+def test_noise_of_thousands_of_seeds_differs_in_every_voxel():
+    noise = noise_of(list(range(3000)), (1, 4, 4)).flatten(1)
+    assert len(torch.unique(noise, dim=0)) == 3000
+    assert stats.kstest(noise[:, 5].numpy(), "norm").pvalue > 1e-3
+    assert (torch.corrcoef(noise.T) - torch.eye(16)).abs().max() < 5 / math.sqrt(3000)
+
+
+def test_noise_is_as_strong_as_it_says_and_clipped_at_0_and_1():
+    batch = torch.full((3, 1, 100, 100), 0.5)
+    batch[2] = 0
+    ours = Noise().apply(batch, {"sigma": torch.tensor([0.02, 0.1, 0.1]), "seed": torch.tensor([5.0, 6.0, 7.0])})
+    assert ours[0].std() == pytest.approx(0.02, rel=0.05)
+    assert ours[1].std() == pytest.approx(0.1, rel=0.05)
+    assert ours[2].min() == 0
+    assert (ours[2] > 0).float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(9, 13), (7, 8, 9), (8, 8)])
+def test_a_field_is_monais_for_the_same_coefficients(shape):
+    d = len(shape)
+    theirs = RandBiasField(degree=3, coeff_range=(-0.3, 0.3), prob=1).set_random_state(seed=1)
+    theirs.randomize(shape)
+    # MONAI keeps a triangle of the matrix in 2D, and terms of a total degree up to 3 in 3D.
+    places = np.tril(np.ones((4, 4))) > 0 if d == 2 else np.indices((4, 4, 4)).sum(axis=0) <= 3
+    coefficients = np.zeros((4,) * d, np.float32)
+    coefficients[places] = theirs._coeff
+    image = torch.rand(2, *shape)
+    ours = BiasField(d).apply(image[None] * 0.1, {"coefficients": torch.from_numpy(coefficients)[None]})[0]
+    expected = theirs(image * 0.1, randomize=False).as_tensor()
+    assert expected.max() < 1
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_field_is_nowhere_stronger_than_it_says_but_not_flat(d):
+    transform = BiasField(d, strength=0.7, probability=1)
+    params = stacked(transform, range(200))
+    fields = (transform.apply(torch.full((200, 1, *[12] * d), 0.4), params) / 0.4).log().flatten(1)
+    assert fields.abs().max() <= 0.7 + 1e-5
+    assert fields.std(dim=1).median() > 0.03
+    none = stacked(BiasField(d, probability=0), range(3))["coefficients"]
+    assert none.abs().sum() == 0
+
+
+@pytest.mark.parametrize("shape", [(12, 15), (16, 16), (7, 8, 9), (8, 8, 8)], ids=str)
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.8])
+def test_ringing_is_monais(shape, alpha):
+    image = torch.rand(2, *shape) * 0.4 + 0.3
+    ours = Gibbs().apply(image[None], {"alpha": torch.tensor([alpha])})[0]
+    expected = GibbsNoise(alpha)(image).as_tensor()
+    torch.testing.assert_close(ours, expected.clamp(0, 1), atol=1e-6, rtol=0)
+    assert (ours - image).abs().mean() > 0.01
+
+
+def test_each_item_rings_by_its_own_alpha():
+    batch = torch.rand(3, 1, 10, 11) * 0.4 + 0.3
+    ours = Gibbs().apply(batch, {"alpha": torch.tensor([0.3, 0.0, 0.7])})
+    assert torch.equal(ours[1], batch[1])
+    for i, alpha in ((0, 0.3), (2, 0.7)):
+        torch.testing.assert_close(ours[i], GibbsNoise(alpha)(batch[i]).as_tensor().clamp(0, 1), atol=1e-6, rtol=0)
