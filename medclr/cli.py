@@ -365,7 +365,7 @@ def _one_line(text: str) -> str:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Make SIGINT and SIGTERM raise `Interrupted` here, and leave forked workers to their parent."""
+    """Make SIGINT, SIGTERM and SIGUSR1 raise `Interrupted` here, and leave forked workers to their parent."""
     owner = os.getpid()
 
     def handle(signum: int, frame: types.FrameType | None) -> None:
@@ -375,7 +375,7 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
 
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:

@@ -134,12 +134,17 @@ class PretrainConfig(StoreConfig):
     warmup_epochs: float = _say(2.0, "epochs of linear warm-up before the cosine")
     device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to train")
     seed: int = _say(0, "seed of the weights, the order and the views")
+    checkpoint_minutes: float = _say(10.0, "most training that a kill may cost; the state is also saved each epoch")
+    requeue: bool = _say(False, "in a SLURM job, ask for it to be queued again after SIGUSR1; needs --out")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_ranges(
             self, width=4, epochs=1, batch_size=2, temperature=0.002, lr=0, weight_decay=0, warmup_epochs=0, seed=0
         )
+        _check_ranges(self, checkpoint_minutes=0)
+        if self.requeue and self.out is None:
+            raise UsageError("--requeue: needs --out, or the job would begin anew in another folder")
         if not (len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):
             raise UsageError(
                 f"--crop-scale {' '.join(map(str, self.crop_scale))}: must be two shares above 0 and at most 1, the "

@@ -1,5 +1,6 @@
 """What can go wrong, and the exit code that says so."""
 
+import signal
 from typing import NamedTuple
 
 
@@ -93,6 +94,10 @@ class UsageError(MedclrError):
 class DataError(MedclrError):
     """Input without anything usable in it."""
 
+    def __init__(self, message: str) -> None:
+        # Where a loader process raised it, torch puts that one's traceback before the message.
+        super().__init__(message.rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip())
+
 
 class LeakageError(MedclrError):
     """A patient, or an image, on both sides of a split or in pre-training and test."""
@@ -123,7 +128,7 @@ class Unreadable(MedclrError):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM. Not an Exception, so that nothing on the way up mistakes it for a bad item."""
+    """SIGINT, SIGTERM or SIGUSR1. Not an Exception, so that nothing on the way up mistakes it for a bad item."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -131,4 +136,5 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        return 128 + self.signum
+        """As the shell has it; SIGUSR1 is a scheduler's word for what SIGTERM says."""
+        return 128 + (signal.SIGINT if self.signum == signal.SIGINT else signal.SIGTERM)

@@ -290,7 +290,12 @@ def test_errors_of_the_system_name_the_remedy_and_no_file(
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(Interrupted(signal.SIGINT), 130), (Interrupted(signal.SIGTERM), 143), (KeyboardInterrupt(), 130)],
+    [
+        (Interrupted(signal.SIGINT), 130),
+        (Interrupted(signal.SIGTERM), 143),
+        (Interrupted(signal.SIGUSR1), 143),
+        (KeyboardInterrupt(), 130),
+    ],
 )
 def test_interruption_says_how_to_continue(
     error: BaseException, code: int, scan_is: Stub, capsys: pytest.CaptureFixture[str]
@@ -329,8 +334,8 @@ def process(body: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_process_with_one_line(signum: signal.Signals) -> None:
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_a_signal_ends_the_process_with_one_line(signum: signal.Signals, code: int) -> None:
     body = """
         print("ready", flush=True)
         time.sleep(60)
@@ -340,7 +345,7 @@ def test_a_signal_ends_the_process_with_one_line(signum: signal.Signals) -> None
         assert running.stdout.readline() == "ready\n"
         running.send_signal(signum)
         out, err = running.communicate(timeout=20)
-    assert running.returncode == 128 + signum
+    assert running.returncode == code
     assert out == ""
     assert err.startswith("medclr: interrupted;")
     assert err.count("\n") == 1

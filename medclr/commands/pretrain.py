@@ -1,6 +1,9 @@
 """`medclr pretrain`: from a folder of unlabelled scans to an encoder bundle."""
 
 import hashlib
+import os
+import signal
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,13 +33,14 @@ from medclr.data.manifest import read_skipped
 from medclr.data.pool import n_cores
 from medclr.data.spec import DataSpec, load_spec
 from medclr.data.store import Store
-from medclr.errors import DataError, MedclrError
+from medclr.errors import DataError, Interrupted, MedclrError, UsageError
 from medclr.models.bundle import save_bundle
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.run import Run, next_command
 from medclr.training.encode import Encoder, load_encoder
 from medclr.training.health import health_check
-from medclr.training.trainer import checkpoint_path, pretrain_encoder
+from medclr.training.resume import newest_checkpoint, position
+from medclr.training.trainer import pretrain_encoder
 from medclr.transforms.presets import Views, build_views, check_without
 
 FEWEST_VOLUMES = 8  # to tell apart
@@ -49,7 +53,21 @@ def pretrain(config: PretrainConfig) -> Encoder:
 
     Returns:
         The encoder, as `medclr.load_encoder` gives it.
+
+    Raises:
+        Interrupted: by a signal; the state is saved, and the same config goes on from it.
     """
+    if config.requeue and "SLURM_JOB_ID" not in os.environ:
+        raise UsageError("--requeue: this is no SLURM job (SLURM_JOB_ID is not set); leave it out")
+    try:
+        return _pretrain(config)
+    except Interrupted as stop:
+        if config.requeue and stop.signum == signal.SIGUSR1:
+            _requeue()
+        raise
+
+
+def _pretrain(config: PretrainConfig) -> Encoder:
     check_inputs(config)
     if config.spec is not None:
         _views(config, load_spec(config.spec))
@@ -85,11 +103,12 @@ def pretrain(config: PretrainConfig) -> Encoder:
         say(f"--batch-size {config.batch_size} is more than the {len(rows):,} volumes: a batch is all of them")
 
     run.pin({"volumes": manifest_hash(rows), "files": _sizes(manifest, config.data)})
-    measures = _Measures(run)
+    resume = newest_checkpoint(run.folder, say)
+    measures = _Measures(run, resume is not None)
     views = _views(config, spec)
     say(
         f"SimCLR, ResNet-{config.depth} of width {config.width}, on {counted(len(rows), 'volume')}"
-        + (f" from epoch {measures.epochs + 1}" if checkpoint_path(run.folder).is_file() else "")
+        + (_after(*position(resume)) if resume else "")
     )
     with progress("pre-training") as show:
 
@@ -106,6 +125,7 @@ def pretrain(config: PretrainConfig) -> Encoder:
             n_cores(),
             health_check(rows, _labels(config, manifest, names, spec.table), store, spec, config.seed),
             on_epoch,
+            resume,
         )
     last = measures.rows[-1]
     n_unknown = int((~rows["patient_known"]).sum())
@@ -152,20 +172,33 @@ def _sizes(manifest: pd.DataFrame, root: Path) -> str:
     return digest.hexdigest()
 
 
+def _after(epoch: int, step: int) -> str:
+    return f", going on after step {step} of epoch {epoch + 1}" if step else f", going on after epoch {epoch}"
+
+
+def _requeue() -> None:
+    """Ask SLURM to run this job again. Lightning would too, but it saves within a step, where nothing can go on."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # the last task of an array has the job id of the whole of it
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        say(f"warning: scontrol requeue {job} failed ({type(error).__name__}); submit the same job again yourself")
+    else:
+        say(f"saved, and asked SLURM to queue job {job} again")
+
+
 class _Measures:
     """metrics.csv: one row an epoch, whole after each, taken up by a resumed run."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, resumed: bool) -> None:
         self.run = run
         path = run.folder / "metrics.csv"
         self.rows: list[dict[str, Any]] = []
-        if path.is_file() and checkpoint_path(run.folder).is_file():
+        if path.is_file() and resumed:
             table = pd.read_csv(path)
             self.rows = [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
-
-    @property
-    def epochs(self) -> int:
-        return len(self.rows)
 
     def add(self, row: dict[str, float]) -> None:
         # A kill between metrics and checkpoint leaves a row of an epoch that is now run again.

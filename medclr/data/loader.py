@@ -16,6 +16,8 @@ from medclr.data.store import Store
 
 Batch = dict[str, Any]
 
+_REPRIEVE_S = 300  # that a loader process lives after SIGTERM
+
 
 class Draws(Protocol):
     """A transform, as far as data need to know it: it draws the parameters of one view."""
@@ -108,19 +110,20 @@ class Steps(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, n_rows: int, batch_size: int, seed: int) -> None:
         self.n_rows, self.batch_size, self.seed = n_rows, min(batch_size, n_rows), seed
-        self.epoch = 0
+        self.epoch, self.start = 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by whoever runs the epochs, before each."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Called by whoever runs the epochs, before each; `start` steps of it were taken before an interruption."""
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
+        """Steps of a whole epoch."""
         return self.n_rows // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         # View numbers are small: the largest 32-bit one is free for the order of the epoch.
         order = view_rng(self.seed, self.epoch, 0, 2**32 - 1).permutation(self.n_rows)
-        for step in range(len(self)):
+        for step in range(self.start, len(self)):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield [(self.epoch, int(row)) for row in rows]
 
@@ -165,6 +168,7 @@ def _loader(blocks: Blocks, batches: Any, workers: int) -> "DataLoader[Batch]":
         collate_fn=_as_it_is,  # type: ignore[arg-type]  # torch expects items; __getitems__ gives a batch
         worker_init_fn=_quiet if workers else None,
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # else each pass would take a number from torch's own, and a resumed run one more
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -174,6 +178,11 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _quiet(worker: int) -> None:
-    """Leave signals to the main process, which ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Leave signals to the main process, which ends its workers.
+
+    SLURM and systemd send them to all processes of a job. A worker that died of one would break the step that the
+    main process is about to save, so it lives on for a while.
+    """
+    for signum in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_REPRIEVE_S))

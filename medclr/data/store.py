@@ -59,12 +59,13 @@ class Store:
                     partial.unlink()
 
     def facts(self, key: str) -> dict[str, str] | None:
-        """What prepare noted of a sound entry; None where it is missing or damaged."""
+        """What prepare noted of a sound entry; None where it is missing, damaged, or has values that are not finite."""
         try:
             with safe_open(self._path(key), framework="numpy") as file:
                 facts: dict[str, str] = file.metadata()
                 checksum = facts.pop("checksum")
-                return facts if checksum == _checksum(file.get_tensor("volume"), facts) else None
+                array = file.get_tensor("volume")
+                return facts if checksum == _checksum(array, facts) and _finite(array) else None
         except (OSError, SafetensorError, KeyError, TypeError):
             return None
 
@@ -139,6 +140,10 @@ def cut_block(volume: NDArray[Any], start: tuple[int, ...], size: tuple[int, ...
         place = [slice(i.start - a, i.stop - a) for a, i in zip(start, inside, strict=True)]
         block[(slice(None), *place)] = part
     return block
+
+
+def _finite(array: NDArray[np.generic]) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _encoded(array: NDArray[np.generic], metadata: dict[str, str]) -> tuple[bytes, memoryview]:

@@ -31,7 +31,7 @@ from medclr.config import paths_of
 from medclr.errors import MedclrError, UsageError
 
 # They say where and with how many hands, and what of it is shown, not what is computed: a run may go on with others.
-_HANDS = ("out", "workers", "scheduler")
+_HANDS = ("out", "workers", "scheduler", "checkpoint_minutes", "requeue")
 FREE_FIELDS = (*_HANDS, "report", "share_images")
 # What spreadsheets take for the start of a formula, with the full-width forms that some of them accept.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -311,20 +311,20 @@ def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
 
 
 def _refuse_other(folder: Path, settings: Mapping[str, Any], paths: Mapping[str, str | None]) -> None:
-    """UsageError that names the first field in which the run in the folder differs."""
+    """UsageError that names the fields in which the run in the folder differs."""
     stored = _read_yaml(folder / "config.yaml")
-    for name in [*settings, *sorted(set(stored) - set(settings))]:
-        was, now = stored.get(name), settings.get(name)
-        if name not in FREE_FIELDS and was != now:
-            raise UsageError(
-                f"--out {folder}: holds a run with {name} {_show(was)}, not {_show(now)}; "
-                "use another --out or the old setting"
-            )
+    names = [*settings, *sorted(set(stored) - set(settings))]
+    others = [
+        f"{name} {_show(stored.get(name))}, not {_show(settings.get(name))}"
+        for name in names
+        if name not in FREE_FIELDS and stored.get(name) != settings.get(name)
+    ]
     if (folder / "private" / "paths.yaml").exists():  # not in a run that was shared
         stored = _read_yaml(folder / "private" / "paths.yaml")
-        for name, path in paths.items():
-            if name not in FREE_FIELDS and stored.get(name) != path:
-                raise UsageError(f"--out {folder}: holds a run with another --{name}; use another --out or the old one")
+        others += [f"another --{name}" for name in paths if name not in FREE_FIELDS and stored.get(name) != paths[name]]
+    if others:
+        fix = "use another --out, or the old setting" + ("s" if len(others) > 1 else "")
+        raise UsageError(f"--out {folder}: holds a run with {'; '.join(others)}. To go on, {fix}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

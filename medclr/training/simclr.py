@@ -49,8 +49,9 @@ class SimCLR(LightningModule):
             images = self.views.apply(blocks, params, low, high)
         z = self.projector(self.encoder(images))
         loss = nt_xent(z[:n], z[n:], self.temperature, groups=batch["patient"])
-        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=n)
-        self.log("chance", chance_level(batch["patient"]), on_step=False, on_epoch=True, batch_size=n)
+        # For Checkpoints, which keeps the sums of an epoch over an interruption.
+        self.log("loss", loss, on_step=True, logger=False, batch_size=n)
+        self.log("chance", chance_level(batch["patient"]), on_step=True, logger=False, batch_size=n)
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -170,21 +170,37 @@ def test_another_configuration_is_refused(said):
     assert "temperature" in lines[0]
 
 
-def test_resumed_after_kill_equals_uninterrupted(journey):
-    """kill -9 once the first epoch is saved; the second run ends with the same bytes as a run in one go."""
-    command = [sys.executable, "-c", "from medclr.cli import entry; entry()"]
-    words = [*command, *PRETRAIN, *SETTINGS, "--out", "runs/killed", "--store", "runs/store"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch 2"):
-                process.kill()
-                break
+def test_killed_and_requeued_equals_uninterrupted(journey, tmp_path, said):
+    """kill -9 within the third epoch, then SIGUSR1 to all processes of a SLURM job; the third run ends with the same
+    bytes and the same rows as a run in one go."""
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/calls\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    slurm = {"JOB_ID": 71, "JOB_NAME": "train", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "NNODES": 1}
+    array = {"ARRAY_JOB_ID": 70, "ARRAY_TASK_ID": 1}
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment |= {f"SLURM_{name}": str(value) for name, value in (slurm | array).items()}
+    words = [*PRETRAIN, *SETTINGS, "--out", "runs/killed", "--store", "runs/store"]
+    more = ["--workers", "2", "--checkpoint-minutes", "0"]
+    command = [sys.executable, "-c", "from medclr.cli import entry; entry()", *words, *more]
+    for kill, epoch, extra, code in (
+        (signal.SIGKILL, 2, [], -9),
+        (signal.SIGUSR1, 4, ["--requeue"], 143),
+    ):
+        with subprocess.Popen(
+            [*command, *extra], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(f"epoch {epoch}:"):
+                    os.killpg(process.pid, kill)
+        assert process.returncode == code
+    assert (tmp_path / "calls").read_text() == "requeue 70_1\n"
     assert not record("runs/killed/run.json")["complete"]
-    assert subprocess.run(words, capture_output=True, timeout=300, check=False).returncode == 0
+    assert not Path("runs/killed/encoder").exists()
+    assert said(*words)[0] == 0
     one, other = (Path("runs", name, "encoder/encoder.safetensors").read_bytes() for name in ("pretrain", "killed"))
     assert one == other
-    assert list(pd.read_csv("runs/killed/metrics.csv")["epoch"]) == list(range(6))
+    assert Path("runs/killed/metrics.csv").read_text() == Path("runs/pretrain/metrics.csv").read_text()
 
 
 def test_ctrl_c_ends_in_one_line(journey):

@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +12,7 @@ from medclr.data.loader import Blocks, Steps, default_workers, eval_loader, grey
 from medclr.data.prepare import statistics
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
+from medclr.errors import DataError
 
 # torch says so where a machine has fewer cores than the two workers that these tests need.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -102,6 +106,52 @@ def test_an_epoch_is_a_permutation_in_whole_batches():
         assert list(steps) == found
     assert len(set(orders)) == 3
     assert list(Steps(11, 4, seed=6)) != list(Steps(11, 4, seed=5))
+
+
+def test_an_epoch_goes_on_after_the_steps_that_were_taken():
+    steps = Steps(11, 2, seed=5)
+    steps.set_epoch(3)
+    whole = list(steps)
+    for start in range(6):
+        steps.set_epoch(3, start)
+        assert list(steps) == whole[start:]
+        assert len(steps) == 5
+    steps.set_epoch(4)
+    assert len(list(steps)) == 5
+
+
+def test_a_pass_takes_no_random_number(stock):
+    """Or a run that begins an epoch twice would not be the run that does not."""
+    before = torch.get_rng_state()
+    for workers in (0, 2):
+        batches(stock, workers, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loader_processes_outlive_the_signals_of_their_group(stock):
+    loader = train_loader(Blocks(*stock, SPEC, Dice(), 2, 0), 4, 2, 0)
+    found = iter(loader)
+    next(found)
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    for child in children:
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(child.pid, signum)
+    assert len(list(found)) == 2
+    assert all(child.is_alive() for child in children)
+
+
+def test_an_error_in_a_loader_process_is_its_message_alone(stock):
+    rows, store = stock
+    array = np.zeros((1, 8, 6), np.float32)
+    array[0, 3, 3] = np.nan
+    store.write("f" * 32, array, {})
+    broken = Blocks(rows.assign(store_key="f" * 32, store_shape=[[8, 6]] * 12), store, SPEC, Dice())
+    for workers in (0, 1):
+        with pytest.raises(DataError) as raised:
+            list(train_loader(broken, 4, workers, 0))
+        told = "entry ffffffff… has values that are not finite; run `medclr prepare` on the data again"
+        assert str(raised.value) == f"store {store.root}: {told}"
 
 
 def test_a_batch_is_at_most_all_rows():

@@ -93,12 +93,12 @@ def test_a_run_keeps_when_it_started(tmp_path: Path) -> None:
     ("other", "words"),
     [
         (replace(CONFIG, draws=5), ["draws 7, not 5"]),
-        (replace(CONFIG, seed=3, lr=0.5), ["lr 0.001, not 0.5"]),  # the first that differs
+        (replace(CONFIG, seed=3, lr=0.5), ["lr 0.001, not 0.5; seed 0, not 3", "old settings"]),
         (replace(CONFIG, label="lesion"), ['label unset, not "lesion"']),
         (replace(CONFIG, arms=["pca"]), ["arms", 'not ["pca"]']),
     ],
 )
-def test_another_configuration_is_refused_by_its_first_difference(
+def test_another_configuration_is_refused_by_all_that_differs(
     tmp_path: Path, other: EfficiencyConfig, words: list[str]
 ) -> None:
     folder = opened(tmp_path / "run").folder

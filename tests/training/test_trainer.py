@@ -3,13 +3,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from medclr.config import PretrainConfig
 from medclr.data.loader import Blocks
 from medclr.errors import MedclrError
 from medclr.training import trainer as module
+from medclr.training.resume import SafeCheckpointIO, checkpoints, newest_checkpoint
 from medclr.training.simclr import SimCLR
-from medclr.training.trainer import checkpoint_path, pretrain_encoder
+from medclr.training.trainer import pretrain_encoder
 from medclr.transforms.presets import build_views
 
 # torch says so where a machine has fewer cores than the two workers that these tests need.
@@ -46,8 +48,9 @@ def train(material, tmp_path):
             **{"data": tmp_path, "width": 8, "epochs": 4, "batch_size": 8, "device": "cpu", "workers": 0} | settings
         )
         blocks = blocks or Blocks(rows, material.store, material.spec, views, 2, config.seed)
+        resume = newest_checkpoint(tmp_path / name, print)
         module, architecture = pretrain_encoder(
-            config, material.spec, views, blocks, tmp_path / name, 2, health, on_epoch
+            config, material.spec, views, blocks, tmp_path / name, 2, health, on_epoch, resume
         )
         return module, found, architecture
 
@@ -145,10 +148,11 @@ class Broken(Blocks):
 
 def test_nan_stops_with_the_last_good_state_kept(train, material):
     blocks = Broken(train.rows, material.store, material.spec, train.views, 2, 0)
-    with pytest.raises(MedclrError, match=r"the loss is nan in epoch 2; lower --lr or raise --temperature"):
+    with pytest.raises(MedclrError, match=r"the loss is nan in epoch 3; lower --lr or raise --temperature"):
         train(blocks=blocks)
-    checkpoint = torch.load(checkpoint_path(train.folder / "run"), weights_only=True)
-    assert checkpoint["epoch"] == 1
+    newest = checkpoints(train.folder / "run")[0]
+    assert newest.name == "epoch0002-step000000.ckpt"
+    checkpoint = SafeCheckpointIO().load_checkpoint(newest)
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint["state_dict"].values())
     # And the run can go on from there.
     parts, rows, _ = train()
@@ -156,22 +160,26 @@ def test_nan_stops_with_the_last_good_state_kept(train, material):
     assert_same(states(parts), states(train("whole")[0]))
 
 
-def test_weights_that_are_not_finite_are_never_kept(train, monkeypatch):
+def test_weights_that_are_not_finite_are_never_kept(train):
     """A last step can spoil the weights after a loss that was sound."""
 
-    def spoil(self, outputs, batch, index):
-        if self.current_epoch == 1 and index == 1:
-            next(self.parameters()).data.fill_(math.nan)
+    steps = []
 
-    monkeypatch.setattr(SimCLR, "on_train_batch_end", spoil)
-    with pytest.raises(MedclrError, match="weights are not finite after epoch 1"):
+    def spoil(optimizer, *_):
+        steps.append(optimizer)
+        if len(steps) == 4:
+            optimizer.param_groups[0]["params"][0].data.fill_(math.nan)
+
+    hook = register_optimizer_step_post_hook(spoil)
+    with pytest.raises(MedclrError, match="weights are not finite after step 2 of epoch 2"):
         train()
-    assert torch.load(checkpoint_path(train.folder / "run"), weights_only=True)["epoch"] == 0
+    hook.remove()
+    assert checkpoints(train.folder / "run")[0].name == "epoch0001-step000000.ckpt"
 
 
 def test_a_checkpoint_that_was_tampered_with_is_refused(train):
     train(epochs=1)
-    path = checkpoint_path(train.folder / "run")
+    (path,) = checkpoints(train.folder / "run")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(MedclrError, match="damaged"):
         train(epochs=2)
