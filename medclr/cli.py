@@ -238,6 +238,9 @@ def _plain(hint: Any) -> Any:
 
 
 def _kind(hint: Any) -> str:
+    words = [word for part in get_args(hint) if get_origin(part) is Literal for word in get_args(part)]
+    if words and int in get_args(hint):
+        return f"a whole number or {', '.join(words)}"
     hint = _plain(hint)
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))

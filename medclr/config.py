@@ -115,11 +115,17 @@ class PretrainConfig(StoreConfig):
 
     holdout: Path | None = _say(None, "label table whose val and test patients are left out of pre-training")
     label: str | None = _say(None, "label column for the online kNN (default: the only one in --holdout)")
-    depth: Literal[10, 18, 34, 50] = _say(10, "layers of the ResNet")
+    depth: Literal[10, 18, 34, 50, 101, 152] = _say(10, "layers of the ResNet")
     width: int = _say(16, "channels of the first stage (64 is the usual ResNet; 16 suits two CPU cores)")
-    norm: Literal["batch", "group"] = _say("batch", "normalisation layers of the encoder")
+    norm: Literal["batch", "group"] = _say(
+        "batch", "normalisation layers of the encoder; group is exact whatever the --micro-batch"
+    )
+    projector_layers: Literal[2, 3] = _say(2, "layers of the projector: 2 as in SimCLR, 3 as in SimCLRv2")
     epochs: int = _say(20, "passes over the volumes")
-    batch_size: int = _say(256, "volumes per step; each gives two views")
+    batch_size: int = _say(256, "volumes per step, over all devices; each gives two views")
+    micro_batch: int | Literal["auto"] = _say(
+        "auto", "volumes encoded at a time for the gradient of the whole batch: auto for what fits, 0 for all"
+    )
     temperature: float = _say(0.1, "temperature of NT-Xent")
     crop_scale: list[float] = field(
         default_factory=lambda: [0.3, 1.0],
@@ -129,9 +135,22 @@ class PretrainConfig(StoreConfig):
         default_factory=list,
         metadata={"help": "augmentations to leave out, such as blur noise; a wrong name lists them (default: none)"},
     )
-    lr: float = _say(2e-3, "peak learning rate of AdamW at batch size 256, scaled by its square root")
-    weight_decay: float = _say(1e-4, "weight decay of AdamW")
-    warmup_epochs: float = _say(2.0, "epochs of linear warm-up before the cosine")
+    optimizer: Literal["auto", "lars", "adamw"] = _say(
+        "auto", "what moves the weights: auto is LARS from --batch-size 512 on, and AdamW below"
+    )
+    lr: float | None = _say(
+        None,
+        "peak learning rate at batch size 256, which LARS scales with the batch and AdamW with its square root "
+        "(default: 0.3 for LARS, 0.002 for AdamW)",
+    )
+    weight_decay: float | None = _say(None, "weight decay (default: 1e-6 for LARS, 1e-4 for AdamW)")
+    warmup_epochs: float | None = _say(
+        None, "epochs of linear warm-up before the cosine, at most half of them (default: 10 for LARS, 2 for AdamW)"
+    )
+    clip_norm: float | None = _say(None, "largest norm of a step's whole gradient (default: any)")
+    precision: Literal["auto", "float32", "bf16"] = _say(
+        "auto", "of the encoder's arithmetic: auto is bf16 on GPUs that have it, and float32 elsewhere"
+    )
     device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to train")
     seed: int = _say(0, "seed of the weights, the order and the views")
     checkpoint_minutes: float = _say(10.0, "most training that a kill may cost; the state is also saved each epoch")
@@ -150,6 +169,14 @@ class PretrainConfig(StoreConfig):
                 f"--crop-scale {' '.join(map(str, self.crop_scale))}: must be two shares above 0 and at most 1, the "
                 "smaller first, such as 0.3 1.0"
             )
+        if self.micro_batch != "auto":
+            _check_ranges(self, micro_batch=0)
+            if self.micro_batch > self.batch_size:
+                raise UsageError(
+                    f"--micro-batch {self.micro_batch}: must be at most --batch-size {self.batch_size}; 0 is all of it"
+                )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UsageError(f"--clip-norm {self.clip_norm}: must be above 0")
 
 
 @dataclass(frozen=True)

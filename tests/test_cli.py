@@ -104,7 +104,7 @@ def test_no_command_shows_the_commands_and_fails(capsys: pytest.CaptureFixture[s
         ),
         (
             ["pretrain", "--data", "d", "--depth", "12"],
-            "medclr pretrain: --depth: '12' is not one of 10, 18, 34, 50; see medclr pretrain --help",
+            "medclr pretrain: --depth: '12' is not one of 10, 18, 34, 50, 101, 152; see medclr pretrain --help",
         ),
         (
             ["pretrain", "--data", "d", "--batch-size", "1"],
@@ -200,6 +200,28 @@ def test_of_two_yaml_files_the_second_wins(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("epochs: 4\n")
     flags = ["--config", str(tmp_path / "a.yaml"), "--data", "d", "--config", str(tmp_path / "b.yaml")]
     assert parse("pretrain", flags) == PretrainConfig(data=Path("d"), epochs=4, width=8)
+
+
+@pytest.mark.parametrize(("given", "value"), [("auto", "auto"), ("8", 8), ("0", 0)])
+def test_micro_batch_is_a_word_or_a_number(given, value):
+    assert parse("pretrain", ["--data", "d", "--micro-batch", given]).micro_batch == value
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--micro-batch", "some"], "--micro-batch: 'some' is not a whole number or auto"),
+        (["--micro-batch", "-1"], "--micro-batch -1: must be at least 0"),
+        (["--micro-batch", "257"], "--micro-batch 257: must be at most --batch-size 256; 0 is all of it"),
+        (["--batch-size", "1"], "--batch-size 1: must be at least 2"),
+        (["--clip-norm", "0"], "--clip-norm 0.0: must be above 0"),
+        (["--precision", "16"], "--precision: '16' is not one of auto, float32, bf16"),
+    ],
+)
+def test_what_pretrain_cannot_do_is_refused(flags, message):
+    with pytest.raises(UsageError) as caught:
+        parse("pretrain", ["--data", "d", *flags])
+    assert message in str(caught.value)
 
 
 def test_values_take_the_types_of_the_config() -> None:

@@ -126,6 +126,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
             health_check(rows, _labels(config, manifest, names, spec.table), store, spec, config.seed),
             on_epoch,
             resume,
+            say,
         )
     last = measures.rows[-1]
     n_unknown = int((~rows["patient_known"]).sum())

@@ -44,6 +44,24 @@ class Bundle:
     architecture: Architecture
     details: dict[str, Any]
 
+    def middle(self, layers: int = 1) -> nn.Sequential:
+        """The encoder and the projector's first layers, from where SimCLRv2 fine-tunes (Chen et al. 2020b, section 2).
+
+        Args:
+            layers: of the projector, each with its norm and ReLU; 0 is the encoder alone.
+
+        Returns:
+            maps (B, channels, *patch) to (B, hidden units), or features where `layers` is 0; shares its weights
+            with this bundle.
+
+        Raises:
+            UsageError: the projector has no such hidden layer.
+        """
+        linear = [i for i, layer in enumerate(self.projector) if isinstance(layer, nn.Linear)]
+        if not 0 <= layers < len(linear):
+            raise UsageError(f"layer {layers} of the projector: choose 0 to {len(linear) - 1}, the last hidden one")
+        return nn.Sequential(self.encoder, *list(self.projector)[: linear[layers]])
+
 
 def save_bundle(
     folder: Path, encoder: nn.Module, projector: nn.Module, architecture: Architecture, details: dict[str, Any]

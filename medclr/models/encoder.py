@@ -8,7 +8,15 @@ from torch import nn
 
 from medclr.errors import UsageError
 
-_LAYERS = {10: [1, 1, 1, 1], 18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3]}
+# Blocks per stage: He et al. 2016, table 1, and MONAI's for 10.
+_LAYERS = {
+    10: [1, 1, 1, 1],
+    18: [2, 2, 2, 2],
+    34: [3, 4, 6, 3],
+    50: [3, 4, 6, 3],
+    101: [3, 4, 23, 3],
+    152: [3, 8, 36, 3],
+}
 _NORMS = ("batch", "group")
 _GROUPS = 8
 # Above this, a stem at full resolution costs more than it sees.
@@ -21,7 +29,7 @@ class Architecture:
     """All that `build_encoder` needs to build the same network again.
 
     Attributes:
-        depth: 10, 18, 34 or 50 layers.
+        depth: 10, 18, 34, 50, 101 or 152 layers.
         width: channels of the first stage; 64 is the usual ResNet.
         spatial_dims: 2 or 3.
         channels: of the input.

@@ -1,21 +1,95 @@
-"""The optimiser and its schedule."""
+"""The optimisers and their schedule."""
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import nn
-from torch.optim import AdamW
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from medclr.config import PretrainConfig
+
+LARGE_BATCH = 512  # from which LARS is better than AdamW
+# What --lr, --weight-decay and --warmup-epochs are where they are not given: Chen et al. 2020, section 2.2, for LARS.
+DEFAULTS = {"lars": (0.3, 1e-6, 10.0), "adamw": (2e-3, 1e-4, 2.0)}
+
+
+def recipe(config: PretrainConfig, batch_size: int) -> tuple[str, float, float, float]:
+    """What a batch of that many volumes is learned with.
+
+    Returns:
+        optimizer: "lars" or "adamw".
+        lr: the peak; config.lr (at 256 volumes) times B / 256 for LARS, and times its square root for AdamW.
+        weight_decay: of weights, not of biases and normalisation.
+        warmup_epochs: at most half of the epochs.
+    """
+    name = config.optimizer
+    if name == "auto":
+        name = "lars" if batch_size >= LARGE_BATCH else "adamw"
+    lr, weight_decay, warmup_epochs = DEFAULTS[name]
+    lr = lr if config.lr is None else config.lr
+    weight_decay = weight_decay if config.weight_decay is None else config.weight_decay
+    warmup_epochs = warmup_epochs if config.warmup_epochs is None else config.warmup_epochs
+    scale = batch_size / 256 if name == "lars" else math.sqrt(batch_size / 256)
+    return name, lr * scale, weight_decay, min(warmup_epochs, config.epochs / 2)
 
 
 def adamw(module: nn.Module, lr: float, weight_decay: float) -> AdamW:
-    """AdamW (Loshchilov and Hutter 2019) that decays weights, not biases and normalisation."""
-    matrices = [p for p in module.parameters() if p.ndim > 1]
-    vectors = [p for p in module.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return AdamW(groups, lr=lr)
+    """AdamW (Loshchilov and Hutter 2019) that decays weights, not biases and normalisation; fused on a GPU."""
+    fused = all(p.is_cuda for p in module.parameters())
+    return AdamW(_groups(module, weight_decay), lr=lr, fused=fused or None)
 
 
-def warmup_cosine(optimizer: AdamW, warmup_steps: int, total_steps: int) -> LambdaLR:
+class Lars(Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017, algorithm 1), as SimCLR uses it.
+
+    Each weight moves in proportion to its own norm; biases and normalisation move by plain SGD with momentum, and
+    do not decay (Chen et al. 2020, appendix B.6).
+
+    Args:
+        module: whose parameters to optimise.
+        lr: the learning rate; a schedule may change it.
+        weight_decay: of weights.
+        momentum: share of the last step that the next one repeats.
+        trust: how far a weight may move, as a share of its norm.
+    """
+
+    def __init__(
+        self, module: nn.Module, lr: float, weight_decay: float, momentum: float = 0.9, trust: float = 0.001
+    ) -> None:
+        super().__init__(_groups(module, weight_decay), {"lr": lr, "momentum": momentum, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; `closure`, where given, computes the gradients first, and its result is returned."""
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._move(p, p.grad, group)
+        return result
+
+    def _move(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        update = gradient.add(p, alpha=group["weight_decay"])
+        if p.ndim > 1:
+            size, slope = torch.linalg.vector_norm(p), torch.linalg.vector_norm(gradient)
+            local = group["trust"] * size / (slope + group["weight_decay"] * size)
+            # A weight or a gradient of nothing but zeros has no scale to adapt to.
+            update *= torch.where((size > 0) & (slope > 0), local, 1.0)
+        velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
+        velocity.mul_(group["momentum"]).add_(update, alpha=group["lr"])
+        p.sub_(velocity)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, float, float], Optimizer]] = {"adamw": adamw, "lars": Lars}
+
+
+def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
     """Linear warm-up, then half a cosine to zero (Loshchilov and Hutter 2017); one tick a step."""
 
     def share(step: int) -> float:
@@ -25,3 +99,9 @@ def warmup_cosine(optimizer: AdamW, warmup_steps: int, total_steps: int) -> Lamb
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return LambdaLR(optimizer, share)
+
+
+def _groups(module: nn.Module, weight_decay: float) -> Iterable[dict[str, Any]]:
+    matrices = [p for p in module.parameters() if p.ndim > 1]
+    vectors = [p for p in module.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

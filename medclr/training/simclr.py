@@ -1,14 +1,20 @@
 """SimCLR (Chen et al. 2020) as a thin Lightning module: views, encode, project, loss, log."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from medclr.data.loader import Batch
+from medclr.errors import MedclrError
+from medclr.losses.gather import gathered
 from medclr.losses.nt_xent import chance_level, nt_xent
-from medclr.training.optim import adamw, warmup_cosine
+from medclr.training.gradcache import accumulate, batch_norms, volumes_that_fit
+from medclr.training.optim import OPTIMIZERS, warmup_cosine
 from medclr.transforms.presets import Views
 
 
@@ -19,7 +25,11 @@ class SimCLR(LightningModule):
         encoder, projector: f and g.
         views: turns blocks into views on the training device.
         temperature: of NT-Xent.
-        lr, weight_decay, warmup_steps, total_steps: of AdamW and its schedule.
+        optimizer: a key of OPTIMIZERS.
+        lr, weight_decay, warmup_steps, total_steps: of the optimiser and its schedule.
+        clip_norm: largest norm of the gradient of all parameters together; None for any.
+        micro_batch: volumes that each rank encodes at a time, all views of them; 0 for all; None for what fits.
+        tell: gets a line that the user should read.
     """
 
     def __init__(
@@ -33,34 +43,146 @@ class SimCLR(LightningModule):
         weight_decay: float,
         warmup_steps: int,
         total_steps: int,
+        optimizer: str = "adamw",
+        clip_norm: float | None = None,
+        micro_batch: int | None = 0,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__()
+        # Lightning's own loop knows one backward pass a step, and clips only there.
+        self.automatic_optimization = False
         self.encoder, self.projector, self.views = encoder, projector, views
-        self.temperature, self.lr, self.weight_decay = temperature, lr, weight_decay
+        self.temperature, self.lr, self.weight_decay, self.optimizer = temperature, lr, weight_decay, optimizer
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
+        self.clip_norm, self.micro_batch, self.tell = clip_norm, micro_batch, tell
+        self.started = False
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """The loss of one batch of pairs."""
+        """One step on one batch of pairs; gives its loss. Where that is not finite, the weights stay as they are."""
+        if not self.started:
+            self._start(batch)
+        loss = self.gradient(batch)
+        if torch.isfinite(loss):
+            if self.clip_norm is not None:
+                clip_grad_norm_(self.parameters(), self.clip_norm)
+            self.optimizers().step()  # type: ignore[union-attr]  # there is one of each
+            self.lr_schedulers().step()  # type: ignore[union-attr]
         n = len(batch["row"])
-        # Views first, then volumes: the first n rows of z are one view of each volume, the last n the other.
-        blocks, low, high = (_views_first(batch[name]) for name in ("blocks", "low", "high"))
-        with torch.no_grad():
-            params = {name: _views_first(value) for name, value in batch["params"].items()}
-            images = self.views.apply(blocks, params, low, high)
-        z = self.projector(self.encoder(images))
-        loss = nt_xent(z[:n], z[n:], self.temperature, groups=batch["patient"])
+        chance = chance_level(gathered(batch["patient"].to(self.device)))
         # For Checkpoints, which keeps the sums of an epoch over an interruption.
         self.log("loss", loss, on_step=True, logger=False, batch_size=n)
-        self.log("chance", chance_level(batch["patient"]), on_step=True, logger=False, batch_size=n)
+        self.log("chance", chance, on_step=True, logger=False, batch_size=n)
         return loss
 
+    def gradient(self, batch: Batch) -> Tensor:
+        """Leave the gradient of the loss of a batch over all ranks in the parameters, and give that loss.
+
+        Raises:
+            MedclrError: not even one volume fits in memory, or one of several ranks ran out of it.
+        """
+        while True:
+            self.zero_grad()
+            at_once = self._at_once(batch)
+            try:
+                return self._accumulate(batch, at_once, self.manual_backward)
+            except torch.OutOfMemoryError:
+                if at_once == 1 or dist.is_initialized():  # other ranks wait in the middle of this step
+                    raise MedclrError(_no_room(at_once)) from None
+            # Not in the handler, whose traceback still holds the tensors.
+            torch.cuda.empty_cache()
+            self.micro_batch = -(-at_once // 2)
+            self.tell(f"out of memory: from now on {self.micro_batch} volumes are encoded at a time")
+
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and cosine, one tick a step."""
-        optimizer = adamw(self, self.lr, self.weight_decay)
+        """The optimiser with warm-up and cosine, one tick a step."""
+        optimizer = OPTIMIZERS[self.optimizer](self, self.lr, self.weight_decay)
         schedule = warmup_cosine(optimizer, self.warmup_steps, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Leave blocks where they are: the device needs those of one micro-batch at a time."""
+        return batch
 
-def _views_first(value: Tensor) -> Tensor:
-    """(B, V, ...) to (V * B, ...)."""
-    return value.transpose(0, 1).flatten(0, 1)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was found to fit: to the last bit, and with batch norm more than that, results depend on it."""
+        checkpoint["micro_batch"] = self.micro_batch
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with what was found to fit."""
+        self.micro_batch = checkpoint["micro_batch"]
+
+    def _at_once(self, batch: Batch) -> int:
+        n = len(batch["row"])
+        return min(self.micro_batch or n, n)
+
+    def _accumulate(self, batch: Batch, at_once: int, backward: Callable[[Tensor], None] = Tensor.backward) -> Tensor:
+        n, patients = len(batch["row"]), gathered(batch["patient"].to(self.device))
+        # Of one size, so that none is left with a volume or two for its batch norm.
+        parts = [slice(int(p[0]), int(p[-1]) + 1) for p in torch.arange(n).tensor_split(-(-n // at_once))]
+
+        def loss_of(features: Tensor) -> Tensor:
+            z = self.projector(gathered(features)).unflatten(0, (-1, 2))
+            return nt_xent(z[:, 0], z[:, 1], self.temperature, groups=patients)
+
+        return accumulate(
+            self.encoder, self.projector, parts, lambda part: self._images(batch, part), loss_of, backward
+        )
+
+    def _images(self, batch: Batch, items: slice) -> Tensor:
+        """Views (M * V, C, *patch) of some volumes of a batch, those of one volume side by side."""
+
+        def here(value: Tensor) -> Tensor:
+            return value[items].to(self.device, non_blocking=True).flatten(0, 1)
+
+        params = {name: here(value) for name, value in batch["params"].items()}
+        # Autocast would blur in bfloat16.
+        with torch.autocast(self.device.type, enabled=False):
+            return self.views.apply(here(batch["blocks"]), params, here(batch["low"]), here(batch["high"]))
+
+    def _start(self, batch: Batch) -> None:
+        """Find how many volumes fit, where nobody said; tell where that is not all of them, and what it changes."""
+        self.started = True
+        n = len(batch["row"])
+        if self.micro_batch is None:
+            fit = volumes_that_fit(self.encoder, lambda m: self._images(batch, slice(m)), n, self.device)
+            # The ranks go in step, so the smallest device decides.
+            self.micro_batch = int(gathered(torch.tensor([fit], device=self.device)).min())
+        at_once = self._at_once(batch)
+        if at_once < n:
+            self.tell(f"encoding {at_once} of {n} volumes at a time; the loss and its gradient are of all together")
+            if batch_norms(self.encoder):
+                self.tell(
+                    f"batch norm takes its statistics from {at_once} volumes at a time, not from {n}"
+                    + (
+                        f": from {-(-at_once // 2)} instead of {at_once}, this step's gradient would differ by "
+                        f"{self._halving(batch, at_once):.0%}"
+                        if at_once > 1
+                        else ""
+                    )
+                    + "; with --norm group it is exact"
+                )
+
+    def _halving(self, batch: Batch, at_once: int) -> float:
+        """How far the encoder's gradient moves, relative to its norm, when batch norm sees half as many volumes.
+
+        Of one micro-batch, which fits in one piece; a whole batch does not.
+        """
+        first = {name: value[:at_once] for name, value in batch.items() if name != "params"}
+        first["params"] = {name: value[:at_once] for name, value in batch["params"].items()}
+        before = {name: value.clone() for name, value in self.named_buffers()}
+        gradients = []
+        for size in (at_once, -(-at_once // 2)):
+            self.zero_grad()
+            self._accumulate(first, size)
+            found = [p.grad for p in self.encoder.parameters() if p.grad is not None]
+            gradients.append(torch.cat([g.flatten() for g in found]))
+        for name, value in self.named_buffers():
+            value.copy_(before[name])
+        whole, halves = gradients
+        return float((halves - whole).norm() / whole.norm())
+
+
+def _no_room(at_once: int) -> str:
+    if at_once == 1:
+        return "out of memory with a single volume; use a smaller patch or --width, or another device"
+    return f"out of memory encoding {at_once} volumes at a time; give --micro-batch {at_once // 2}"

@@ -1,13 +1,14 @@
 """From a config to a trained SimCLR, by Lightning; takes up an interrupted run by itself."""
 
 import logging
-import math
 import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -18,6 +19,7 @@ from medclr.models.encoder import Architecture, build_encoder
 from medclr.models.projector import build_projector
 from medclr.training.checkpoints import Checkpoints, Signals
 from medclr.training.encode import training_device
+from medclr.training.optim import recipe
 from medclr.training.resume import SafeCheckpointIO
 from medclr.training.simclr import SimCLR
 from medclr.transforms.presets import Views
@@ -35,6 +37,7 @@ def pretrain_encoder(
     health: Callable[[SimCLR], Row],
     on_epoch: Callable[[Row], None],
     resume: Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[SimCLR, Architecture]:
     """Train an encoder with SimCLR.
 
@@ -48,6 +51,7 @@ def pretrain_encoder(
         health: measures the encoder after each epoch.
         on_epoch: gets each epoch's row: epoch, loss, chance, lr and what health measured.
         resume: the checkpoint to go on from (`newest_checkpoint`), or None.
+        tell: gets a line that the user should read: how the batch was split, and why.
 
     Returns:
         The module, with its weights after the last epoch, and the encoder's architecture.
@@ -63,22 +67,29 @@ def pretrain_encoder(
     order = loader.batch_sampler
     assert isinstance(order, Steps)
     batch_size, steps = order.batch_size, len(order)
+    optimizer, lr, weight_decay, warmup_epochs = recipe(config, batch_size)
+    device = training_device(config.device)
     architecture = Architecture(config.depth, config.width, spec.spatial_dims, 1, config.norm, spec.patch)
     module = SimCLR(
         build_encoder(architecture),
-        build_projector(architecture.feature_dim, hidden=architecture.feature_dim),
+        build_projector(architecture.feature_dim, architecture.feature_dim, layers=config.projector_layers),
         views,
         temperature=config.temperature,
-        lr=config.lr * math.sqrt(batch_size / 256),
-        weight_decay=config.weight_decay,
-        warmup_steps=round(min(config.warmup_epochs, config.epochs / 2) * steps),
+        optimizer=optimizer,
+        lr=lr,
+        weight_decay=weight_decay,
+        warmup_steps=round(warmup_epochs * steps),
         total_steps=config.epochs * steps,
+        clip_norm=config.clip_norm,
+        micro_batch=None if config.micro_batch == "auto" else config.micro_batch,
+        tell=tell,
     )
     with _quiet_lightning(), Signals() as signals:
         checkpoints = Checkpoints(folder, order, config.checkpoint_minutes, signals)
         trainer = Trainer(
-            accelerator="gpu" if training_device(config.device).type == "cuda" else "cpu",
+            accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=1,
+            precision=_precision(config.precision, device),
             max_epochs=config.epochs,
             logger=TensorBoardLogger(folder, name=None, version="tensorboard"),
             callbacks=[_Epochs(checkpoints, health, on_epoch), checkpoints],
@@ -95,6 +106,14 @@ def pretrain_encoder(
         finally:
             _drop_host(folder / "tensorboard")
     return module.cpu().eval(), architecture
+
+
+def _precision(choice: str, device: torch.device) -> Literal["bf16-mixed", "32-true"]:
+    # Weights, losses and statistics stay in float32 either way.
+    if choice == "auto":
+        has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        choice = "bf16" if has else "float32"
+    return "bf16-mixed" if choice == "bf16" else "32-true"
 
 
 class _Epochs(Callback):

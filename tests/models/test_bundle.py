@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from medclr.errors import BundleError, MedclrError
+from medclr.errors import BundleError, MedclrError, UsageError
 from medclr.models import Architecture, build_encoder, build_projector, check_dims, load_bundle, save_bundle
 from medclr.models.bundle import _digest
 
@@ -29,11 +29,12 @@ DETAILS = {
 }
 
 
-def write(folder, architecture=ARCHITECTURE, details=DETAILS):
+def write(folder, architecture=ARCHITECTURE, details=DETAILS, layers=2):
     torch.manual_seed(len(folder.name))
-    encoder, projector = build_encoder(architecture), build_projector(architecture.feature_dim, hidden=24, out=8)
+    encoder = build_encoder(architecture)
+    projector = build_projector(architecture.feature_dim, hidden=24, out=8, layers=layers)
     # Running statistics that a fresh network does not have.
-    encoder(torch.rand(4, 1, *architecture.patch))
+    projector(encoder(torch.rand(4, 1, *architecture.patch)))
     save_bundle(folder, encoder, projector, architecture, details)
     return encoder, projector
 
@@ -95,6 +96,23 @@ def test_what_is_loaded_computes_what_was_saved(tmp_path, architecture):
     for name, parameter in encoder.named_parameters():
         assert loaded.encoder.get_parameter(name).stride() == parameter.stride(), name
     assert all(p.requires_grad and p.device.type == "cpu" for p in loaded.encoder.parameters())
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_the_middle_of_the_projector_can_be_taken_back(tmp_path, layers):
+    encoder, projector = write(tmp_path / "encoder", layers=layers)
+    loaded = load_bundle(tmp_path / "encoder")
+    batch = torch.rand(3, 1, 16, 16)
+    features = encoder.eval()(batch)
+    torch.testing.assert_close(loaded.middle(0)(batch), features)
+    hidden = features
+    for layer in range(1, layers):
+        linear, norm = projector.eval()[3 * layer - 3 : 3 * layer - 1]
+        hidden = norm(hidden @ linear.weight.T).clamp(min=0)
+        torch.testing.assert_close(loaded.middle(layer)(batch), hidden)
+    for wrong in (-1, layers):
+        with pytest.raises(UsageError, match=f"layer {wrong} of the projector: choose 0 to {layers - 1}"):
+            loaded.middle(wrong)
 
 
 def test_it_holds_all_that_new_data_need_in_strict_json_and_two_files(saved):

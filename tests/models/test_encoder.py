@@ -19,6 +19,8 @@ both = pytest.mark.parametrize("architecture", [SMALL, SMALL_3D], ids=["2D", "3D
         (SMALL, 18, "batch"),
         (SMALL, 34, "group"),
         (SMALL, 50, "batch"),
+        (SMALL, 101, "batch"),
+        (SMALL, 152, "group"),
         (SMALL_3D, 10, "batch"),
         (SMALL_3D, 50, "group"),
     ],
@@ -41,6 +43,8 @@ def test_the_default_encoder_has_the_weights_of_a_narrow_resnet_10():
     # torchvision's ResNet-18 without its head has 11,176,512: with 3 channels and a 7 x 7 stem.
     assert weights(replace(SMALL, depth=18, width=64, channels=3, patch=(64, 64))) == 11_176_512
     assert weights(replace(SMALL, depth=50, width=64, channels=3, patch=(64, 64))) == 23_508_032
+    assert weights(replace(SMALL, depth=101, width=64, channels=3, patch=(64, 64))) == 42_500_160
+    assert weights(replace(SMALL, depth=152, width=64, channels=3, patch=(64, 64))) == 58_143_808
 
 
 def test_the_stem_keeps_small_patches_whole_and_shrinks_large_ones_fourfold():
@@ -102,7 +106,7 @@ def test_its_keys_are_those_of_monais_resnet(architecture):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 20}, "depth 20.*10, 18, 34, 50"),
+        ({"depth": 20}, "depth 20.*10, 18, 34, 50, 101, 152"),
         ({"spatial_dims": 4}, "4 spatial dimensions"),
         ({"norm": "layer"}, "'layer'.*batch, group"),
         ({"norm": "group", "width": 12}, "width 12.*multiple of 8"),

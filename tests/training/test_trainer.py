@@ -8,6 +8,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from medclr.config import PretrainConfig
 from medclr.data.loader import Blocks
 from medclr.errors import MedclrError
+from medclr.training import simclr
 from medclr.training import trainer as module
 from medclr.training.resume import SafeCheckpointIO, checkpoints, newest_checkpoint
 from medclr.training.simclr import SimCLR
@@ -36,7 +37,7 @@ def train(material, tmp_path):
     views = build_views("xray", 2)
     rows = material.rows[:20]
 
-    def run(name="run", stop_after=None, health=no_health, blocks=None, **settings):
+    def run(name="run", stop_after=None, health=no_health, blocks=None, tell=print, **settings):
         found = []
 
         def on_epoch(row):
@@ -50,7 +51,7 @@ def train(material, tmp_path):
         blocks = blocks or Blocks(rows, material.store, material.spec, views, 2, config.seed)
         resume = newest_checkpoint(tmp_path / name, print)
         module, architecture = pretrain_encoder(
-            config, material.spec, views, blocks, tmp_path / name, 2, health, on_epoch, resume
+            config, material.spec, views, blocks, tmp_path / name, 2, health, on_epoch, resume, tell
         )
         return module, found, architecture
 
@@ -134,6 +135,65 @@ def test_it_learns(train):
     _, rows, _ = train(epochs=20, batch_size=20, lr=2e-2)
     assert rows[-1]["loss"] < 0.9 * rows[-1]["chance"]
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_micro_batches_learn_what_whole_batches_learn(train):
+    said = []
+    settings = {"norm": "group", "epochs": 1, "projector_layers": 3}
+    whole, _, _ = train("whole", micro_batch=0, **settings)
+    split, _, _ = train("split", micro_batch=3, tell=said.append, **settings)
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(split.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
+    assert said == ["encoding 3 of 8 volumes at a time; the loss and its gradient are of all together"]
+    assert len([layer for layer in whole.projector if isinstance(layer, torch.nn.Linear)]) == 3
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "lars"}, {"precision": "bf16", "micro_batch": 4}])
+def test_resumed_equals_uninterrupted_whatever_learns(train, settings):
+    whole, rows, _ = train("whole", **settings)
+    with pytest.raises(InterruptedError):
+        train("parts", stop_after=2, **settings)
+    parts, rest, _ = train("parts", **settings)
+    assert rest == rows[2:]
+    assert_same(states(whole), states(parts))
+
+
+def test_what_fitted_is_not_looked_for_again_by_a_resumed_run(train, monkeypatch):
+    fits = [3, 8]
+    monkeypatch.setattr(simclr, "volumes_that_fit", lambda *arguments: fits.pop(0))
+    with pytest.raises(InterruptedError):
+        train(stop_after=1)
+    module, _, _ = train()
+    assert (module.micro_batch, fits) == (3, [8])
+
+
+def test_precision_is_as_asked_and_float32_on_a_cpu(train):
+    seen = []
+
+    def health(module):
+        seen.append(module.trainer.precision)
+        return {}
+
+    for precision in ("auto", "float32", "bf16"):
+        train(precision, epochs=1, precision=precision, health=health)
+    assert seen == ["32-true", "32-true", "bf16-mixed"]
+
+
+def test_the_gradient_is_clipped_once_and_whole(train, monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    train("any", epochs=1, micro_batch=2)
+    assert min(norms) > 0.01
+    norms.clear()
+    train("clipped", epochs=1, micro_batch=2, clip_norm=0.01)
+    assert norms == pytest.approx([0.01] * 2, rel=1e-3)
 
 
 class Broken(Blocks):
