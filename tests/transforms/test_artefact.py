@@ -9,6 +9,7 @@ from monai.transforms import GaussianSmooth, GibbsNoise, RandBiasField
 from scipy import stats
 
 from medclr.transforms import BiasField, Blur, Gibbs, Noise
+from medclr.transforms.artefact import _mixed
 
 dims = pytest.mark.parametrize("shape", [(9, 13), (7, 8, 9)], ids=["2D", "3D"])
 
@@ -72,6 +73,17 @@ def test_noise_is_standard_normal_and_neighbours_and_seeds_know_nothing_of_each_
         assert together.abs().max() < 5 / math.sqrt(noise.shape[1] - lag), lag
     assert (noise**3).mean(dim=1).abs().max() < limit * math.sqrt(15)
     assert ((noise**4).mean(dim=1) - 3).abs().max() < limit * math.sqrt(96)
+
+
+def test_seeds_that_begin_to_count_at_nearly_the_same_place_do_not_repeat_each_other():
+    start, order = _mixed(torch.arange(2**16, dtype=torch.int32)).sort()
+    gap = start.diff()
+    one, other = order[gap.argmin()], order[gap.argmin() + 1]
+    lag, half = int(gap.min()), 10_000
+    assert 0 < lag < 100
+    first, second = noise_of([one, other], (1, 2, half))[:, 0, 0]
+    together = torch.corrcoef(torch.stack([first[lag:], second[: half - lag]]))[0, 1]
+    assert together.abs() < 5 / math.sqrt(half - lag)
 
 
 def test_noise_of_thousands_of_seeds_differs_in_every_voxel():
