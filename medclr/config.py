@@ -114,7 +114,7 @@ class PretrainConfig(StoreConfig):
     """Teach an encoder from unlabelled scans with SimCLR; scans and prepares first where needed."""
 
     holdout: Path | None = _say(None, "label table whose val and test patients are left out of pre-training")
-    label: str | None = _say(None, "label column for the online kNN (default: the only one in --holdout)")
+    label: str | None = _say(None, "label column for the online probes (default: the only one in --holdout)")
     depth: Literal[10, 18, 34, 50, 101, 152] = _say(10, "layers of the ResNet")
     width: int = _say(16, "channels of the first stage (64 is the usual ResNet; 16 suits two CPU cores)")
     norm: Literal["batch", "group"] = _say(
@@ -155,6 +155,17 @@ class PretrainConfig(StoreConfig):
     seed: int = _say(0, "seed of the weights, the order and the views")
     checkpoint_minutes: float = _say(10.0, "most training that a kill may cost; the state is also saved each epoch")
     requeue: bool = _say(False, "in a SLURM job, ask for it to be queued again after SIGUSR1; needs --out")
+    health_every: int | None = _say(
+        None,
+        "epochs from one health check to the next; the first and the last always have one (default: as few as keep "
+        "the checks to about a tenth of the training)",
+    )
+    logger: Literal["tensorboard", "mlflow"] = _say(
+        "tensorboard", "where the measures go beside metrics.csv: TensorBoard's files, or these and an MLflow store"
+    )
+    tracking_uri: str | None = _say(
+        None, "with --logger mlflow: the server or folder that it logs to, as http://HOST:PORT or file:///FOLDER"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -177,6 +188,9 @@ class PretrainConfig(StoreConfig):
                 )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UsageError(f"--clip-norm {self.clip_norm}: must be above 0")
+        _check_ranges(self, health_every=1)
+        if (self.logger == "mlflow") != (self.tracking_uri is not None):
+            raise UsageError("--logger mlflow and --tracking-uri ADDRESS, where it logs to, need each other; give both")
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,23 @@ def alignment(z1: np.ndarray, z2: np.ndarray) -> float:
     return float(np.mean(np.sum((_unit(z1) - _unit(z2)) ** 2, axis=1)))
 
 
+def similarities(z1: np.ndarray, z2: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """Mean cosine of the two views of a pair, and of views of different groups: what NT-Xent pulls and pushes.
+
+    z1, z2: (n, D), of any length. groups: (n,), equal where two pairs are no negatives of each other (a patient).
+    The second is NaN where there is one group only.
+    """
+    first, second = _unit(z1), _unit(z2)
+    _, group = np.unique(groups, return_inverse=True)
+    z, group = np.concatenate([first, second]), np.concatenate([group, group])
+    sums = np.zeros((group.max() + 1, z.shape[1]))
+    np.add.at(sums, group, z)
+    # The cosines of all pairs of rows add up to the squared length of their sum, and so do those within a group.
+    between = np.sum(sums.sum(axis=0) ** 2) - np.sum(sums**2)
+    n_between = len(z) ** 2 - int(np.sum(np.bincount(group) ** 2))
+    return float(np.mean(np.sum(first * second, axis=1))), float(between / n_between) if n_between else float("nan")
+
+
 def uniformity(z: np.ndarray) -> float:
     """Log of the mean Gaussian potential over pairs of rows on the unit sphere: 0 is collapsed, lower is better.
 

@@ -18,6 +18,7 @@ from medclr.metrics import (
     knn_scores,
     patient_weights,
     rankme,
+    similarities,
     uniformity,
     weighted_auroc,
 )
@@ -176,6 +177,26 @@ def test_alignment_closed_forms() -> None:
     assert alignment(z, 3 * z) == pytest.approx(0, abs=1e-12)
     assert alignment(z, -z) == pytest.approx(4)
     assert alignment(np.eye(4)[:2], np.eye(4)[2:]) == pytest.approx(2)
+
+
+def test_similarities_closed_forms_and_transcription() -> None:
+    own = np.arange(4)
+    assert similarities(np.ones((4, 3)), 2 * np.ones((4, 3)), own) == pytest.approx((1, 1))
+    assert similarities(np.eye(4), 3 * np.eye(4), own) == pytest.approx((1, 0))
+    assert similarities(np.eye(4)[:2], np.eye(4)[2:], own[:2]) == pytest.approx((0, 0))
+    positive, negative = similarities(np.ones((3, 2)), np.ones((3, 2)), np.zeros(3))
+    assert positive == pytest.approx(1)
+    assert np.isnan(negative)
+    rng = np.random.default_rng(0)
+    z1, z2, groups = rng.normal(size=(7, 3)), rng.normal(size=(7, 3)), np.array(list("aabcccd"))
+    unit = np.concatenate([z1, z2]) / np.linalg.norm(np.concatenate([z1, z2]), axis=1, keepdims=True)
+    both = np.tile(groups, 2)
+    cosines = [unit[i] @ unit[j] for i in range(14) for j in range(14) if both[i] != both[j]]
+    assert similarities(z1, z2, groups) == pytest.approx(
+        (np.mean([unit[i] @ unit[i + 7] for i in range(7)]), np.mean(cosines))
+    )
+    # Of unit vectors, distance and similarity are one thing.
+    assert alignment(z1, z2) == pytest.approx(2 - 2 * similarities(z1, z2, groups)[0])
 
 
 def test_uniformity_closed_forms_and_transcription(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,16 +36,16 @@ from medclr.data.store import Store
 from medclr.errors import DataError, Interrupted, MedclrError, UsageError
 from medclr.models.bundle import save_bundle
 from medclr.reporting.console import counted, progress, say
-from medclr.reporting.run import Run, next_command
+from medclr.reporting.run import ADDRESSES, Run, next_command
+from medclr.reporting.tracking import reach, tracking
 from medclr.training.encode import Encoder, load_encoder
-from medclr.training.health import health_check
+from medclr.training.health import check_views, health_check, symptoms
 from medclr.training.resume import newest_checkpoint, position
 from medclr.training.trainer import pretrain_encoder
 from medclr.transforms.presets import Views, build_views, check_without
 
 FEWEST_VOLUMES = 8  # to tell apart
 AXIS_ORDER = {2: "channel, towards the right, upwards", 3: "channel, right, anterior, superior"}
-AT_CHANCE = 0.97  # share of the chance level above which the loss has not moved
 
 
 def pretrain(config: PretrainConfig) -> Encoder:
@@ -78,7 +78,10 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     if run.complete:
         say(f"{run.folder} is complete already; use another --out to train again")
         return load_encoder(run.folder)
-    if config.holdout is not None:  # wrong tables are found now, not after hours of preparing volumes
+    # Wrong tables and addresses are found now, not after hours of preparing volumes.
+    if config.tracking_uri is not None:
+        reach(config.tracking_uri)
+    if config.holdout is not None:
         layout = load_spec(config.spec).table if config.spec else None
         check_labels(config.holdout, config.label, layout) if config.label else read_keyed(config.holdout, layout)
     kept = stocked(run.folder) if run.resumed else None
@@ -110,20 +113,35 @@ def _pretrain(config: PretrainConfig) -> Encoder:
         f"SimCLR, ResNet-{config.depth} of width {config.width}, on {counted(len(rows), 'volume')}"
         + (_after(*position(resume)) if resume else "")
     )
-    with progress("pre-training") as show:
+    blocks = Blocks(rows, store, spec, views, 2, config.seed)
+    for warning in check_views(blocks, views, spec, config.seed):
+        say(f"warning: {warning}")
+    health = health_check(
+        blocks,
+        rows,
+        _labels(config, manifest, names, spec.table),
+        store,
+        spec,
+        epochs=config.epochs,
+        every=config.health_every,
+        seed=config.seed,
+    )
+    settings = {name: value for name, value in asdict(config).items() if name not in {*paths_of(config), *ADDRESSES}}
+    with tracking(config.tracking_uri, run, settings) as track, progress("pre-training") as show:
 
         def on_epoch(row: dict[str, float]) -> None:
             measures.add(row)
+            track(row)
             show(int(row["epoch"]) + 1, config.epochs)
 
         module, architecture = pretrain_encoder(
             config,
             spec,
             views,
-            Blocks(rows, store, spec, views, 2, config.seed),
+            blocks,
             run.folder,
             n_cores(),
-            health_check(rows, _labels(config, manifest, names, spec.table), store, spec, config.seed),
+            health,
             on_epoch,
             resume,
             say,
@@ -131,12 +149,11 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     last = measures.rows[-1]
     n_unknown = int((~rows["patient_known"]).sum())
     seen = Seen(names.fingerprint, frozenset(rows["patient_key"]), frozenset(rows["pixel_hash"]), n_unknown)
-    settings = asdict(config)
     details = {
         "spec": spec.to_dict(),
         "axis_order": AXIS_ORDER[spec.spatial_dims],
         "method": "simclr",
-        "hyperparameters": {name: settings[name] for name in settings if name not in paths_of(config)},
+        "hyperparameters": settings,
         "code_version": __version__,
         "manifest_hash": manifest_hash(rows),
         "holdout": {
@@ -149,7 +166,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     save_bundle(run.folder / "encoder", module.encoder, module.projector, architecture, details)
     counts = {"volumes": len(rows), "held_out_volumes": int(held.sum())}
     run.finish({**last, **counts, "manifest": details["manifest_hash"]})
-    _tell(config, run, last)
+    _tell(config, run, measures)
     check_skipped(config, manifest, skipped)
     return load_encoder(run.folder)
 
@@ -191,12 +208,13 @@ def _requeue() -> None:
 
 
 class _Measures:
-    """metrics.csv: one row an epoch, whole after each, taken up by a resumed run."""
+    """metrics.csv: one row an epoch, whole after each, taken up by a resumed run; and warnings, each kind once."""
 
     def __init__(self, run: Run, resumed: bool) -> None:
         self.run = run
         path = run.folder / "metrics.csv"
         self.rows: list[dict[str, Any]] = []
+        self.warned: set[str] = set()
         if path.is_file() and resumed:
             table = pd.read_csv(path)
             self.rows = [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
@@ -205,11 +223,11 @@ class _Measures:
         # A kill between metrics and checkpoint leaves a row of an epoch that is now run again.
         self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
         self.run.write_frame("metrics.csv", pd.DataFrame(self.rows))
-        knn = f", kNN AUROC {row['knn_auroc']:.3f}" if "knn_auroc" in row else ""
-        say(
-            f"epoch {int(row['epoch']) + 1}: loss {row['loss']:.3f} (chance {row['chance']:.3f}), "
-            f"RankMe {row['rankme']:.1f}{knn}"
-        )
+        say(f"epoch {int(row['epoch']) + 1}: loss {row['loss']:.3f} (chance {row['chance']:.3f})" + _measured(row))
+        for kind, warning in symptoms(self.rows).items():
+            if kind not in self.warned:
+                say(f"warning: {warning}")
+                self.warned.add(kind)
 
 
 def _held_out(
@@ -239,7 +257,7 @@ def _held_out(
 def _labels(
     config: PretrainConfig, manifest: pd.DataFrame, names: Pseudonymiser, layout: TableLayout | None
 ) -> LabelTable | None:
-    """The labels for the online kNN; none where --holdout only says whom to leave out."""
+    """The labels for the online probes; none where --holdout only says whom to leave out."""
     if config.holdout is None:
         return None
     try:
@@ -247,18 +265,25 @@ def _labels(
     except MedclrError as error:
         if config.label:
             raise
-        say(f"no online kNN: {error}")
+        say(f"no online probes: {error}")
         return None
 
 
-def _tell(config: PretrainConfig, run: Run, last: dict[str, float]) -> None:
-    if last["loss"] > AT_CHANCE * last["chance"]:
-        say(
-            f"warning: the loss {last['loss']:.3f} is at its chance level {last['chance']:.3f}: the encoder learned "
-            "nothing. Try more --epochs, another --lr, or look whether all volumes look alike"
-        )
-    if last["rankme"] < 2:
-        say(f"warning: RankMe {last['rankme']:.2f}: the embedding has collapsed to one direction; try a lower --lr")
+def _measured(row: dict[str, float]) -> str:
+    """What the check after an epoch found, for its line; nothing where it was not due."""
+    if "rankme" not in row:
+        return ""
+    positive, negative, rank = (row[name] for name in ("positive_similarity", "negative_similarity", "rankme"))
+    aurocs = [f"{name.removesuffix('_auroc')} {value:.3f}" for name, value in row.items() if name.endswith("_auroc")]
+    return f", similarity {positive:.2f} (negatives {negative:.2f}), RankMe {rank:.1f}" + (
+        f", AUROC by {', '.join(aurocs)}" if aurocs else ""
+    )
+
+
+def _tell(config: PretrainConfig, run: Run, measures: _Measures) -> None:
     say(f"wrote {run.folder}: encoder/, metrics.csv, tensorboard/, scan.json, spec.yaml")
     labels = config.holdout or "LABELS.csv"
     say(f"next: {next_command('finetune', config, ('label',), labels=labels, encoder=run.folder)}")
+    # Last, however long ago they were said: they are about the encoder that was written.
+    for warning in symptoms(measures.rows, final=True).values():
+        say(f"warning: {warning}")

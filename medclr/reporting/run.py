@@ -30,8 +30,10 @@ import yaml
 from medclr.config import paths_of
 from medclr.errors import MedclrError, UsageError
 
-# They say where and with how many hands, and what of it is shown, not what is computed: a run may go on with others.
-_HANDS = ("out", "workers", "scheduler", "checkpoint_minutes", "requeue")
+# They say where and with how many hands, and what of it is shown and to whom, not what is computed: a run may go on
+# with others.
+_HANDS = ("out", "workers", "scheduler", "checkpoint_minutes", "requeue", "logger", "tracking_uri")
+ADDRESSES = ("scheduler", "tracking_uri")  # they name machines, so no file of a run has them
 FREE_FIELDS = (*_HANDS, "report", "share_images")
 # What spreadsheets take for the start of a formula, with the full-width forms that some of them accept.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -287,7 +289,7 @@ def _lock(folder: Path) -> int:
 
 def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
     paths = {name: _absolute(name, path) for name, path in paths_of(config).items()}
-    hidden = {*paths, "scheduler"}  # which names a machine
+    hidden = {*paths, *ADDRESSES}
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in hidden}
     if (folder / "run.json").exists():
         record = read_record(folder)

@@ -55,7 +55,11 @@ class Linear:
 
 
 def fit_linear(
-    features: NDArray[np.floating], y: NDArray[np.integer], patients: NDArray[np.object_], seed: int
+    features: NDArray[np.floating],
+    y: NDArray[np.integer],
+    patients: NDArray[np.object_],
+    seed: int,
+    strength: float | None = None,
 ) -> Linear:
     """Logistic regression on scaled features, its strength chosen by inner patient-grouped cross-validation.
 
@@ -69,12 +73,14 @@ def fit_linear(
         y: (n,) of 0 and 1, both present.
         patients: (n,) keys.
         seed: of the folds.
+        strength: given, so that none is chosen.
     """
     mean, scale = features.mean(axis=0), float(features.std(axis=0).max()) or 1.0
     scaled = (features - mean) / scale
     per_class = [len(set(patients[y == value])) for value in (0, 1)]
-    chosen = min(per_class) >= FEWEST_PATIENTS
-    strength = _choose_strength(scaled, y, patients, seed) if chosen else FIXED_STRENGTH
+    chosen = strength is None and min(per_class) >= FEWEST_PATIENTS
+    if strength is None:
+        strength = _choose_strength(scaled, y, patients, seed) if chosen else FIXED_STRENGTH
     model = _logistic(scaled, y, strength)
     weight = model.coef_[0] / scale
     return Linear(weight, float(model.intercept_[0] - weight @ mean), strength, chosen)

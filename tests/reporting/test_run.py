@@ -17,7 +17,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from medclr.config import EfficiencyConfig, ScanConfig
+from medclr.config import EfficiencyConfig, PretrainConfig, ScanConfig
 from medclr.errors import MedclrError, UsageError
 from medclr.reporting import run as module
 from medclr.reporting.run import Run, command_line, read_paths, read_record, write_atomic
@@ -52,6 +52,16 @@ def test_a_new_run_keeps_paths_and_modes_private(tmp_path: Path) -> None:
     assert set(shared) == {"config.yaml", "run.json", "report.json"}
     for word in ("CANARY", str(tmp_path), os.uname().nodename, str(Path.home())):
         assert not any(word.encode() in data for data in shared.values())
+
+
+def test_a_run_may_log_elsewhere_and_never_says_where(tmp_path: Path) -> None:
+    plain = PretrainConfig(data=tmp_path)
+    tracked = replace(plain, logger="mlflow", tracking_uri="http://CANARY:5000")
+    run = opened(tmp_path / "run", tracked, "pretrain")
+    assert run.command_line == "medclr pretrain --data DATA"
+    assert not [name for name, data in everything(run.folder).items() if b"CANARY" in data]
+    os.close(run._lock)
+    assert opened(tmp_path / "run", plain, "pretrain").resumed
 
 
 def test_config_yaml_gives_the_settings_back(tmp_path: Path) -> None:

@@ -65,6 +65,15 @@ def test_strength_is_fixed_where_patients_are_few(positive, negative, chosen, mo
     assert head.strength in (STRENGTHS if chosen else (FIXED_STRENGTH,))
 
 
+def test_a_given_strength_is_used_and_not_chosen(monkeypatch):
+    monkeypatch.setattr(classify, "_choose_strength", None)
+    x, y, keys = problem(40)
+    head = fit_linear(x, y, keys, 0, strength=0.03)
+    assert (head.strength, head.chosen) == (0.03, False)
+    model = LogisticRegression(C=0.03, class_weight="balanced").fit(scaled(x), y)
+    np.testing.assert_allclose(head.scores(x), model.decision_function(scaled(x)), rtol=1e-6)
+
+
 def test_strength_is_the_best_of_inner_cross_validation_by_patient():
     x, y, keys = problem(40, per_patient=3, features=30, seed=1)
     standard = scaled(x)
