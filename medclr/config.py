@@ -151,6 +151,12 @@ class PretrainConfig(StoreConfig):
     precision: Literal["auto", "float32", "bf16"] = _say(
         "auto", "of the encoder's arithmetic: auto is bf16 on GPUs that have it, and float32 elsewhere"
     )
+    pairs: Literal["auto", "instance", "overlap", "study", "patient", "adjacent"] = _say(
+        "auto",
+        "what the second view of a volume shows: the volume (instance), a crop that overlaps the first (overlap), "
+        "another volume of the study or patient, or a neighbouring slice (adjacent); auto suggests from the manifest",
+    )
+    overlap: float = _say(0.5, "with --pairs overlap: least share of the patch that both crops have in common")
     device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to train")
     seed: int = _say(0, "seed of the weights, the order and the views")
     checkpoint_minutes: float = _say(10.0, "most training that a kill may cost; the state is also saved each epoch")
@@ -191,6 +197,8 @@ class PretrainConfig(StoreConfig):
         _check_ranges(self, health_every=1)
         if (self.logger == "mlflow") != (self.tracking_uri is not None):
             raise UsageError("--logger mlflow and --tracking-uri ADDRESS, where it logs to, need each other; give both")
+        if not 0 < self.overlap <= 1:
+            raise UsageError(f"--overlap {self.overlap}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)

@@ -165,11 +165,12 @@ def _context(config: EfficiencyConfig, run: Run, data: Labelled, title: str) -> 
             "n_negative": len(part) - positive,
         }
 
+    of_slices = f" of {data.spec.slices} slices, whose mean is the volume's" if data.spec.slices else ""
     steps = f"{config.min_steps} to {config.max_steps} steps"
     methods = [
         f"The encoder is a {a.spatial_dims}D ResNet-{a.depth} of width {a.width} that sees "
-        f"{' × '.join(map(str, a.patch))} voxels; SimCLR trained it for {learned['epochs']} epochs at batch size "
-        f"{learned['batch_size']} and temperature {learned['temperature']}, without labels. All results are "
+        f"{' × '.join(map(str, a.patch))} voxels{of_slices}; SimCLR trained it for {learned['epochs']} epochs at "
+        f"batch size {learned['batch_size']} and temperature {learned['temperature']}, without labels. All results are "
         "conditional on this one encoder.",
         f"Each fraction of the labelled training patients was drawn {counted(config.draws, 'time')}, the smaller draws "
         "within the larger, stratified by whether a patient has any positive; all arms use the same draws. At 100% the "

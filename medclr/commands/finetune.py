@@ -231,7 +231,7 @@ def _volumes(
         raise UsageError(
             f"--encoder {source}: a bundle without its pretrain run's private/ and spec.yaml; give --data too"
         )
-    check_dims(encoder.bundle, kept[1].spatial_dims)
+    check_dims(encoder.bundle, kept[1].volume_dims)
     if kept[1] != encoder.spec:
         raise BundleError(
             f"--encoder {source}: its spec.yaml is not the spec that the encoder was trained with; restore it, or give "

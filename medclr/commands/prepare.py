@@ -79,7 +79,7 @@ def stock(
         names = f", named as {spec.files} finds" if spec.files else ""
         kinds = sorted({f"{modality or 'unknown modality'} {dims}D" for modality, dims in pairs})
         raise DataError(
-            f"no volume fits the spec {spec.name} ({' '.join(spec.modality)} {spec.spatial_dims}D{names}); "
+            f"no volume fits the spec {spec.name} ({' '.join(spec.modality)} {spec.volume_dims}D{names}); "
             f"{config.data} has {', '.join(kinds)}. {fix}"
         )
     _refuse_sizes(config, chosen)
@@ -123,6 +123,12 @@ def stock(
         say(f"{counted(len(mine) - n_prepared, 'volume')} could not be decoded; private/skipped.csv says why")
     if copies:
         say(f"{counted(n_prepared - len(prepared), 'volume')} left out: the values of another of the same study")
+    if spec.slices and len(prepared):
+        n_kept, n_slices = int(prepared["slices"].map(len).sum()), int(prepared["store_shape"].str[0].sum())
+        say(
+            f"{n_kept:,} of {n_slices:,} {spec.slices} slices are kept; the others are empty, nearly the same as one "
+            f"that is kept, or nearer to it than {spec.slice_step_mm:g} mm"
+        )
     domains = _domains(prepared, spec)
     if len(domains) > 1:
         largest = max(domains.values())
@@ -207,4 +213,5 @@ def _domains(manifest: pd.DataFrame, spec: DataSpec) -> dict[str, int]:
 def _described(spec: DataSpec) -> str:
     size = " x ".join(map(str, spec.patch or ()))
     steps = " x ".join(f"{step:g}" for step in spec.spacing_mm or ())
-    return f"{spec.spatial_dims}D, patch {size}" + (f" at {steps} mm" if spec.sizing == "spacing" else "")
+    kind = f"{spec.slices} slices" if spec.slices else f"{spec.spatial_dims}D"
+    return f"{kind}, patch {size}" + (f" at {steps} mm" if spec.sizing == "spacing" else "")

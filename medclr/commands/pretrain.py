@@ -30,7 +30,9 @@ from medclr.data.labels import (
 from medclr.data.layout import TableLayout
 from medclr.data.loader import Blocks
 from medclr.data.manifest import read_skipped
+from medclr.data.pairs import Pairs, check_pairs, share_of_pairs, suggest_pairs
 from medclr.data.pool import n_cores
+from medclr.data.slices import by_slice
 from medclr.data.spec import DataSpec, load_spec
 from medclr.data.store import Store
 from medclr.errors import DataError, Interrupted, MedclrError, UsageError
@@ -45,7 +47,8 @@ from medclr.training.trainer import pretrain_encoder
 from medclr.transforms.presets import Views, build_views, check_without
 
 FEWEST_VOLUMES = 8  # to tell apart
-AXIS_ORDER = {2: "channel, towards the right, upwards", 3: "channel, right, anterior, superior"}
+AXES = ("right", "anterior", "superior")
+FEW_PAIRS = 0.5  # share of the volumes below which --pairs changes little
 
 
 def pretrain(config: PretrainConfig) -> Encoder:
@@ -69,8 +72,10 @@ def pretrain(config: PretrainConfig) -> Encoder:
 
 def _pretrain(config: PretrainConfig) -> Encoder:
     check_inputs(config)
-    if config.spec is not None:
-        _views(config, load_spec(config.spec))
+    asked = load_spec(config.spec) if config.spec else None
+    check_pairs(config.pairs, asked)
+    if asked:
+        _views(config, asked)
     else:
         check_without(config.without)
     run = Run.open("pretrain", config, config.out)
@@ -82,7 +87,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     if config.tracking_uri is not None:
         reach(config.tracking_uri)
     if config.holdout is not None:
-        layout = load_spec(config.spec).table if config.spec else None
+        layout = asked.table if asked else None
         check_labels(config.holdout, config.label, layout) if config.label else read_keyed(config.holdout, layout)
     kept = stocked(run.folder) if run.resumed else None
     skipped: list[Skipped] = []
@@ -102,23 +107,27 @@ def _pretrain(config: PretrainConfig) -> Encoder:
         raise DataError(f"{counted(len(rows), 'volume')} to learn from; SimCLR needs {FEWEST_VOLUMES} to tell apart")
     if rows["patient_key"].nunique() < 2:
         raise DataError("all volumes are of one patient, and volumes of one patient are never told apart; add patients")
-    if config.batch_size > len(rows):
-        say(f"--batch-size {config.batch_size} is more than the {len(rows):,} volumes: a batch is all of them")
+    # What is learned from, one at a time.
+    units = by_slice(rows) if spec.slices else rows
+    what = counted(len(rows), "volume") if units is rows else counted(len(units), "slice")
+    if config.batch_size > len(units):
+        say(f"--batch-size {config.batch_size} is more than the {what}: a batch is all of them")
+    pairs = _pairs(config, units, spec)
 
     run.pin({"volumes": manifest_hash(rows), "files": _sizes(manifest, config.data)})
     resume = newest_checkpoint(run.folder, say)
     measures = _Measures(run, resume is not None)
     views = _views(config, spec)
     say(
-        f"SimCLR, ResNet-{config.depth} of width {config.width}, on {counted(len(rows), 'volume')}"
+        f"SimCLR, ResNet-{config.depth} of width {config.width}, on {what}"
         + (_after(*position(resume)) if resume else "")
     )
-    blocks = Blocks(rows, store, spec, views, 2, config.seed)
+    blocks = Blocks(units, store, spec, views, 2, config.seed, pairs, config.overlap)
     for warning in check_views(blocks, views, spec, config.seed):
         say(f"warning: {warning}")
     health = health_check(
         blocks,
-        rows,
+        units,
         _labels(config, manifest, names, spec.table),
         store,
         spec,
@@ -127,6 +136,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
         seed=config.seed,
     )
     settings = {name: value for name, value in asdict(config).items() if name not in {*paths_of(config), *ADDRESSES}}
+    settings["pairs"] = pairs
     with tracking(config.tracking_uri, run, settings) as track, progress("pre-training") as show:
 
         def on_epoch(row: dict[str, float]) -> None:
@@ -151,7 +161,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     seen = Seen(names.fingerprint, frozenset(rows["patient_key"]), frozenset(rows["pixel_hash"]), n_unknown)
     details = {
         "spec": spec.to_dict(),
-        "axis_order": AXIS_ORDER[spec.spatial_dims],
+        "axis_order": axis_order(spec),
         "method": "simclr",
         "hyperparameters": settings,
         "code_version": __version__,
@@ -179,6 +189,29 @@ def _views(config: PretrainConfig, spec: DataSpec) -> Views:
 def manifest_hash(rows: pd.DataFrame) -> str:
     """What a table of volumes holds, whatever its order: 16 hex digits."""
     return Pseudonymiser(b"manifest").pseudonym("volumes", "\n".join(sorted(rows["volume_id"] + rows["pixel_hash"])))
+
+
+def axis_order(spec: DataSpec) -> str:
+    """Which way the axes of what the encoder sees run."""
+    if spec.spatial_dims == 2 and not spec.slices:
+        return "channel, towards the right, upwards"
+    return ", ".join(["channel", *spec.in_plane(AXES)])
+
+
+def _pairs(config: PretrainConfig, units: pd.DataFrame, spec: DataSpec) -> Pairs:
+    """The pairs that were asked for or are suggested; says what they are, and for how much of the data."""
+    if config.pairs == "auto":
+        pairs, why = suggest_pairs(units, spec)
+        why = f", since {why} (--pairs chooses others)"
+    else:
+        pairs, why = config.pairs, ""
+    share = share_of_pairs(pairs, units, spec)
+    rest = ""
+    if share < 1:
+        what = "slices" if spec.slices else "volumes"
+        rest = f"; for {share:.0%} of the {what}, and two views of the same for the others"
+    say(f"{'warning: ' if share < FEW_PAIRS else ''}pairs: {pairs}{why}{rest}")
+    return pairs
 
 
 def _sizes(manifest: pd.DataFrame, root: Path) -> str:

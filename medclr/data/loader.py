@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from medclr.data.pairs import Pairs, Partners, overlapping_start
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 
@@ -38,10 +39,21 @@ class Blocks(Dataset[Batch]):
     """Fixed-size blocks of stored volumes, a batch at a time.
 
     Items are asked for as (epoch, row), which is all that their randomness depends on. With `views` None, an item
-    is the one block at the centre of the volume.
+    is the one block at the centre of the volume. Under a spec with slices a row is a slice, see `by_slice`.
 
     A batch holds blocks, (B, V, C, *patch) in the store's data type, with low and high, (B, V), the grey values that
-    become 0 and 1; params, a dict of (B, V, ...); row, (B,); and patient, (B,), equal where the patient is.
+    become 0 and 1; params, a dict of (B, V, ...); row, (B,), of the first view; and patient, (B,), equal where the
+    patient is.
+
+    Args:
+        rows: prepared volumes, or slices of them.
+        store, spec: where and how to read them.
+        views: whose parameters are drawn.
+        n_views: of each row.
+        seed: of all draws.
+        pairs: where the views after the first come from: the row itself, its `Partners`, or, for "overlap", a block
+            of the row that overlaps the first.
+        overlap: the least share of a block that these have in common.
     """
 
     def __init__(
@@ -52,14 +64,19 @@ class Blocks(Dataset[Batch]):
         views: Draws | None = None,
         n_views: int = 2,
         seed: int = 0,
+        pairs: Pairs = "instance",
+        overlap: float = 0.5,
     ) -> None:
         assert spec.patch is not None
         self.store, self.patch, self.views, self.seed = store, spec.patch, views, seed
         self.n_views = n_views if views else 1
         self.keys = rows["store_key"].to_numpy(str)
-        self.shapes = np.array(rows["store_shape"].tolist())
+        self.slices = rows["slice"].to_numpy() if spec.slices else None
+        self.shapes = np.array([shape[-spec.spatial_dims :] for shape in rows["store_shape"]])
         self.low, self.high = grey_range(rows, spec)
         self.patients = torch.from_numpy(pd.factorize(rows["patient_key"])[0])
+        self.partners = Partners(rows, pairs) if self.n_views > 1 and pairs not in ("instance", "overlap") else None
+        self.overlap = overlap if pairs == "overlap" else None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -68,23 +85,26 @@ class Blocks(Dataset[Batch]):
         rows = np.array([row for _, row in items])
         blocks: list[NDArray[Any]] = []
         params = []
+        shown: list[int] = []
         for epoch, row in items:
-            previous = None
+            starts: list[tuple[int, ...]] = []
             for view in range(self.n_views):
                 rng = view_rng(self.seed, epoch, row, view)
-                start = self._start(self.shapes[row], rng if self.views else None)
+                source = self.partners.draw(row, rng) if self.partners and view else row
+                if view and self.overlap is not None:
+                    start = overlapping_start(starts[0], self._room(row), self.patch, self.overlap, rng)
+                else:
+                    start = self._start(source, rng if self.views else None)
                 params.append(self.views.draw(rng) if self.views else {})
                 # Both views of a small image are of the same block.
-                same = start == previous
-                blocks.append(
-                    blocks[-1] if same else self.store.read(self.keys[row], start, self.patch, fill=self.low[row])
-                )
-                previous = start
-        each = np.repeat(rows, self.n_views)
+                same = view > 0 and (source, start) == (shown[-1], starts[-1])
+                blocks.append(blocks[-1] if same else self._read(source, start))
+                shown.append(source)
+                starts.append(start)
         return {
             "blocks": self._by_view(np.stack(blocks)),
-            "low": self._by_view(self.low[each]),
-            "high": self._by_view(self.high[each]),
+            "low": self._by_view(self.low[shown]),
+            "high": self._by_view(self.high[shown]),
             "params": {name: self._by_view(np.stack([p[name] for p in params])) for name in params[0]},
             "row": torch.from_numpy(rows),
             "patient": self.patients[rows],
@@ -94,12 +114,19 @@ class Blocks(Dataset[Batch]):
         """(B * V, ...) to (B, V, ...)."""
         return torch.from_numpy(values.reshape(-1, self.n_views, *values.shape[1:]))
 
-    def _start(self, shape: Any, rng: np.random.Generator | None) -> tuple[int, ...]:
+    def _room(self, row: int) -> tuple[int, ...]:
+        """By how many voxels a volume is longer than the patch, per axis; negative where it is shorter."""
+        return tuple(int(n) - p for n, p in zip(self.shapes[row], self.patch, strict=True))
+
+    def _start(self, row: int, rng: np.random.Generator | None) -> tuple[int, ...]:
         """First voxel of a block: at random where the volume is longer than the patch, else centred."""
-        return tuple(
-            int(rng.integers(room + 1)) if rng and room > 0 else room // 2
-            for room in (int(n) - p for n, p in zip(shape, self.patch, strict=True))
-        )
+        return tuple(int(rng.integers(room + 1)) if rng and room > 0 else room // 2 for room in self._room(row))
+
+    def _read(self, row: int, start: tuple[int, ...]) -> NDArray[Any]:
+        if self.slices is None:
+            return self.store.read(self.keys[row], start, self.patch, fill=self.low[row])
+        place = (int(self.slices[row]), *start)
+        return self.store.read(self.keys[row], place, (1, *self.patch), fill=self.low[row])[:, 0]
 
 
 class Steps(Sampler[list[tuple[int, int]]]):

@@ -22,6 +22,7 @@ from medclr.data.isolation import dismiss, isolated
 from medclr.data.manifest import candidate_of
 from medclr.data.pool import n_cores
 from medclr.data.signature import signature
+from medclr.data.slices import kept_slices
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store, on_disk
 from medclr.data.volume import Volume
@@ -71,8 +72,9 @@ def prepare(
 
     Returns:
         The manifest of the volumes that are in the store, with pixel_hash and the columns signature, store_key,
-        store_shape, mean, std, low and high filled; and the files of those that could not be decoded, with
-        reason codes, and the volume's member as their part.
+        store_shape, mean, std, low and high filled, and slices (which of its slices stand for a volume) where the
+        spec asks for slices; and the files of those that could not be decoded, with reason codes, and the volume's
+        member as their part.
     """
     # Workers elsewhere have another working directory.
     job = partial(_prepare_chunk, root.absolute(), spec, Store(store.root.absolute()))
@@ -135,27 +137,31 @@ def bytes_to_write(manifest: pd.DataFrame, spec: DataSpec, store: Store, part: p
         part: the rows that will be prepared; None is all. Nothing says whose the entries in the store are: they are
             taken for other parts' first.
     """
-    with_spacing, without = (spec.for_volume((spacing,)).digest() for spacing in (1.0, np.nan))
+    with_spacing, without = (spec.for_volume((spacing,) * 3).digest() for spacing in (1.0, np.nan))
     held = sum(store.size(digest) for digest in {with_spacing, without})
     whole = _bytes_of(manifest, spec)
     return max(0, min(whole - held, whole if part is None else _bytes_of(part, spec)))
 
 
 def stored_shape(shape: tuple[int, ...], spacing_mm: tuple[float, ...], spec: DataSpec) -> tuple[int, ...]:
-    """The spatial shape that a volume will have in the store.
+    """The spatial shape that a volume will have in the store; where the spec asks for slices, they come first.
 
     Args:
         shape, spacing_mm: of the volume.
         spec: with patch and spacing filled.
     """
-    return _size(shape, _factor(shape, spacing_mm, spec))
+    size = _size(shape, _factor(shape, spacing_mm, spec))
+    return size if spec.slice_axis is None else (size[spec.slice_axis], *spec.in_plane(size))
 
 
 def prepared_array(volume: Volume, spec: DataSpec) -> NDArray[np.generic]:
     """A volume as the store keeps it: resampled to the spec and clipped; CT as int16 HU, all else float32.
 
+    Where the spec asks for slices, they are resampled in their plane alone, and their axis comes first, so that one
+    of them lies in one place on the disk: (C, slices, *plane).
+
     Args:
-        volume: float32 (C, *spatial) with spec.spatial_dims spatial axes.
+        volume: float32 (C, *spatial) with spec.volume_dims spatial axes.
         spec: with patch and spacing filled.
 
     Raises:
@@ -168,6 +174,8 @@ def prepared_array(volume: Volume, spec: DataSpec) -> NDArray[np.generic]:
             "TOO_LARGE", f"{volume.array.shape[1:]} voxels become more than 2^31 at the spacing of the spec"
         )
     array = np.stack([_resampled(channel, factor) for channel in volume.array])
+    if spec.slice_axis is not None:
+        array = np.ascontiguousarray(np.moveaxis(array, 1 + spec.slice_axis, 1))
     if spec.clip is not None:
         array = np.clip(array, *spec.clip)
     return np.rint(array).clip(-(2**15), 2**15 - 1).astype(np.int16) if spec.integers else array
@@ -277,9 +285,14 @@ def _prepare_one(reader: Reader, candidate: Candidate, root: Path, spec: DataSpe
         try:
             volume = reader(root, candidate)
             array = prepared_array(volume, spec)
-            facts = {name: repr(value) for name, value in statistics(array).items()}
+            measured = statistics(array)
+            facts = {name: repr(value) for name, value in measured.items()}
             facts |= {"pixel_hash": pixel_hash(volume.array), "signature": signature(volume.array)}
             facts |= {"shape": " ".join(map(str, array.shape[1:]))}
+            if spec.slice_axis is not None:
+                spacing_mm = volume.spacing_mm[spec.slice_axis]
+                kept = kept_slices(array, measured["low"], measured["high"], spacing_mm, spec.slice_step_mm)
+                facts |= {"slices": " ".join(map(str, kept))}
             store.write(key, array, facts)
         except MemoryError:
             raise Unreadable("TOO_LARGE", "not enough memory to prepare the volume") from None
@@ -289,6 +302,7 @@ def _prepare_one(reader: Reader, candidate: Candidate, root: Path, spec: DataSpe
         "store_key": key,
         "store_shape": [int(side) for side in facts["shape"].split()],
         **{name: float(facts[name]) for name in ("mean", "std", "low", "high")},
+        **({"slices": [int(index) for index in facts["slices"].split()]} if spec.slices else {}),
     }
 
 
@@ -327,13 +341,15 @@ def _resampled(array: NDArray[np.float32], factor: NDArray[np.float64]) -> NDArr
 
 
 def _factor(shape: tuple[int, ...], spacing_mm: tuple[float, ...], spec: DataSpec) -> NDArray[np.float64]:
-    """By how much each axis grows."""
+    """By how much each axis grows; that of slices does not."""
     spec = spec.for_volume(spacing_mm)
     if spec.sizing == "fit":
         assert spec.patch is not None
-        return np.full(len(shape), min(1.0, *(np.array(spec.patch) / shape)))
-    factor: NDArray[np.float64] = np.array(spacing_mm) / np.array(spec.spacing_mm)
-    return factor
+        sides = spec.in_plane(shape)
+        factor = np.full(len(sides), min(1.0, *(np.array(spec.patch) / sides)))
+    else:
+        factor = np.array(spec.in_plane(spacing_mm)) / np.array(spec.spacing_mm)
+    return factor if spec.slice_axis is None else np.insert(factor, spec.slice_axis, 1.0)
 
 
 def _size(shape: tuple[int, ...], factor: NDArray[np.float64]) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ _PRESET_OF = {
     "us": ("US", "IVUS"),
 }
 STORE_VERSION = 3  # raise it when what prepare writes for the same input and spec changes
+SLICE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,16 @@ class DataSpec:
     Attributes:
         name: for reports.
         modality: DICOM modality codes that belong here; "" is a file that does not say (NIfTI, PNG, most of .npz).
-        spatial_dims: 2 or 3.
+        spatial_dims: 2 or 3, of what the encoder sees.
+        slices: with spatial_dims 2, the plane in which volumes are cut into slices; "" is for radiographs.
+        slice_step_mm: slices nearer than this to the last one that was kept are left out.
         normalisation: how grey values become 0..1: "window" (fixed), "zscore" (mean ± 3 standard deviations of the
             non-zero voxels) or "percentile" (0.5 to 99.5).
         window: the two grey values (HU for CT) that become 0 and 1 under "window".
         clip: the range kept in the store; CT is kept as int16 HU.
         sizing: "spacing" resamples to spacing_mm, "fit" shrinks each image to fit the patch, by pixels.
-        spacing_mm: voxel size in the store; None: the median of the data, coarser where max_patch asks for it.
+        spacing_mm: voxel size in the store, of slices in their plane; None: the median of the data, coarser where
+            max_patch asks for it.
         patch: voxels that the encoder sees; None: the median size at that spacing.
         max_patch: the longest patch axis that None may choose.
         preset: augmentations.
@@ -66,6 +70,8 @@ class DataSpec:
     clip: tuple[float, float] | None = None
     spacing_mm: tuple[float, ...] | None = None
     patch: tuple[int, ...] | None = None
+    slices: Literal["", "axial", "coronal", "sagittal"] = ""
+    slice_step_mm: float = 2.0
     domains: tuple[str, ...] = ()
     files: str = ""
     licence: str = ""
@@ -74,7 +80,7 @@ class DataSpec:
 
     def accepts(self, manifest: pd.DataFrame) -> pd.Series:
         """Which rows of a manifest this spec is for."""
-        fits = manifest["modality"].isin(self.modality) & (spatial_dims(manifest) == self.spatial_dims)
+        fits = manifest["modality"].isin(self.modality) & (spatial_dims(manifest) == self.volume_dims)
         if self.files:
             fits &= manifest["source"].map(lambda source: all(re.search(self.files, item) for item in source))
         return fits
@@ -85,12 +91,12 @@ class DataSpec:
         The patch is to hold the whole of a median volume: where that is longer than max_patch, voxels are made
         coarser. Nothing is ever made finer than the median.
         """
-        shapes = np.array(manifest["shape"].tolist(), dtype=float)
+        shapes = np.array([self.in_plane(shape) for shape in manifest["shape"]], dtype=float)
         size = np.median(shapes, axis=0)
         if self.sizing == "fit":
             patch = self.patch or _whole(size / max(1.0, size.max() / self.max_patch))
             return replace(self, patch=patch)
-        spacings = np.array(manifest["spacing_mm"].tolist(), dtype=float)
+        spacings = np.array([self.in_plane(spacing) for spacing in manifest["spacing_mm"]], dtype=float)
         known = np.isfinite(spacings).all(axis=1)
         if not known.any():  # nothing says how large a voxel is: sizes are all there is
             return replace(self, sizing="fit").filled(manifest)
@@ -102,18 +108,34 @@ class DataSpec:
         return replace(self, spacing_mm=tuple(round(float(s), 4) for s in spacing), patch=patch)
 
     @property
+    def volume_dims(self) -> int:
+        """How many spatial axes the volumes have: one more than what the encoder sees, where it sees slices."""
+        return 3 if self.slices else self.spatial_dims
+
+    @property
+    def slice_axis(self) -> int | None:
+        """The spatial axis of a volume (right, anterior, superior) that slices follow each other along."""
+        return SLICE_AXES[self.slices] if self.slices else None
+
+    def in_plane(self, values: Sequence[Any]) -> list[Any]:
+        """What there is per spatial axis of a volume, without the axis of its slices."""
+        return [value for axis, value in enumerate(values) if axis != self.slice_axis]
+
+    @property
     def integers(self) -> bool:
         """Whether the store keeps int16, as CT is recorded."""
         return "CT" in self.modality
 
     def for_volume(self, spacing_mm: tuple[float, ...]) -> "DataSpec":
         """This spec as it applies to one volume: where its spacing is unknown, its size in voxels is all there is."""
-        return self if np.isfinite(spacing_mm).all() else replace(self, sizing="fit")
+        return self if np.isfinite(self.in_plane(spacing_mm)).all() else replace(self, sizing="fit")
 
     def digest(self) -> str:
         """What of this spec decides the contents of the store, as 16 hex digits."""
         size = self.patch if self.sizing == "fit" else self.spacing_mm
-        kept = [STORE_VERSION, self.sizing, _floats(size), _floats(self.clip), self.integers]
+        kept: list[Any] = [STORE_VERSION, self.sizing, _floats(size), _floats(self.clip), self.integers]
+        if self.slices:
+            kept += [self.slices, float(self.slice_step_mm)]
         return hashlib.blake2b(json.dumps(kept).encode(), digest_size=8).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,6 +209,7 @@ def _check(spec: DataSpec, source: str) -> None:
         "sizing": ("spacing", "fit"),
         "preset": tuple(_PRESET_OF),
         "laterality": (True, False),
+        "slices": ("", *SLICE_AXES),
     }
     for key, allowed in choices.items():
         if getattr(spec, key) not in allowed:
@@ -225,6 +248,13 @@ def _check(spec: DataSpec, source: str) -> None:
         pair = getattr(spec, key)
         if pair is not None and not pair[0] < pair[1]:
             raise UsageError(f"{source}: {key} is {pair}; the first must be below the second")
+    if spec.slices and spec.spatial_dims != 2:
+        raise UsageError(f"{source}: slices is {spec.slices}, but spatial_dims {spec.spatial_dims}; slices are 2D")
+    if spec.slices == "sagittal" and not spec.laterality:
+        raise UsageError(f"{source}: a sagittal slice has no left and right to mirror; set laterality to true")
+    step = spec.slice_step_mm
+    if not (isinstance(step, (int, float)) and math.isfinite(step) and step >= 0):
+        raise UsageError(f"{source}: slice_step_mm is {step!r}; it must be a number, 0 or more")
     if spec.normalisation == "window" and spec.window is None:
         raise UsageError(f"{source}: normalisation is window, but there is no window")
     if not isinstance(spec.max_patch, int) or spec.max_patch < 8:

@@ -146,8 +146,8 @@ def fingerprint(path: Path) -> str:
 
 
 def check_dims(bundle: Bundle, spatial_dims: int) -> None:
-    """Raise BundleError unless the encoder takes images of that many spatial dimensions."""
-    own = bundle.architecture.spatial_dims
+    """Raise BundleError unless the encoder takes volumes of that many spatial dimensions, whole or cut into slices."""
+    own = 3 if bundle.details["spec"].get("slices") else bundle.architecture.spatial_dims
     if own != spatial_dims:
         raise BundleError(
             f"the encoder bundle is {own}D, these volumes are {spatial_dims}D; "

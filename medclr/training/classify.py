@@ -19,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medclr.config import LabelsConfig
 from medclr.data.loader import Blocks, Steps, train_loader
+from medclr.data.slices import by_slice
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 from medclr.metrics import auroc
@@ -123,7 +124,7 @@ def fit_full(
     Args:
         encoder: its weights are changed.
         feature_dim: length of its features.
-        rows: labelled manifest rows, with `y`.
+        rows: labelled manifest rows, with `y`; where they are cut into slices, each has the label of its volume.
         store, spec: where and how to read them.
         views: augmentations, one view a volume.
         config: epochs, batch_size, lr, min_steps, max_steps, device.
@@ -135,6 +136,7 @@ def fit_full(
         The classifier in evaluation mode, on the training device.
     """
     device = training_device(config.device)
+    rows = by_slice(rows) if spec.slices else rows
     classifier = Classifier(encoder, feature_dim).to(device).train()
     loader = train_loader(Blocks(rows, store, spec, views, 1, seed), config.batch_size, 0, seed)
     order = loader.batch_sampler

@@ -1,5 +1,6 @@
 """Volumes to features: the encoder with the preprocessing that it carries."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from medclr.data.loader import Blocks, eval_loader, grey_range
 from medclr.data.prepare import prepared_array, statistics
+from medclr.data.slices import by_slice, kept_slices
 from medclr.data.spec import DataSpec, parse_spec
 from medclr.data.store import Store, cut_block
 from medclr.data.volume import Volume
@@ -39,6 +41,8 @@ class Encoder(nn.Module):
     def embed(self, volume: Volume) -> NDArray[np.float32]:
         """The features (F,) of one volume as a reader gives it, with the preprocessing of the training data.
 
+        Of an encoder of slices, the mean over those that stand for the volume.
+
         Raises:
             BundleError: the encoder is for other spatial dimensions.
             Unreadable: the volume is larger than any scan is.
@@ -46,12 +50,21 @@ class Encoder(nn.Module):
         assert self.spec.patch is not None
         check_dims(self.bundle, volume.array.ndim - 1)
         array = prepared_array(volume, self.spec)
-        low, high = grey_range(pd.DataFrame([statistics(array)]), self.spec)
-        start = tuple((n - p) // 2 for n, p in zip(array.shape[1:], self.spec.patch, strict=True))
-        block = cut_block(array, start, self.spec.patch, fill=low[0])
+        measured = statistics(array)
+        low, high = grey_range(pd.DataFrame([measured]), self.spec)
+        planes = [array]
+        if self.spec.slice_axis is not None:
+            spacing_mm = volume.spacing_mm[self.spec.slice_axis]
+            kept = kept_slices(array, measured["low"], measured["high"], spacing_mm, self.spec.slice_step_mm)
+            planes = [array[:, index] for index in kept]
+        start = tuple((n - p) // 2 for n, p in zip(planes[0].shape[1:], self.spec.patch, strict=True))
         device = next(self.parameters()).device
-        batch = (torch.from_numpy(values).to(device) for values in (block[None, None], low, high))
-        return np.asarray(self(images(*batch))[0].cpu().numpy())
+        features = []
+        for plane in planes:
+            block = cut_block(plane, start, self.spec.patch, fill=low[0])
+            batch = (torch.from_numpy(values).to(device) for values in (block[None, None], low, high))
+            features.append(self(images(*batch))[0])
+        return np.asarray(torch.stack(features).mean(0).cpu().numpy())
 
 
 def load_encoder(path: Path | str) -> Encoder:
@@ -83,18 +96,41 @@ def images(batch_blocks: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def embed_rows(
     network: nn.Module, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0
 ) -> NDArray[np.float32]:
-    """Features (n, F) of manifest rows, from the centre of each volume, on the device of the network."""
+    """Features (n, F) of manifest rows, from the centre of each volume, on the device of the network.
+
+    Of volumes under a spec with slices, the mean over the slices of each.
+    """
     device = next(network.parameters()).device
     network.eval()
-    features = [
-        network(images(batch["blocks"].to(device), batch["low"].to(device), batch["high"].to(device))).cpu()
-        for batch in eval_loader(Blocks(rows, store, spec), workers)
-    ]
-    return torch.cat(features).numpy()
+    return _of_rows(
+        lambda *batch: network(images(*(part.to(device) for part in batch))).cpu(), rows, store, spec, workers
+    )
 
 
 def pixel_rows(rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0) -> NDArray[np.float32]:
-    """Grey values in [0, 1], one flat row (n, voxels) a volume: what the network sees, for the plain baseline."""
-    return torch.cat(
-        [images(b["blocks"], b["low"], b["high"]).flatten(1) for b in eval_loader(Blocks(rows, store, spec), workers)]
-    ).numpy()
+    """Grey values in [0, 1], one flat row (n, voxels) a volume: what the network sees, for the plain baseline.
+
+    Of volumes under a spec with slices, the mean over the slices of each.
+    """
+    return _of_rows(lambda *batch: images(*batch).flatten(1), rows, store, spec, workers)
+
+
+def _of_rows(
+    seen: Callable[[Tensor, Tensor, Tensor], Tensor], rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int
+) -> NDArray[np.float32]:
+    """What `seen` makes of blocks, low and high, one row for each of `rows`."""
+    whole = not spec.slices or "slice" in rows
+    loader = eval_loader(Blocks(rows if whole else by_slice(rows), store, spec), workers)
+    found = (seen(batch["blocks"], batch["low"], batch["high"]) for batch in loader)
+    if whole:
+        return torch.cat(list(found)).numpy()
+    counts = torch.tensor(rows["slices"].map(len).to_numpy())
+    owner = torch.repeat_interleave(counts)
+    # Added up as they come: all slices at once may be more than memory holds.
+    total, done = torch.zeros(0), 0
+    for values in found:
+        if not done:
+            total = torch.zeros(len(rows), *values.shape[1:])
+        total.index_add_(0, owner[done : done + len(values)], values)
+        done += len(values)
+    return (total / counts.reshape(-1, *[1] * (total.ndim - 1))).numpy()

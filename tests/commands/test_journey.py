@@ -337,6 +337,42 @@ def test_volumes_of_other_kinds_are_accounted_for(said, tmp_path):
         assert (counts["skipped"][reason]["files"], counts["skipped"][reason]["parts_of_used_files"]) == (files, parts)
 
 
+def test_slices_of_volumes_are_learned_from_and_make_one_prediction_a_volume(journey, tmp_path, capsys):
+    slices = SPEC.replace("spatial_dims: 3", "spatial_dims: 2\nslices: coronal\nslice_step_mm: 40")
+    (tmp_path / "slices.yaml").write_text(slices)
+    words = [*PRETRAIN[:5], "--spec", str(tmp_path / "slices.yaml"), *SETTINGS, "--epochs", "1"]
+    words += ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "pretrain")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    prepared = pd.read_parquet(tmp_path / "pretrain/private/manifest.parquet")
+    kept = prepared["slices"].map(len)
+    assert kept.min() > 1
+    assert f"{kept.sum():,} of {prepared['store_shape'].str[0].sum():,} coronal slices are kept" in out
+    assert "pairs: adjacent, since" in out
+    details = medclr.load_encoder(tmp_path / "pretrain").bundle.details
+    assert details["axis_order"] == "channel, right, superior"
+    assert details["spec"]["slices"] == "coronal"
+    assert details["hyperparameters"]["pairs"] == "adjacent"
+    words = [
+        "finetune",
+        "--labels",
+        "phantoms/labels.csv",
+        "--encoder",
+        str(tmp_path / "pretrain"),
+        "--resamples",
+        "200",
+    ]
+    assert main([*words, "--out", str(tmp_path / "finetune")]) == 0
+    assert len(pd.read_csv(tmp_path / "finetune/predictions.csv")) == len(prepared)
+
+
+def test_neighbours_of_whole_volumes_are_refused_before_anything_is_read(said, tmp_path):
+    code, lines = said(*PRETRAIN, *SETTINGS, "--pairs", "adjacent", "--out", str(tmp_path / "out"))
+    assert (code, len(lines)) == (2, 1)
+    assert "slices: axial" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
 def test_corrupt_bundle_is_named(said, tmp_path):
     shutil.copytree("runs/pretrain/encoder", tmp_path / "encoder")
     weights = tmp_path / "encoder/encoder.safetensors"

@@ -76,6 +76,30 @@ def test_what_is_prepared(scans):
         assert {n: getattr(row, n) for n in ("mean", "std", "low", "high")} == statistics(array)
 
 
+@pytest.mark.parametrize(("plane", "axis"), [("sagittal", 0), ("coronal", 1), ("axial", 2)])
+def test_volumes_are_kept_slice_by_slice_where_the_spec_asks_for_slices(tmp_path, plane, axis):
+    """Slice k holds 100 k all over: 0 and 1 of the twelve are air, every second of the others is 2 mm from the last."""
+    (tmp_path / "scans").mkdir()
+    shape = [16, 16, 16]
+    shape[axis] = 12
+    values = np.moveaxis(np.broadcast_to(100 * np.arange(12), (16, 16, 12)), 2, axis).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "scans/a.nii")
+    manifest, store = scanned(tmp_path / "scans"), Store(tmp_path / "store")
+    spec = replace(MR, spatial_dims=2, slices=plane, spacing_mm=(2.0, 1.0), patch=(8, 8))
+    before = bytes_to_write(manifest, spec, store)
+    for _ in range(2):  # the second time it is told by the store
+        prepared, skipped = prepare(manifest, tmp_path / "scans", spec, store)
+        assert not skipped
+        (row,) = prepared.itertuples()
+        assert list(row.slices) == [2, 4, 6, 8, 10]
+        assert row.store_shape == [12, 8, 16] == list(stored_shape(tuple(shape), (1.0, 1.0, 1.0), spec))
+    for k in range(12):
+        assert (store.read(row.store_key, (k, 0, 0), (1, 8, 16), -1) == 100 * k).all()
+    assert before > 0 == bytes_to_write(manifest, spec, store)
+    unknown = replace(spec, sizing="fit", patch=(8, 16))
+    assert prepared_array(Volume(values[None].astype(np.float32), np.eye(4)), unknown).shape == (1, 12, 8, 8)
+
+
 def test_nothing_is_decoded_twice(scans, decoded):
     root, manifest, store = scans
     first, _ = prepare(manifest, root, MR, store)

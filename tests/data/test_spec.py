@@ -129,6 +129,12 @@ def test_members_share_what_the_file_says_and_have_their_own(tmp_path):
         ({"patch": [16, 16, 16.5]}, "whole number"),
         ({"max_patch": 4}, "max_patch"),
         ({"max_patch": "64"}, "max_patch"),
+        ({"slices": "oblique"}, "slices is 'oblique'"),
+        ({"slices": "axial"}, "slices is axial, but spatial_dims 3"),
+        ({"slices": "sagittal", "spatial_dims": 2, "laterality": False}, "a sagittal slice has no left and right"),
+        ({"slices": "axial", "spatial_dims": 2, "spacing_mm": [1, 1, 1]}, "list of 2 numbers"),
+        ({"slice_step_mm": -1}, "slice_step_mm is -1"),
+        ({"slice_step_mm": "2"}, "slice_step_mm is '2'"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_that_names_it(change, message):
@@ -192,6 +198,22 @@ def test_files_are_told_by_their_path():
     manifest = pd.concat([table(((9, 9, 9), (1, 1, 1)))] * 3)
     manifest["source"] = [["imagesTr/a.nii.gz"], ["labelsTr/a.nii.gz"], ["Task04/labelsTr/a.nii.gz"]]
     assert spec.accepts(manifest).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(("plane", "left"), [("sagittal", (1, 2)), ("coronal", (0, 2)), ("axial", (0, 1))])
+def test_slices_are_of_volumes_and_sized_in_their_plane(plane, left):
+    spec = parse_spec(CT | {"spatial_dims": 2, "slices": plane, "max_patch": 32}, "s")
+    shape, spacing = (20, 30, 128), (1.0, 2.0, 0.5)
+    assert spec.accepts(table((shape, spacing), ((20, 30), (1.0, 2.0)))).tolist() == [True, False]
+    filled = spec.filled(table((shape, spacing)))
+    flat = parse_spec(CT | {"spatial_dims": 2, "max_patch": 32}, "s")
+    as_planes = flat.filled(table(([shape[axis] for axis in left], [spacing[axis] for axis in left])))
+    assert (filled.patch, filled.spacing_mm) == (as_planes.patch, as_planes.spacing_mm)
+    assert len({one.digest() for one in (filled, as_planes, replace(filled, slice_step_mm=1.0))}) == 3
+    # How far apart slices lie has nothing to do with their size.
+    unknown = [math.nan if axis not in left else step for axis, step in enumerate(spacing)]
+    assert filled.for_volume(unknown) == filled
+    assert filled.for_volume((math.nan,) * 3).sizing == "fit"
 
 
 def test_choose_for_none():

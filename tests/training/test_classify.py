@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from medclr.config import LabelsConfig
+from medclr.data.prepare import statistics
+from medclr.data.store import Store
 from medclr.errors import UsageError
 from medclr.metrics import auroc
 from medclr.models.encoder import Architecture, build_encoder
@@ -239,6 +244,28 @@ def test_classes_weigh_alike_however_rare(full, material):
     positive, n = int(rows["y"].sum()), len(rows)
     weight = (n - positive) / positive
     assert losses[0] == pytest.approx(np.log(2) * (positive * weight + n - positive) / n, rel=1e-5)
+
+
+def test_slices_have_the_label_of_their_volume(tmp_path, material, monkeypatch):
+    spec, store, rows = replace(material.spec, slices="axial"), Store(tmp_path), []
+    for item, kept in enumerate([[0, 2], [1], [0, 1, 2], [2]]):
+        array = np.random.default_rng(item).normal(100, 10, (1, 3, 12, 12)).astype(np.float32)
+        store.write(f"{item:032x}", array, {})
+        row = {"store_key": f"{item:032x}", "store_shape": [3, 12, 12], "patient_key": f"p{item}", "slices": kept}
+        rows.append(row | {"y": item // 2} | statistics(array))
+    losses, loss = [], classify.binary_cross_entropy_with_logits
+    monkeypatch.setattr(
+        classify,
+        "binary_cross_entropy_with_logits",
+        lambda logits, y, pos_weight: (
+            losses.append((sorted(y.tolist()), float(pos_weight))) or loss(logits, y, pos_weight=pos_weight)
+        ),
+    )
+    config = LabelsConfig(labels=tmp_path, epochs=1, batch_size=7, min_steps=1, max_steps=1, device="cpu")
+    network = build_encoder(Architecture(10, 8, 2, 1, "batch", (12, 12)))
+    classifier = fit_full(network, 64, pd.DataFrame(rows), store, spec, build_views("xray", 2), config, 0)
+    assert losses == [([0, 0, 0, 1, 1, 1, 1], 0.75)]
+    assert embed_rows(classifier, pd.DataFrame(rows), store, spec).shape == (4,)
 
 
 def test_the_encoder_given_is_the_one_trained(full):

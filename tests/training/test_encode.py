@@ -1,6 +1,8 @@
 import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from medclr.data.candidate import Candidate
 from medclr.data.identity import Pseudonymiser
 from medclr.data.manifest import build_manifest
 from medclr.data.prepare import prepare
+from medclr.data.slices import by_slice
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 from medclr.data.volume import Volume
@@ -35,6 +38,7 @@ SPECS = {
     "mr": DataSpec("mr", ("MR",), 3, "zscore", "spacing", 64, "mr", spacing_mm=(1.5, 1.0, 1.0), patch=(8, 9, 10)),
     "xray": DataSpec("xray", ("DX",), 2, "percentile", "fit", 224, "xray", patch=(8, 9)),
 }
+SPECS["slices"] = replace(SPECS["mr"], spatial_dims=2, slices="coronal", spacing_mm=(1.5, 1.0), patch=(8, 10))
 
 
 def bundle(folder, spec):
@@ -60,7 +64,7 @@ def volumes(spec):
     sizes = [(20, 22, 18), (7, 9, 12), (30, 5, 6), (12, 12, 12)]
     known = [(1.0, 1.0, 2.0), (1.5, 1.0, 1.0), (0.7, 2.0, 1.0), (math.nan,) * 3]
     return [
-        Volume(rng.normal(100, 300, (1, *size[: spec.spatial_dims])).astype(np.float32), np.diag([*spacing, 1.0]))
+        Volume(rng.normal(100, 300, (1, *size[: spec.volume_dims])).astype(np.float32), np.diag([*spacing, 1.0]))
         for size, spacing in zip(sizes, known, strict=True)
     ]
 
@@ -98,6 +102,34 @@ def test_a_volume_in_memory_gets_the_features_of_one_in_the_store(tmp_path, monk
     assert features.dtype == np.float32
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
     assert np.linalg.norm(features[0] - features[1]) > 1e-2  # they do differ
+
+
+def test_a_volume_is_the_mean_of_its_kept_slices(tmp_path):
+    spec, store = SPECS["slices"], Store(tmp_path)
+    encoder = bundle(tmp_path / "encoder", spec)
+    rows, rng = [], np.random.default_rng(0)
+    for item, kept in enumerate([[0, 3, 4], [2], [1, 2]]):
+        array = rng.normal(100, 30, (1, 5, 9, 10)).astype(np.float32)
+        store.write(f"{item:032x}", array, {})
+        row = {"store_key": f"{item:032x}", "store_shape": [5, 9, 10], "patient_key": f"p{item}", "slices": kept}
+        rows.append(row | preparing.statistics(array))
+    table = pd.DataFrame(rows, index=[7, 7, 3])
+    each = by_slice(table)
+    owner = np.array([0, 0, 0, 1, 2, 2])
+    for volumes, slices in (
+        (embed_rows(encoder.network, table, store, spec), embed_rows(encoder.network, each, store, spec)),
+        (pixel_rows(table, store, spec), pixel_rows(each, store, spec)),
+    ):
+        assert slices.shape[0] == 6
+        expected = pd.DataFrame(slices).groupby(owner).mean().to_numpy()
+        np.testing.assert_allclose(volumes, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_encoder_of_slices_takes_volumes(tmp_path):
+    encoder = bundle(tmp_path / "encoder", SPECS["slices"])
+    assert encoder.embed(volumes(SPECS["slices"])[0]).shape == (64,)
+    with pytest.raises(BundleError, match=r"3D.*2D"):
+        encoder.embed(volumes(SPECS["xray"])[0])
 
 
 def test_an_encoder_is_a_torch_module_ready_to_use(tmp_path):
