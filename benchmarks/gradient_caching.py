@@ -194,7 +194,7 @@ def _time(n: int, size: int) -> None:
         marks.append(time.perf_counter())
         accumulate(encoder, projector, _parts(n, size), lambda items: blocks[items], _loss_of(projector))
         marks.append(time.perf_counter())
-        for items in _parts(n, size)[:-1]:  # the last keeps its views
+        for items in _parts(n, size):
             drawn_again(items)
         marks.append(time.perf_counter())
         if repeat:

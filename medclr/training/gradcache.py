@@ -25,10 +25,9 @@ def accumulate(
     """Add the gradient of the whole batch's loss to the parameters' `.grad`, micro-batch by micro-batch.
 
     Gradient caching (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup",
-    section 3.2), at the encoder's features: all micro-batches but the last are encoded without a graph, the loss of
-    all features gives its gradient with respect to each, and then each micro-batch is encoded again, from the same
-    random state, and takes its share of that gradient back. The last micro-batch keeps its graph, goes back first and
-    is encoded but once, so that one micro-batch is plain training.
+    section 3.2), at the encoder's features: all micro-batches are encoded without a graph, the loss of all features
+    gives its gradient with respect to each, and then each micro-batch is encoded again, from the same random state, and
+    takes its share of that gradient back. A single micro-batch keeps its graph, which is plain training.
 
     Where no item's features depend on its neighbours (group norm, frozen statistics), the gradient is that of the
     whole batch. Batch norm sees one micro-batch at a time; its running statistics move once, by the mean and variance
@@ -48,32 +47,32 @@ def accumulate(
     """
     device = next(encoder.parameters()).device
     norms = batch_norms(encoder) + batch_norms(head)
+    several = len(parts) > 1
     states, features = [], []
     with _updated_once(norms):
-        with torch.no_grad():
-            for part in parts[:-1]:
+        with torch.set_grad_enabled(not several):
+            for part in parts:
                 states.append(_random_state(device))
-                features.append(encoder(images_of(part)))
+                features.append(_encode(encoder, images_of, part))
         # torch 2.10's autocast hands weights that it cast without a graph to the passes that need one.
         torch.clear_autocast_cache()
-        kept = _encode(encoder, images_of, parts[-1])
-        features.append(kept.detach())
         # `cat` copies, so that this is a leaf; and it is the only place where the batch is whole.
-        whole = torch.cat(features).requires_grad_()
+        whole = torch.cat([f.detach() for f in features]).requires_grad_()
         loss = loss_of(whole)
         weights = [p for p in head.parameters() if p.requires_grad]
         cached, *steps = torch.autograd.grad(loss, [whole, *weights])
+        # A scalar whose gradient is `steps` at the head's weights.
+        at_head = sum(((p * step).sum().float() for p, step in zip(weights, steps, strict=True)), whole.new_zeros(()))
         shares = cached.split([len(f) for f in features])
+        again = features[-1]
         with _untracked(norms):
-            for i in reversed(range(len(parts))):
-                if i < len(states):
-                    with _replayed(states[i], device):
-                        kept = _encode(encoder, images_of, parts[i])
-                if i > 0:
-                    torch.autograd.backward(kept, shares[i])
-        # A scalar whose gradient is the cached one, at the features and at the head's weights.
-        terms = [(kept * shares[0]).sum(), *((p * step).sum() for p, step in zip(weights, steps, strict=True))]
-        backward(torch.stack([term.float() for term in terms]).sum())
+            for i, (part, state, share) in enumerate(zip(parts, states, shares, strict=True), 1):
+                if several:
+                    with _replayed(state, device):
+                        again = _encode(encoder, images_of, part)
+                if i < len(parts):
+                    torch.autograd.backward(again, share)
+        backward((again * shares[-1]).sum().float() + at_head)
     return loss.detach()
 
 
