@@ -231,7 +231,7 @@ class Equalise(Augmentation):
         n = len(batch)
         low, width = _range_of(batch)
         place = (batch.flatten(1) - low).mul_(_N_BINS / width)
-        bins = place.long().clamp_(max=_N_BINS - 1).add_(_N_BINS * torch.arange(n, device=batch.device)[:, None])
+        bins = place.long().clamp_(0, _N_BINS - 1).add_(_N_BINS * torch.arange(n, device=batch.device)[:, None])
         below = torch.bincount(bins.view(-1), minlength=n * _N_BINS).view(n, _N_BINS).cumsum(dim=1).float()
         first, last = below[:, :1], below[:, -1:]
         points = (below - first) / (last - first).clamp_(min=1)

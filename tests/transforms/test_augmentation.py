@@ -80,6 +80,17 @@ def test_items_that_do_not_get_it_are_untouched_and_no_work_is_done_on_them(make
 
 
 @kinds
+@dims
+def test_what_is_not_a_number_stays_so_for_training_to_see_and_harms_no_neighbour(make, shape):
+    transform, batch = make(len(shape), 1), torch.rand(3, 1, *shape)
+    params, clean = stacked(transform, range(3)), batch.clone()
+    batch[1, 0, 4, 4] = torch.nan
+    ours, expected = transform.apply(batch, params), transform.apply(clean, params)
+    assert ours[1].isnan().any()
+    torch.testing.assert_close(ours[::2], expected[::2], atol=1e-6, rtol=0)
+
+
+@kinds
 def test_its_share_of_the_views_gets_it(make):
     transform = make(2, 0.3)
     weakest, _ = make(2, 0).extremes()
