@@ -175,7 +175,7 @@ def prepared_array(volume: Volume, spec: DataSpec) -> NDArray[np.generic]:
         )
     array = np.stack([_resampled(channel, factor) for channel in volume.array])
     if spec.slice_axis is not None:
-        array = np.ascontiguousarray(np.moveaxis(array, 1 + spec.slice_axis, 1))
+        array = np.moveaxis(array, 1 + spec.slice_axis, 1)
     if spec.clip is not None:
         array = np.clip(array, *spec.clip)
     return np.rint(array).clip(-(2**15), 2**15 - 1).astype(np.int16) if spec.integers else array

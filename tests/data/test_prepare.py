@@ -96,6 +96,9 @@ def test_volumes_are_kept_slice_by_slice_where_the_spec_asks_for_slices(tmp_path
     for k in range(12):
         assert (store.read(row.store_key, (k, 0, 0), (1, 8, 16), -1) == 100 * k).all()
     assert before > 0 == bytes_to_write(manifest, spec, store)
+    blank, other = manifest.assign(spacing_mm=[[math.nan] * 3]), Store(tmp_path / "other")
+    prepare(blank, tmp_path / "scans", spec, other)
+    assert bytes_to_write(blank, spec, other) == 0
     unknown = replace(spec, sizing="fit", patch=(8, 16))
     assert prepared_array(Volume(values[None].astype(np.float32), np.eye(4)), unknown).shape == (1, 12, 8, 8)
 

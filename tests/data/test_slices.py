@@ -48,7 +48,7 @@ def test_slices_are_at_least_a_step_apart_where_their_spacing_is_known():
     array = stack(*map(pattern, range(9)))
     expected = {0.5: [0, 4, 8], 1.0: [0, 2, 4, 6, 8], 0.7: [0, 3, 6], 2.0: list(range(9)), math.nan: list(range(9))}
     assert {spacing: kept_slices(array, 0, 100, spacing, 2.0) for spacing in expected} == expected
-    assert kept_slices(array, 0, 100, 2 / 3, 2.0) == [0, 3, 6]  # 3 x 0.6667 is not quite 2
+    assert kept_slices(array, 0, 100, 0.6666, 2.0) == [0, 3, 6]  # two thirds, in a header of four digits
 
 
 def test_planes_of_one_grey_value_are_the_same_if_the_value_is():

@@ -9,6 +9,7 @@ import torch
 from medclr.data import prepare as preparing
 from medclr.data.candidate import Candidate
 from medclr.data.identity import Pseudonymiser
+from medclr.data.loader import eval_loader
 from medclr.data.manifest import build_manifest
 from medclr.data.prepare import prepare
 from medclr.data.slices import by_slice
@@ -19,6 +20,7 @@ from medclr.errors import BundleError, UsageError
 from medclr.models.bundle import save_bundle
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.models.projector import build_projector
+from medclr.training import encode as module
 from medclr.training.encode import embed_rows, images, load_encoder, pixel_rows, training_device
 
 SPECS = {
@@ -104,7 +106,9 @@ def test_a_volume_in_memory_gets_the_features_of_one_in_the_store(tmp_path, monk
     assert np.linalg.norm(features[0] - features[1]) > 1e-2  # they do differ
 
 
-def test_a_volume_is_the_mean_of_its_kept_slices(tmp_path):
+def test_a_volume_is_the_mean_of_its_kept_slices(tmp_path, monkeypatch):
+    # Several batches, whose edges are not those of the volumes.
+    monkeypatch.setattr(module, "eval_loader", lambda blocks, workers: eval_loader(blocks, workers, batch_size=2))
     spec, store = SPECS["slices"], Store(tmp_path)
     encoder = bundle(tmp_path / "encoder", spec)
     rows, rng = [], np.random.default_rng(0)
