@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,8 +55,9 @@ def train(families, tmp_path, monkeypatch, whole):
         rows = [] if rows is None else rows
 
         def health(encoder):
+            drawn = float(torch.rand(()))
             act(-1)
-            return {"rankme": float(torch.rand(()))}
+            return {"rankme": drawn}
 
         def training_step(self, *args):
             act(self.trainer.global_step)
@@ -173,12 +175,25 @@ def test_lightning_does_not_requeue_under_slurm(train, whole, monkeypatch, tmp_p
     slurm = {"JOB_ID": 7, "JOB_NAME": "train", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "NNODES": 1}
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.chdir(tmp_path)
+    Path("hpc_ckpt_1.ckpt").write_text("of another program, and Lightning would take it up")
     rows = []
     with pytest.raises(Interrupted):
         train("parts", at(1, lambda: os.kill(os.getpid(), signal.SIGUSR1)), rows)
     assert not calls.exists()
     assert {path.name for path in (tmp_path / "parts").iterdir()} == {"checkpoints", "tensorboard"}
     assert [position(path) for path in checkpoints(tmp_path / "parts")] == [(0, 2)]
+    assert_same(train("parts", rows=rows), whole)
+
+
+def test_a_signal_between_two_steps_is_not_lightnings(train, monkeypatch, whole):
+    """Its own handler would end the process there, with exit code 0 and nothing saved."""
+    end = at(0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(SimCLR, "on_train_batch_end", lambda self, outputs, batch, index: end(index), raising=False)
+    rows = []
+    with pytest.raises(Interrupted):
+        train("parts", rows=rows)
+    assert position(checkpoints(train.folder / "parts")[0]) == (0, 2)
     assert_same(train("parts", rows=rows), whole)
 
 
@@ -190,32 +205,24 @@ def test_sigterm_twice_still_saves(train):
 
 
 def test_a_kill_costs_so_many_minutes_at_most(train, monkeypatch):
-    """On a clock that a step moves by four minutes."""
+    """On a clock that a step moves by four minutes, and the health check too."""
     clock = [0.0]
     monkeypatch.setattr("medclr.training.checkpoints.time.monotonic", lambda: clock[0])
     saved = []
     save = SafeCheckpointIO.save_checkpoint
-    monkeypatch.setattr(
-        SafeCheckpointIO,
-        "save_checkpoint",
-        lambda self, state, path, **_: saved.append(path) or save(self, state, path),
-    )
+
+    def noted(self, state, path, **_):
+        saved.append(position(path))
+        save(self, state, path)
+
+    monkeypatch.setattr(SafeCheckpointIO, "save_checkpoint", noted)
 
     def act(steps):
         clock[0] += 240
 
-    train("a", act, epochs=3, checkpoint_minutes=10, batch_size=2)  # six steps an epoch, and four minutes of health
-    assert [position(path) for path in saved] == [
-        (0, 3),
-        (0, 6),
-        (1, 0),
-        (1, 3),
-        (1, 6),
-        (2, 0),
-        (2, 3),
-        (2, 6),
-        (3, 0),
-    ]
+    train("a", act, epochs=3, checkpoint_minutes=10, batch_size=2)
+    whole_epochs = [(1, 0), (2, 0), (3, 0)]
+    assert saved == sorted([*whole_epochs, *((epoch, step) for epoch in range(3) for step in (3, 6))])
     assert len(checkpoints(train.folder / "a")) == 2
     saved.clear()
     train("b", act, epochs=1, checkpoint_minutes=1e6, batch_size=2)

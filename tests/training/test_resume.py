@@ -127,7 +127,7 @@ def test_every_byte_counts(path):
 @pytest.fixture
 def run(tmp_path):
     """A run folder with three checkpoints, and what a killed writer left."""
-    for place in ((9, 0), (9, 1000000), (10, 2)):
+    for place in ((9, 999999), (9, 1000000), (10, 2)):
         SafeCheckpointIO().save_checkpoint({"place": place}, tmp_path / "checkpoints" / checkpoint_name(*place))
     (tmp_path / "checkpoints" / ".epoch0010-step000003.ckpt.part").write_bytes(b"half")
     return tmp_path
