@@ -12,8 +12,17 @@ if TYPE_CHECKING:
     from medclr.commands.leakage import leakage
     from medclr.commands.prepare import prepare
     from medclr.commands.pretrain import pretrain
+    from medclr.commands.preview import preview
     from medclr.commands.scan import scan
-    from medclr.config import EfficiencyConfig, FinetuneConfig, LeakageConfig, PrepareConfig, PretrainConfig, ScanConfig
+    from medclr.config import (
+        EfficiencyConfig,
+        FinetuneConfig,
+        LeakageConfig,
+        PrepareConfig,
+        PretrainConfig,
+        PreviewConfig,
+        ScanConfig,
+    )
     from medclr.data.phantoms import write_phantoms
     from medclr.errors import MedclrError
     from medclr.training.encode import load_encoder
@@ -27,6 +36,7 @@ _HOME = {
     "MedclrError": "medclr.errors",
     "PrepareConfig": "medclr.config",
     "PretrainConfig": "medclr.config",
+    "PreviewConfig": "medclr.config",
     "ScanConfig": "medclr.config",
     "efficiency": "medclr.commands.efficiency",
     "finetune": "medclr.commands.finetune",
@@ -34,6 +44,7 @@ _HOME = {
     "load_encoder": "medclr.training.encode",
     "prepare": "medclr.commands.prepare",
     "pretrain": "medclr.commands.pretrain",
+    "preview": "medclr.commands.preview",
     "scan": "medclr.commands.scan",
     "write_phantoms": "medclr.data.phantoms",
 }
@@ -45,6 +56,7 @@ __all__ = [
     "MedclrError",
     "PrepareConfig",
     "PretrainConfig",
+    "PreviewConfig",
     "ScanConfig",
     "__version__",
     "efficiency",
@@ -53,6 +65,7 @@ __all__ = [
     "load_encoder",
     "prepare",
     "pretrain",
+    "preview",
     "scan",
     "write_phantoms",
 ]

@@ -30,6 +30,7 @@ from medclr.config import (
     LeakageConfig,
     PrepareConfig,
     PretrainConfig,
+    PreviewConfig,
     ScanConfig,
 )
 from medclr.errors import Interrupted, MedclrError, UsageError
@@ -50,6 +51,7 @@ class Command:
 COMMANDS = {
     "demo": Command(DemoConfig, "medclr.commands.demo"),
     "scan": Command(ScanConfig, "medclr.commands.scan"),
+    "preview": Command(PreviewConfig, "medclr.commands.preview"),
     "prepare": Command(PrepareConfig, "medclr.commands.prepare"),
     "pretrain": Command(PretrainConfig, "medclr.commands.pretrain"),
     "finetune": Command(FinetuneConfig, "medclr.commands.finetune"),

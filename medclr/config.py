@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from medclr.errors import UsageError
 
+_CROP_SCALE = "smallest and largest share of the patch that a view shows"
+_WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists them (default: none)"
+
 Arm = Literal["scratch", "simclr-linear", "simclr-full", "pca"]
 
 
@@ -30,6 +33,14 @@ def _check_ranges(config: object, **bounds: float) -> None:
     seed = getattr(config, "seed", 0)
     if not seed < 2**32:
         raise UsageError(f"--seed {seed}: must be below 2^32")
+
+
+def _check_crop_scale(scale: list[float]) -> None:
+    if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+        raise UsageError(
+            f"--crop-scale {' '.join(map(str, scale))}: must be two shares above 0 and at most 1, the smaller first, "
+            "such as 0.3 1.0"
+        )
 
 
 def paths_of(config: Any) -> dict[str, Path | None]:
@@ -68,6 +79,25 @@ class ScanConfig(ReadingConfig):
         super().__post_init__()
         if self.share_images and not self.report:
             raise UsageError("--share-images: there are no images without --report; give both")
+
+
+@dataclass(frozen=True)
+class PreviewConfig(ReadingConfig):
+    """Show what the model will see, and how each augmentation changes it: contact sheets, as one page."""
+
+    spec: Path | None = _say(
+        None, "data spec: a YAML file, or the name of one that ships (default: for each modality the one that suits it)"
+    )
+    volumes: int = _say(8, "volumes to show of each kind, spread over scanners and sites")
+    crop_scale: list[float] = field(default_factory=lambda: [0.3, 1.0], metadata={"help": _CROP_SCALE})
+    without: list[str] = field(default_factory=list, metadata={"help": _WITHOUT})
+    share_images: bool = _say(False, "write the page outside private/; look at every image before you share it")
+    seed: int = _say(0, "seed of the views")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ranges(self, volumes=1, seed=0)
+        _check_crop_scale(self.crop_scale)
 
 
 @dataclass(frozen=True)
@@ -127,14 +157,8 @@ class PretrainConfig(StoreConfig):
         "auto", "volumes encoded at a time for the gradient of the whole batch: auto for what fits, 0 for all"
     )
     temperature: float = _say(0.1, "temperature of NT-Xent")
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.3, 1.0],
-        metadata={"help": "smallest and largest share of the patch that a view shows"},
-    )
-    without: list[str] = field(
-        default_factory=list,
-        metadata={"help": "augmentations to leave out, such as blur noise; a wrong name lists them (default: none)"},
-    )
+    crop_scale: list[float] = field(default_factory=lambda: [0.3, 1.0], metadata={"help": _CROP_SCALE})
+    without: list[str] = field(default_factory=list, metadata={"help": _WITHOUT})
     optimizer: Literal["auto", "lars", "adamw"] = _say(
         "auto", "what moves the weights: auto is LARS from --batch-size 512 on, and AdamW below"
     )
@@ -178,14 +202,10 @@ class PretrainConfig(StoreConfig):
         _check_ranges(
             self, width=4, epochs=1, batch_size=2, temperature=0.002, lr=0, weight_decay=0, warmup_epochs=0, seed=0
         )
-        _check_ranges(self, checkpoint_minutes=0)
+        _check_ranges(self, checkpoint_minutes=0, health_every=1)
+        _check_crop_scale(self.crop_scale)
         if self.requeue and self.out is None:
             raise UsageError("--requeue: needs --out, or the job would begin anew in another folder")
-        if not (len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):
-            raise UsageError(
-                f"--crop-scale {' '.join(map(str, self.crop_scale))}: must be two shares above 0 and at most 1, the "
-                "smaller first, such as 0.3 1.0"
-            )
         if self.micro_batch != "auto":
             _check_ranges(self, micro_batch=0)
             if self.micro_batch > self.batch_size:
@@ -194,7 +214,6 @@ class PretrainConfig(StoreConfig):
                 )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UsageError(f"--clip-norm {self.clip_norm}: must be above 0")
-        _check_ranges(self, health_every=1)
         if (self.logger == "mlflow") != (self.tracking_uri is not None):
             raise UsageError("--logger mlflow and --tracking-uri ADDRESS, where it logs to, need each other; give both")
         if not 0 < self.overlap <= 1:

@@ -11,9 +11,9 @@ import pandas as pd
 import yaml
 
 from medclr.commands.scan import READING, check_inputs, check_skipped, refuse_faults, summarise, survey
-from medclr.config import PrepareConfig, StoreConfig
+from medclr.config import PrepareConfig, ReadingConfig, StoreConfig
 from medclr.data.candidate import Skipped, settled
-from medclr.data.manifest import candidate_of, skipped_frame, spatial_dims
+from medclr.data.manifest import candidate_of, kinds, skipped_frame
 from medclr.data.pool import dask_cluster
 from medclr.data.prepare import bytes_to_write, processes, shard, without_copies
 from medclr.data.prepare import prepare as fill_store
@@ -73,18 +73,7 @@ def stock(
     fix = "Choose another --spec" if spec is None else "The encoder's bundle asks for it: use another --encoder"
     own = spec is None  # an encoder's spec says where the encoder's data came from, not these
     spec = spec or (load_spec(config.spec) if config.spec else choose_spec(manifest))
-    chosen = manifest[spec.accepts(manifest)]
-    if chosen.empty:
-        pairs = zip(manifest["modality"], spatial_dims(manifest), strict=True)
-        names = f", named as {spec.files} finds" if spec.files else ""
-        kinds = sorted({f"{modality or 'unknown modality'} {dims}D" for modality, dims in pairs})
-        raise DataError(
-            f"no volume fits the spec {spec.name} ({' '.join(spec.modality)} {spec.volume_dims}D{names}); "
-            f"{config.data} has {', '.join(kinds)}. {fix}"
-        )
-    _refuse_sizes(config, chosen)
-    if spec.patch is None or (spec.sizing == "spacing" and spec.spacing_mm is None):
-        spec = spec.filled(chosen)
+    chosen, spec = fitted(config, manifest, spec, fix)
     run.write_text("spec.yaml", yaml.safe_dump(spec.to_dict(), sort_keys=False))
     others = manifest[~spec.accepts(manifest)]
     rest = f"; {counted(len(others), 'volume')} of other kinds left out" if len(others) else ""
@@ -136,6 +125,27 @@ def stock(
     run.write_json("scan.json", summarise(prepared, skipped) | {"domains": domains})
     run.write_frame("private/manifest.parquet", prepared)
     return prepared, skipped, spec, store
+
+
+def fitted(
+    config: ReadingConfig, manifest: pd.DataFrame, spec: DataSpec, fix: str = "Choose another --spec"
+) -> tuple[pd.DataFrame, DataSpec]:
+    """The rows of a manifest that a spec accepts, and the spec with patch and spacing filled from them.
+
+    Raises:
+        DataError: it accepts none, which `fix` says what to do about; or one set is there in several sizes.
+    """
+    chosen = manifest[spec.accepts(manifest)]
+    if chosen.empty:
+        names = f", named as {spec.files} finds" if spec.files else ""
+        raise DataError(
+            f"no volume fits the spec {spec.name} ({' '.join(spec.modality)} {spec.volume_dims}D{names}); "
+            f"{config.data} has {', '.join(sorted(set(kinds(manifest))))}. {fix}"
+        )
+    _refuse_sizes(config, chosen)
+    if spec.patch is None or (spec.sizing == "spacing" and spec.spacing_mm is None):
+        spec = spec.filled(chosen)
+    return chosen, spec
 
 
 def named_source(what: str, spec: DataSpec) -> list[str]:
@@ -192,7 +202,7 @@ def _sized(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:,.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:,.1f} MiB"
 
 
-def _refuse_sizes(config: StoreConfig, chosen: pd.DataFrame) -> None:
+def _refuse_sizes(config: ReadingConfig, chosen: pd.DataFrame) -> None:
     """MedMNIST comes in several sizes: an image in two would be two patients, and could be trained and tested on."""
     files = {item for source in chosen["source"] for item in source if item.endswith(".npz")}
     sizes = Counter(re.sub(r"(_\d+)?\.npz$", "", PurePosixPath(item).name) for item in files)

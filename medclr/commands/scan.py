@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from medclr.config import ReadingConfig, ScanConfig, StoreConfig
+from medclr.config import PreviewConfig, ReadingConfig, ScanConfig, StoreConfig
 from medclr.data.candidate import Skipped
 from medclr.data.discover import check_folder, discover
 from medclr.data.identity import load_key
@@ -50,7 +50,7 @@ def check_inputs(config: ReadingConfig) -> None:
     if config.out is not None and (config.out / "run.json").exists():
         return  # it may go on without the scans
     check_folder(config.data)
-    if isinstance(config, StoreConfig) and config.spec is not None:
+    if isinstance(config, StoreConfig | PreviewConfig) and config.spec is not None:
         load_spec(config.spec)
 
 

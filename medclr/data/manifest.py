@@ -130,6 +130,12 @@ def spatial_dims(manifest: pd.DataFrame) -> pd.Series:
     return manifest["shape"].map(len)
 
 
+def kinds(manifest: pd.DataFrame) -> list[str]:
+    """The kind of each volume, such as "CT 3D"."""
+    pairs = zip(manifest["modality"], manifest["shape"], strict=True)
+    return [f"{modality or 'unknown modality'} {len(shape)}D" for modality, shape in pairs]
+
+
 def _letters(raw_sites: Iterable[str]) -> dict[str, str]:
     """Name sites A, B, …, Z, AA, … with the commonest first; a volume without a site has none."""
     counts = Counter(raw_sites)

@@ -206,9 +206,15 @@ def allowance(root: Path, candidate: Candidate, made: int = 0) -> tuple[float, i
 
 
 @contextmanager
-def processes(workers: int | None, n_items: int) -> Iterator[Executor | None]:
-    """Processes for `prepare`, one per core by default; None where starting more than one would not pay."""
-    workers = min(n_cores() if workers is None else workers, n_items // 32)
+def processes(workers: int | None, n_items: int, least: int = 32) -> Iterator[Executor | None]:
+    """Processes for `prepare`, one per core by default; None where starting more than one would not pay.
+
+    Args:
+        workers: how many at most; None is one per core.
+        n_items: volumes to prepare.
+        least: volumes that a process pays for.
+    """
+    workers = min(n_cores() if workers is None else workers, n_items // least)
     if workers < 2:
         yield None
         return

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,7 @@ def thumbnail(volume: Volume, modality: str) -> NDArray[np.uint8]:
         across = int(np.argmin(extent[:2])) if extent[:2].max() > _NARROW * extent[:2].min() else 2
         array = array.take(array.shape[across] // 2, across)
         spacing, extent = np.delete(spacing, across), np.delete(extent, across)
-    plane, steps, extent = array.T[::-1, ::-1], spacing[::-1], extent[::-1]
+    plane, steps, extent = upright(array), spacing[::-1], extent[::-1]
     rows, columns = np.maximum(1, np.rint(extent / max(extent.max() / SIDE, steps.min()))).astype(int).tolist()
     image = Image.fromarray(np.ascontiguousarray(plane))
     small = np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR), dtype=np.float64)
@@ -81,6 +82,14 @@ def thumbnail(volume: Volume, modality: str) -> NDArray[np.uint8]:
     if low == high:  # almost all of the slice is one value: its full range still shows the rest
         low, high = values.min(), values.max()
     return np.rint(np.clip((small - low) / (high - low or 1.0), 0, 1) * 255).astype(np.uint8)
+
+
+def upright(plane: NDArray[Any]) -> NDArray[Any]:
+    """A plane of a volume, indexed by its axes in their order, as a picture (rows, columns).
+
+    The head, else the front, is above; the patient's right, else the front, is on the left.
+    """
+    return plane.T[::-1, ::-1]
 
 
 def fair_sample(manifest: pd.DataFrame, most: int) -> pd.DataFrame:

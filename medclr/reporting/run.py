@@ -86,13 +86,18 @@ class Run:
     @staticmethod
     def newest(command: str, root: Path = Path("runs")) -> Path | None:
         """The run of `command` directly under `root` that was completed last, or None."""
+        return next(iter(Run.completed(command, root)), None)
+
+    @staticmethod
+    def completed(command: str, root: Path = Path("runs")) -> list[Path]:
+        """The complete runs of `command` directly under `root`, the last first."""
         done = []
         for path in root.glob("*/run.json"):
             with suppress(MedclrError):
                 record = read_record(path.parent)
                 if record["command"] == command and record["complete"]:
                     done.append((record["finished"], path.parent))
-        return max(done)[1] if done else None
+        return [folder for _, folder in sorted(done, reverse=True)]
 
     @property
     def complete(self) -> bool:

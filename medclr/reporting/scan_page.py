@@ -4,8 +4,6 @@ It shows counts, pictures and, of the headers, modality, manufacturer, model, ke
 orientation and the site's letter; no identifier, date, path or other text of a header.
 """
 
-import base64
-import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,18 +14,18 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
-from PIL import Image
 
 from medclr.data.candidate import Skipped
+from medclr.data.manifest import kinds as kinds_of
 from medclr.data.spec import DataSpec
 from medclr.data.thumbnail import SIDE, WINDOW_HU
 from medclr.errors import REASONS, Unreadable
+from medclr.reporting.caption import by, data_uri, shown, spacing
 from medclr.reporting.console import counted
 from medclr.reporting.html import TEMPLATES
 
 _MOST_ROWS = 20  # of a table; what is beyond is summed, so that the page of a large archive is no longer
 _MOST_MESSAGES = 5  # under one reason code
-_LONGEST_TEXT = 64  # characters that DICOM allows a manufacturer or a model (VR LO)
 _AXES = {letter: axis for axis, letters in enumerate(("LR", "AP", "SI")) for letter in letters}
 _SLICES = (3, 10, 20, 50, 100, 200, 500)
 _STEPS_MM = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 7.5, 10)
@@ -99,24 +97,18 @@ def _rows(counts: Iterable[tuple[str, int]], most: int = _MOST_ROWS) -> list[Row
     return rows + [Row(counted(len(rest), "other"), sum(n for _, n in rest), 0.0)] * bool(rest)
 
 
-def _shown(text: str) -> str:
-    """Text of a header as it may stand on the page: on one line, and no longer than DICOM allows."""
-    line = "".join(char if char.isprintable() else "?" for char in text)
-    return line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "…"
-
-
 def _counts(manifest: pd.DataFrame) -> tuple[list[tuple[str, list[Row]]], list[str]]:
     """Tables by what the headers say, and the names of what none of them says."""
     columns: dict[str, Iterable[str]] = {
-        "Modality": _kinds(manifest),
+        "Modality": kinds_of(manifest),
         "Manufacturer": manifest["manufacturer"],
         "Model": manifest["model"],
         "Kernel": manifest["kernel"],
         "Field strength": [f"{tesla:g} T" if np.isfinite(tesla) else "" for tesla in manifest["field_strength"]],
         "Site": manifest["site"],
         "Orientation of the file": manifest["orientation"],
-        "Shape": [_by(shape) for shape in manifest["shape"]],
-        "Spacing, mm": [_spacing(steps) for steps in manifest["spacing_mm"]],
+        "Shape": [by(shape) for shape in manifest["shape"]],
+        "Spacing, mm": [spacing(steps) for steps in manifest["spacing_mm"]],
     }
     tables, silent = [], []
     for name, values in columns.items():
@@ -124,7 +116,7 @@ def _counts(manifest: pd.DataFrame) -> tuple[list[tuple[str, list[Row]]], list[s
         if set(counts) == {""}:
             silent.append(name.removesuffix(", mm").lower())
         else:
-            tables.append((name, _rows((_shown(text) or "unknown", n) for text, n in counts.most_common())))
+            tables.append((name, _rows((shown(text) or "unknown", n) for text, n in counts.most_common())))
     return tables, silent
 
 
@@ -174,7 +166,7 @@ def _domains(manifest: pd.DataFrame) -> dict[str, Any]:
     rest = counts[_MOST_ROWS:]
     return {
         "columns": columns,
-        "rows": [([_shown(text) for text in texts], n) for texts, n in counts[:_MOST_ROWS]],
+        "rows": [([shown(text) for text in texts], n) for texts, n in counts[:_MOST_ROWS]],
         "others": (len(rest), sum(n for _, n in rest)),
         "all": len(counts),
     }
@@ -221,9 +213,9 @@ def _alike(messages: Sequence[str]) -> list[tuple[str, int]]:
 
 def _groups(manifest: pd.DataFrame, sample: pd.DataFrame, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
     """The pictures under headings of modality and manufacturer, the largest group first."""
-    size = Counter(zip(_kinds(manifest), manifest["manufacturer"], strict=True))
+    size = Counter(zip(kinds_of(manifest), manifest["manufacturer"], strict=True))
     groups: dict[tuple[str, str], list[tuple[Any, Picture]]] = {}
-    for kind, row, picture in zip(_kinds(sample), sample.itertuples(index=False), pictures, strict=True):
+    for kind, row, picture in zip(kinds_of(sample), sample.itertuples(index=False), pictures, strict=True):
         groups.setdefault((kind, str(row.manufacturer)), []).append((row, picture))
     found = []
     for (kind, manufacturer), items in sorted(groups.items(), key=lambda group: -size[group[0]]):
@@ -231,8 +223,8 @@ def _groups(manifest: pd.DataFrame, sample: pd.DataFrame, pictures: Sequence[Pic
         everywhere = [note for note in items[0][0].notes if all(note in row.notes for row, _ in items)]
         found.append(
             {
-                "kind": _shown(kind),
-                "manufacturer": _shown(manufacturer) or "unknown manufacturer",
+                "kind": shown(kind),
+                "manufacturer": shown(manufacturer) or "unknown manufacturer",
                 "volumes": size[kind, manufacturer],
                 "notes": everywhere,
                 "pictures": [_picture(row, picture, everywhere) for row, picture in items],
@@ -242,10 +234,10 @@ def _groups(manifest: pd.DataFrame, sample: pd.DataFrame, pictures: Sequence[Pic
 
 
 def _picture(row: Any, picture: Picture, said: Sequence[str]) -> dict[str, Any]:
-    steps = _spacing(row.spacing_mm)
+    steps = spacing(row.spacing_mm)
     found = {
-        "names": [_shown(text) for text in (row.model, row.kernel, row.site) if text],
-        "shape": _by(row.shape),
+        "names": [shown(text) for text in (row.model, row.kernel, row.site) if text],
+        "shape": by(row.shape),
         "spacing": f"{steps} mm" if steps else "",
         "orientation": row.orientation,
         "notes": [note for note in row.notes if note not in said],
@@ -256,27 +248,7 @@ def _picture(row: Any, picture: Picture, said: Sequence[str]) -> dict[str, Any]:
     times = SIDE / max(picture.shape)
     height, width = (max(1, round(side * times)) for side in picture.shape)
     # Of a tiny image one sees the pixels, rather than a blur that it does not have.
-    return found | {"source": _data_uri(picture), "width": width, "height": height, "tiny": times >= 3}
-
-
-def _data_uri(picture: NDArray[np.uint8]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _kinds(rows: pd.DataFrame) -> list[str]:
-    pairs = zip(rows["modality"], rows["shape"], strict=True)
-    return [f"{modality or 'unknown modality'} {len(shape)}D" for modality, shape in pairs]
-
-
-def _by(sizes: Iterable[Any]) -> str:
-    return " × ".join(f"{size:.3g}" if isinstance(size, float) else str(size) for size in sizes)
-
-
-def _spacing(steps: Iterable[float]) -> str:
-    """As "0.7 × 0.7 × 1.25"; "" where it is unknown."""
-    return _by(map(float, steps)) if np.isfinite(list(steps)).all() else ""
+    return found | {"source": data_uri(picture), "width": width, "height": height, "tiny": times >= 3}
 
 
 def _prose(text: str) -> Markup:

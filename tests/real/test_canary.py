@@ -55,6 +55,10 @@ def commands(archive):
     yield ["scan", *data, "--key-file", "key"], (0,)
     yield ["scan", *data, "--key-file", "key", "--strict"], BAD
     yield ["scan", *data, "--key-file", "key", "--max-skipped", "0"], BAD
+    yield ["preview", *data, "--key-file", "key"], (0,)
+    yield ["preview", *data, "--key-file", "key", "--spec", "ct"], BAD
+    yield ["preview", *data, "--key-file", "key", "--strict"], BAD
+    yield ["preview", *data, "--key-file", "key", "--share-images"], (0,)
     yield ["prepare", *data, "--key-file", "key"], (0,)
     yield ["prepare", *data, "--key-file", "key", "--spec", "ct"], BAD
     yield ["prepare", *data, "--key-file", "key", "--max-skipped", "0"], BAD
