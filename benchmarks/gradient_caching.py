@@ -11,13 +11,17 @@
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate as accumulate_sum
 from multiprocessing.queues import Queue
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,6 +29,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from medclr.losses.gather import gathered
 from medclr.losses.nt_xent import nt_xent
@@ -136,20 +141,20 @@ def _put(results: "Queue[Any]", work: Callable[..., Any], arguments: tuple[Any, 
 
 
 def _memory(n: int, size: int) -> None:
-    [micro], [whole], [cached] = (_spawned(_peak, [each]) for each in ((size, size, n), (n, n, n), (n, size, n)))
-    features = 2 * n * 128 * 4
+    """Of tensors, by torch's own count, and of the process, where allocator and oneDNN keep what is free for later."""
+    [micro], [cached], [whole] = (_spawned(_peak, [each]) for each in ((size, size, n), (n, size, n), (n, n, n)))
+    features = 2 * 2 * n * 128 * 4  # and their gradient
     blocks = 2 * n * SIDE * SIDE * 4
-    # `micro` ran beside the blocks of the whole batch, too.
-    limit = micro + 2 * features
-    print(
-        f"peak memory of a step of {n} by {size}: {cached / 1e6:.0f} MB, {cached / limit:.2f} of micro-batch "
-        f"{(micro - blocks) / 1e6:.0f} + features and their gradient {2 * features / 1e6:.1f} + blocks "
-        f"{blocks / 1e6:.1f} MB (target: at most 1.15); in one piece {whole / 1e6:.0f} MB"
-    )
+    for kind, one, all_, plain in zip(("tensors", "process"), micro, cached, whole, strict=True):
+        print(
+            f"peak memory of a step of {n} by {size}, {kind}: {all_ / 1e6:.0f} MB, {all_ / (one + features):.2f} of "
+            f"one micro-batch {(one - blocks) / 1e6:.0f} + features and their gradient {features / 1e6:.1f} + blocks "
+            f"{blocks / 1e6:.1f} MB (target: at most 1.15); in one piece {plain / 1e6:.0f} MB"
+        )
 
 
-def _peak(n: int, size: int, held: int) -> int:
-    """Most bytes resident during a second step, beyond what was resident before any, with `held` volumes' blocks."""
+def _peak(n: int, size: int, held: int) -> tuple[int, int]:
+    """Most bytes of tensors, and of the process, during a step of n volumes beside the blocks of `held`."""
     torch.set_num_threads(1)
     encoder, projector = _networks("group")
     with torch.no_grad():
@@ -158,6 +163,9 @@ def _peak(n: int, size: int, held: int) -> int:
     blocks = _blocks(held)
     most, stop = 0, threading.Event()
 
+    def step() -> None:
+        accumulate(encoder, projector, _parts(n, size), lambda items: blocks[items], _loss_of(projector))
+
     def watch() -> None:
         nonlocal most
         while not stop.wait(0.001):
@@ -165,10 +173,20 @@ def _peak(n: int, size: int, held: int) -> int:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    accumulate(encoder, projector, _parts(n, size), lambda items: blocks[items], _loss_of(projector))
+    step()
     stop.set()
     watcher.join()
-    return most - before
+    return blocks.nbytes + _allocated(step), most - before
+
+
+def _allocated(work: Callable[[], None]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    return int(max(accumulate_sum(e["args"]["Bytes"] for e in sorted(events, key=lambda e: e["ts"]))))
 
 
 def _resident() -> int:
