@@ -163,15 +163,18 @@ def check_views(blocks: Blocks, views: Views, spec: DataSpec, seed: int) -> list
 def symptoms(rows: Sequence[Row], final: bool = False) -> dict[str, str]:
     """What is wrong with a run after its last epoch so far, and what to do: one line for each kind, or none.
 
-    A run is judged once it has EARLIEST epochs and is past its warm-up.
+    A run is judged by its epochs from the EARLIEST on that are past its warm-up: before, batch norm's running
+    statistics say little of the data, and the encoder looks collapsed that is not.
 
     Args:
         rows: of all epochs so far; one that was not due for a check has no measures, or NaN.
         final: judge however early it is.
     """
-    last = rows[-1]
-    if not final and (len(rows) < EARLIEST or last["lr"] > max(row["lr"] for row in rows[:-1])):
+    rates = [row["lr"] for row in rows]
+    judged = rows if final else rows[max(EARLIEST - 1, rates.index(max(rates)) + 1) :]
+    if not judged:
         return {}
+    last = judged[-1]
     found = {}
     epochs = f"{len(rows)} epoch{'' if len(rows) == 1 else 's'}"
     if last["loss"] > AT_CHANCE * last["chance"]:
@@ -179,10 +182,8 @@ def symptoms(rows: Sequence[Row], final: bool = False) -> dict[str, str]:
             f"after {epochs} the loss {last['loss']:.3f} is at its chance level {last['chance']:.3f}: the encoder has "
             "learned nothing. Try more --epochs, another --lr, or look whether all volumes look alike"
         )
-    checked = [row for row in rows if not math.isnan(row.get("rankme", math.nan))]
-    if checked and (
-        checked[-1]["rankme"] < COLLAPSED_RANK or checked[-1].get("uniformity", -math.inf) > COLLAPSED_UNIFORMITY
-    ):
+    checked = [row for row in judged if not math.isnan(row.get("rankme", math.nan))]
+    if checked and (checked[-1]["rankme"] < COLLAPSED_RANK or checked[-1]["uniformity"] > COLLAPSED_UNIFORMITY):
         found["collapse"] = (
             f"after {epochs} the embedding has collapsed, all volumes look alike to it: RankMe "
             f"{checked[-1]['rankme']:.2f}, uniformity {checked[-1]['uniformity']:.2f}. Try a lower --lr, a larger "

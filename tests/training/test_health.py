@@ -284,7 +284,12 @@ def test_collapse_is_told_by_the_last_check():
     assert set(symptoms(history(4, 4, 4, **flat))) == {"collapse"}
     assert set(symptoms(history(4, 4, 4, **sound | {"uniformity": -0.01}))) == {"collapse"}
     # Epochs without a check, as a resumed run reads them and as they come.
-    assert set(symptoms(history(4, 4, **flat) + history(4, rankme=math.nan) + history(4))) == {"collapse"}
-    assert symptoms(history(4, 4, **flat) + history(4, **sound) + history(4)) == {}
+    blank = history(4, rankme=math.nan) + history(4)
+    assert set(symptoms(history(4, 4, 4, **flat) + blank)) == {"collapse"}
+    assert symptoms(history(4, 4, 4, **flat) + history(4, **sound) + blank) == {}
+    # What the first epochs looked like says nothing.
+    assert symptoms(history(4, 4, **flat) + blank) == {}
+    assert symptoms(history(4, 4, 4, lr=[1, 2, 3], **flat) + history(4, lr=[2])) == {}
+    assert set(symptoms(history(4, 4, **flat), final=True)) == {"collapse"}
     assert symptoms(history(4, 4, 4)) == {}
     assert set(symptoms(history(5, 5, 5, **flat))) == {"chance", "collapse"}
