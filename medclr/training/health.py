@@ -17,7 +17,7 @@ from medclr.data.store import Store
 from medclr.errors import DataError, MedclrError
 from medclr.metrics import alignment, auroc, knn_scores, rankme, similarities, uniformity
 from medclr.training.classify import FEWEST_PATIENTS, FIXED_STRENGTH, fit_linear
-from medclr.training.encode import embed_rows
+from medclr.training.encode import embed_rows, images
 from medclr.training.simclr import SimCLR
 from medclr.transforms.presets import Views
 
@@ -31,6 +31,7 @@ AT_CHANCE = 0.97  # share of the chance level above which the loss has not moved
 COLLAPSED_RANK = 2.0  # RankMe of the features below which one direction is all there is
 COLLAPSED_UNIFORMITY = -0.05  # of the projections above which they are all within about 0.16 of each other
 
+AT_ONCE = 2**23  # voxels of one view: 32 MB in float32
 LOOKED_AT = 32  # volumes whose views are looked at before training
 SAME = 1e-3  # grey values this close, of a range of 1, are the same
 
@@ -142,8 +143,10 @@ def check_views(blocks: Blocks, views: Views, spec: DataSpec, seed: int) -> list
     sample = _at_most(len(blocks), seed, LOOKED_AT)
     blank, same = [], []
     for batch in _batches(blocks, sample):
+        # Before any augmentation: noise would make something of nothing.
+        shown = images(batch["blocks"], batch["low"], batch["high"]).unflatten(0, (-1, 2)).flatten(2)
+        blank.append((shown.amax(2) - shown.amin(2) < SAME).all(1))
         pair = torch.stack([_view(views, batch, view, torch.device("cpu")) for view in (0, 1)]).flatten(2)
-        blank.append((pair.amax(2) - pair.amin(2) < SAME).all(0))
         same.append((pair[0] - pair[1]).abs().amax(1) < SAME)
     n_blank, n_same = (int(torch.cat(found).sum()) for found in (blank, same))
     grey = f"{n_blank} of {len(sample)} volumes looked at show a single grey value in both views"
@@ -219,7 +222,7 @@ def _embed(module: SimCLR, blocks: Blocks, sample: NDArray[np.intp]) -> tuple[ND
 
 
 def _batches(blocks: Blocks, sample: NDArray[np.intp]) -> Iterator[Batch]:
-    at_once = int(np.clip(2**23 // math.prod(blocks.patch), 1, 256))  # 32 MB of one view in float32
+    at_once = int(np.clip(AT_ONCE // math.prod(blocks.patch), 1, 256))
     for start in range(0, len(sample), at_once):
         yield blocks.__getitems__([(EPOCH, int(row)) for row in sample[start : start + at_once]])
 

@@ -131,26 +131,23 @@ def test_a_pass_takes_no_random_number(stock):
 def test_loader_processes_outlive_the_signals_of_their_group(stock):
     loader = train_loader(Blocks(*stock, SPEC, Dice(), 2, 0), 4, 2, 0)
     found = iter(loader)
-    next(found)
+    next(found), next(found)  # one from each: both are at work
     children = multiprocessing.active_children()
     assert len(children) == 2
     for child in children:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             os.kill(child.pid, signum)
-    assert len(list(found)) == 2
+    assert len(list(found)) == 1
     assert all(child.is_alive() for child in children)
 
 
 def test_an_error_in_a_loader_process_is_its_message_alone(stock):
     rows, store = stock
-    array = np.zeros((1, 8, 6), np.float32)
-    array[0, 3, 3] = np.nan
-    store.write("f" * 32, array, {})
     broken = Blocks(rows.assign(store_key="f" * 32, store_shape=[[8, 6]] * 12), store, SPEC, Dice())
     for workers in (0, 1):
         with pytest.raises(DataError) as raised:
             list(train_loader(broken, 4, workers, 0))
-        told = "entry ffffffff… has values that are not finite; run `medclr prepare` on the data again"
+        told = "entry ffffffff… is missing or damaged; run `medclr prepare` on the data again"
         assert str(raised.value) == f"store {store.root}: {told}"
 
 
