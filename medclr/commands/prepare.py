@@ -216,8 +216,10 @@ def _domains(manifest: pd.DataFrame, spec: DataSpec) -> dict[str, int]:
     """How many volumes each domain of the spec has, the largest first."""
     if not spec.domains:
         return {}
-    names = manifest[list(spec.domains)].astype(str).replace({"": "unknown", "nan": "unknown"}).agg(", ".join, axis=1)
-    return {str(name): int(n) for name, n in names.value_counts().items()}
+    rows = manifest[list(spec.domains)].itertuples(index=False, name=None)
+    # Not by pandas: of a number that is missing, its versions make different texts.
+    names = (", ".join("unknown" if value == "" or pd.isna(value) else str(value) for value in row) for row in rows)
+    return dict(Counter(names).most_common())
 
 
 def _described(spec: DataSpec) -> str:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -102,6 +103,17 @@ def test_prepare_counts_the_volumes_of_each_domain(said, tmp_path):
     assert sum(domains.values()) == len(manifest)
     assert len(domains) == len(manifest.groupby(["site", "manufacturer", "model", "kernel"])) > 1
     assert f"{len(domains)} domains by site, manufacturer, model, kernel; the largest has" in text
+
+
+def test_a_domain_that_no_file_names_is_unknown(said, tmp_path):
+    (tmp_path / "scans").mkdir()
+    for name in "ab":
+        values = np.random.default_rng(ord(name)).normal(size=(12, 12, 12)).astype(np.float32)
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "scans" / f"{name}.nii")
+    code, text = said("prepare", "--data", "scans", "--spec", "mr", "--out", "runs/p", "--key-file", "key")
+    assert code == 0, text
+    domains = json.loads(Path("runs/p/scan.json").read_text())["domains"]
+    assert domains == {"unknown, unknown, unknown, unknown": 2}
 
 
 def test_one_set_in_two_sizes_is_refused(said, tmp_path):
