@@ -242,6 +242,20 @@ def test_an_image_that_ends_in_the_middle_grey_is_none_that_stops_early(
     assert (read(tmp_path)[:, 32:] == 128).all()
 
 
+def test_a_cut_within_an_escaped_byte_is_noticed() -> None:
+    """What ends in half of one makes a marker of whatever follows."""
+    noisy = smooth(np.uint8)[0] ^ np.random.default_rng(0).integers(0, 32, smooth(np.uint8)[0].shape, dtype=np.uint8)
+    file = BytesIO()
+    Image.fromarray(noisy).save(file, "JPEG", quality=95)
+    whole = file.getvalue()
+    start = whole.index(b"\xff\xda")
+    cuts = [at + 1 for at in range(start, len(whole) - 200) if whole[at : at + 2] == b"\xff\0"]
+    assert cuts
+    for cut in cuts:
+        with pytest.raises(Unreadable):
+            codecs.decode(whole[:cut] + b"\xff\xd9", uid.JPEGBaseline8Bit, *noisy.shape, 8)
+
+
 @pytest.mark.parametrize("lost", [0, 2])
 def test_a_restart_marker_that_is_missing_is_noticed(
     tmp_path: Path, write_compressed: Write, way: str, lost: int
