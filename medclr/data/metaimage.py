@@ -181,7 +181,11 @@ def _voxels(layout: _Layout, path: Path) -> NDArray[np.generic]:
         file.seek(layout.start)
         content = file.read() if layout.zipped else file.read(n_bytes)
     if layout.zipped:
-        content = zlib.decompressobj(32 + zlib.MAX_WBITS).decompress(content, n_bytes)
+        stream = zlib.decompressobj(32 + zlib.MAX_WBITS)
+        content = stream.decompress(content, n_bytes)
+        stream.decompress(stream.unconsumed_tail, 1)  # at its end a stream is checked against its checksum
+        if not stream.eof:
+            raise EOFError
     if len(content) < n_bytes:
         raise EOFError
     return np.frombuffer(content, layout.dtype).reshape(layout.shape, order="F")

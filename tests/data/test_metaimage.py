@@ -1,6 +1,7 @@
 """MetaImage files, with SimpleITK, whose format it is, as the judge."""
 
 import contextlib
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,18 @@ def test_files_that_lack_a_part(tmp_path: Path) -> None:
     assert reasons(tmp_path) == {"DECODE"}
     write(tmp_path / "a.mhd", np.full((3, 4, 5), 7, np.uint8))
     assert reasons(tmp_path) == {"NOT_FINITE"}
+
+
+def test_zipped_voxels_are_held_against_their_checksum(tmp_path: Path) -> None:
+    write(tmp_path / "a.mhd", zipped=True)
+    packed = tmp_path / "a.zraw"
+    whole = packed.read_bytes()
+    other = zlib.compress(VALUES[::-1].tobytes(order="C"))
+    assert zlib.decompress(whole) == VALUES.tobytes()
+    packed.write_bytes(other[:-4] + whole[-4:])
+    assert reasons(tmp_path) == {"DECODE"}
+    packed.write_bytes(whole[:-2])
+    assert reasons(tmp_path) == {"TRUNCATED"}
 
 
 def test_what_is_not_finite_becomes_the_minimum(tmp_path: Path) -> None:
