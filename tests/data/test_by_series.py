@@ -42,6 +42,17 @@ def test_headers_come_back_as_they_were():
     assert {type(header.traits) for header in members} == {Traits}
 
 
+def test_what_is_blank_on_some_images_makes_nobody_another_where_there_are_others():
+    people = ["a x", "a ", " x", "b y", "b z", "b "]  # the last may be either of two
+    found = [plane(k, patient="", sop=str(k % 3))._replace(person=people[k % 6]) for k in range(12)]
+    parts = {tuple(h.path for h in part): collides for part, collides in by_series(found)}
+    assert sorted(len(part) for part in parts) == [2, 2, 2, 6]
+    assert ("0.dcm", "1.dcm", "2.dcm", "6.dcm", "7.dcm", "8.dcm") in parts
+    assert all(parts.values())
+    own = [header._replace(sop=header.sop if k % 6 < 3 else header.path) for k, header in enumerate(found)]
+    assert not any(collides for _, collides in by_series(own))
+
+
 def test_a_full_disk_is_one_line(monkeypatch):
     monkeypatch.setattr(module, "_PRAGMAS", (*module._PRAGMAS, "max_page_count = 8"))
     with pytest.raises(MedclrError, match=r"database or disk is full.*free some space where temporary files lie"):

@@ -43,11 +43,16 @@ def by_series(found: Iterable[Header]) -> Iterator[tuple[list[Header], bool]]:
         series: dict[tuple[str, str, str], int] = {}
         people: dict[str, dict[str, int]] = defaultdict(dict)
         database.executemany("INSERT INTO planes VALUES (?, ?, ?, ?, ?)", _rows(found, series, people))
-        mixed = {study: sorted(known) for study, known in people.items() if _differ(known)}
+        mixed = {study: _numbered(known) for study, known in people.items() if _differ(known)}
         database.execute("CREATE TABLE mixed (series INTEGER)")
         numbers = ((number,) for (patient, study, _), number in series.items() if not patient and study in mixed)
         database.executemany("INSERT INTO mixed VALUES (?)", numbers)
-        database.execute("UPDATE planes SET patient = person WHERE series IN (SELECT series FROM mixed)")
+        database.execute("CREATE TABLE people (person INTEGER PRIMARY KEY, patient INTEGER)")
+        database.executemany("INSERT INTO people VALUES (?, ?)", _patients(people, mixed))
+        database.execute(
+            "UPDATE planes SET patient = (SELECT patient FROM people WHERE people.person = planes.person) "
+            "WHERE series IN (SELECT series FROM mixed)"
+        )
         colliding = {number for (number,) in database.execute(_COLLIDING)}
         members: list[Header] = []
         last = 0
@@ -91,14 +96,35 @@ def _differ(people: Iterable[str]) -> bool:
     return any(len(set(digests) - {""}) > 1 for digests in zip(*(one.split(" ") for one in people), strict=True))
 
 
-def _by_person(members: list[Header], mixed: dict[str, list[str]]) -> list[list[Header]]:
+def _numbered(people: Iterable[str]) -> dict[str, int]:
+    """The number of each, from 1 on; who lacks a name or a birth date is the only other who has that and the rest."""
+    whole: dict[str, list[str]] = defaultdict(list)
+    for one in people:
+        name, birth = one.split(" ")
+        if name and birth:
+            whole[f"{name} "].append(one)
+            whole[f" {birth}"].append(one)
+    same = {one: whole[one][0] if len(whole.get(one, ())) == 1 else one for one in people}
+    number = {one: k for k, one in enumerate(sorted(set(same.values())), 1)}
+    return {one: number[other] for one, other in same.items()}
+
+
+def _patients(people: dict[str, dict[str, int]], mixed: dict[str, dict[str, int]]) -> Iterator[tuple[int, int]]:
+    """Of each person of a mixed study, the first of those that have the same number."""
+    for study, numbered in mixed.items():
+        first: dict[int, int] = {}
+        for one, person in people[study].items():
+            yield person, first.setdefault(numbered[one], person)
+
+
+def _by_person(members: list[Header], mixed: dict[str, dict[str, int]]) -> list[list[Header]]:
     first = members[0]
     if first.patient:
         return [members]
-    known = mixed.get(first.study, [])
+    known = mixed.get(first.study, {})
     parts: dict[str, list[Header]] = defaultdict(list)
     for header in members:
-        person = f"/{known.index(header.person) + 1}" if known else ""
+        person = f"/{known[header.person]}" if known else ""
         parts[person].append(header._replace(person=person))
     return list(parts.values())
 
