@@ -277,9 +277,16 @@ def _interleaved(parts: list[list[Header]]) -> bool:
         extents.append((along[0], along[-1], along))
     for i, (low, high, own) in enumerate(extents):
         for other_low, other_high, others in extents[:i]:
-            if low < other_high and other_low < high and abs(own[:, None] - others).min() > 1e-3:
+            if low < other_high and other_low < high and _nearest(own, others) > 1e-3:
                 return True
     return False
+
+
+def _nearest(ones: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """The least distance between any of these and any of those, which rise; of thousands, each pair would be much."""
+    above = np.searchsorted(others, ones)
+    gaps = [abs(ones - others[np.clip(at, 0, len(others) - 1)]).min() for at in (above - 1, above)]
+    return float(min(gaps))
 
 
 def _by_instance(planes: list[Header]) -> list[list[Header]]:
