@@ -678,3 +678,40 @@ def test_the_tiles_of_a_mosaic_are_stacked_along_its_private_normal(
     index = np.linalg.solve(volume.affine, [-lps[0], -lps[1], lps[2], 1])[:3]
     assert volume.array[0][tuple(np.rint(index).astype(int))] == 0
     np.testing.assert_allclose(index, np.rint(index), atol=1e-6)
+
+
+def test_a_slice_that_is_not_to_be_read_leaves_a_hole(tmp_path: Path, write_planes: Callable[..., list[Path]]) -> None:
+    write_planes([(float(k), k, {"BurnedInAnnotation": "YES"} if k % 2 else {}) for k in range(8)])
+    candidates, skipped = look(tmp_path)
+    assert candidates == []
+    assert [one.reason for one in skipped] == ["BURNED_IN"] * 8
+
+
+def test_an_image_without_a_position_leaves_none(tmp_path: Path, write_planes: Callable[..., list[Path]]) -> None:
+    paths = write_planes([(float(k), k, {}) for k in range(5)])
+    ds = pydicom.dcmread(paths[4])
+    del ds.ImagePositionPatient
+    ds.BurnedInAnnotation = "YES"
+    ds.save_as(paths[4])
+    with pytest.raises(Unreadable) as raised:
+        dicom.headers(paths[4], "a")
+    assert raised.value.reason == "BURNED_IN"
+
+
+@pytest.mark.parametrize("tag", ["FrameOfReferenceUID", "ConvolutionKernel"])
+def test_what_is_blank_on_some_slices_splits_nothing(
+    tmp_path: Path, write_planes: Callable[..., list[Path]], tag: str
+) -> None:
+    write_planes([(float(k), k, {tag: "" if k % 2 else "1.2.3"}) for k in range(8)])
+    (volume,) = volumes(tmp_path)
+    assert volume.spacing_mm[2] == 1
+    assert volume.array.shape[3] == 8
+
+
+@pytest.mark.parametrize(("numbers", "noted"), [("12121212", True), ("11112222", False), ("12345678", False)])
+def test_interleaved_acquisitions_are_noted(
+    tmp_path: Path, write_planes: Callable[..., list[Path]], numbers: str, noted: bool
+) -> None:
+    write_planes([(float(k), k, {"AcquisitionNumber": int(number)}) for k, number in enumerate(numbers)])
+    (candidate,), _ = look(tmp_path)
+    assert ("slices of several acquisitions, interleaved" in candidate.notes) == noted

@@ -187,8 +187,11 @@ def described(ds: Source, pixels: Pixels | None, size: int, relative: str, burne
             raise Unreadable("NOT_AN_IMAGE", f"{kind}, without rows and columns")
     if sop_class in _NO_PICTURES:
         raise Unreadable("NOT_AN_IMAGE", _NO_PICTURES[sop_class])
-    fault = _fault(ds, pixels, size, rows, columns)
     _refuse(ds, sop_class, burned_in)
+    unwanted = _unwanted(ds, burned_in)
+    if unwanted and not text(ds, 0x00200032):
+        raise Unreadable(*unwanted)  # without a position it is no slice, and leaves no hole
+    fault = unwanted or _fault(ds, pixels, size, rows, columns)
     plane = _plane(ds, relative, rows, columns, fault)
     if isinstance(ds, Dataset) and PER_FRAME in ds and plane.modality not in PLANES:
         return _frames(ds, plane)
@@ -457,14 +460,17 @@ def _refuse(ds: Source, sop_class: str, burned_in: bool) -> None:
     samples, photometric = integer(ds, 0x00280002), text(ds, 0x00280004).upper()
     if samples > 1 or photometric.startswith(_COLOURS):
         raise Unreadable("COLOUR", f"{max(samples, 1)} samples a pixel" if samples > 1 else "a colour palette")
-    if text(ds, 0x00080060).upper() == "CT" and text(ds, 0x00281054).upper() not in _HU:
-        raise Unreadable("UNSUPPORTED", "CT whose values are not Hounsfield units")
-    if burned_in:
-        return
-    if sop_class.startswith(_SECONDARY_CAPTURE):
+    if sop_class.startswith(_SECONDARY_CAPTURE) and not burned_in:
         raise Unreadable("BURNED_IN", "a secondary capture, which may show a name; --burned-in keeps it")
-    if text(ds, 0x00280301).upper() == "YES":
-        raise Unreadable("BURNED_IN", "says it has burned-in annotation; --burned-in keeps it")
+
+
+def _unwanted(ds: Source, burned_in: bool) -> tuple[str, str] | None:
+    """Why an image that could be read is not to be."""
+    if text(ds, 0x00080060).upper() == "CT" and text(ds, 0x00281054).upper() not in _HU:
+        return "UNSUPPORTED", "CT whose values are not Hounsfield units"
+    if text(ds, 0x00280301).upper() == "YES" and not burned_in:
+        return "BURNED_IN", "says it has burned-in annotation; --burned-in keeps it"
+    return None
 
 
 def _fault(ds: Source, pixels: Pixels | None, size: int, rows: int, columns: int) -> tuple[str, str] | None:

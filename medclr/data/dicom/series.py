@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from math import prod
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
@@ -166,10 +167,17 @@ def _stacks(slices: list[Header], same_pixels: SamePixels, refused: list[Skipped
     # A plane that does not say where it lies may be missing from any of its size.
     unplaced = {(header.rows, header.columns) for header in without}
     parts: dict[Any, list[Header]] = defaultdict(list)
+    # What is blank on some slices makes them no volume of their own.
+    space, kernel = (_only(map(attrgetter(name), slices)) for name in ("space", "kernel"))
     for header in slices:
         size = (header.rows, header.columns)
         alone = header.path if header.frame is not None else ""
-        kind = (header.modality, header.space, header.kernel, "LOCALIZER" in header.traits.image_type.split("\\"))
+        kind = (
+            header.modality,
+            header.space or space,
+            header.kernel or kernel,
+            "LOCALIZER" in header.traits.image_type.split("\\"),
+        )
         parts[(size, alone, *kind) if size not in unplaced else size].append(header)
     for key, part in parts.items():
         if key in unplaced:
@@ -178,6 +186,12 @@ def _stacks(slices: list[Header], same_pixels: SamePixels, refused: list[Skipped
         for alike in _clusters(part):
             unique = _without_copies(alike, same_pixels, refused)
             yield from _told_apart(unique)
+
+
+def _only(texts: Iterable[str]) -> str:
+    """The one text that is there, blanks apart; "" where there are several, or none."""
+    found = set(texts) - {""}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _is_placed(header: Header) -> bool:
@@ -378,6 +392,9 @@ def _candidate_of(planes: list[Header], tilt: Tilt, uneven: Uneven) -> Candidate
         notes += ("images of several types",)
     if len({header.traits.phase for header in ordered}) not in (1, n):
         notes += ("images of several times",)
+    acquisitions = [header.traits.acquisition for header in ordered]
+    if 1 < len(set(acquisitions)) < n and len(set(acquisitions)) <= sum(a != b for a, b in pairwise(acquisitions)):
+        notes += ("slices of several acquisitions, interleaved",)
     if placed.shift is not None:
         notes += (f"sheared upright: the gantry was tilted by {tilt_deg:.1f} degrees",)
     if placed.levels is not None:
