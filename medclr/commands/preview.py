@@ -152,6 +152,9 @@ def _section(config: PreviewConfig, run: Run, spec: DataSpec, manifest: pd.DataF
 
 def _seen(prepared: pd.DataFrame, store: Store, spec: DataSpec, views: Views, seed: int) -> list[Seen]:
     """What pre-training makes of each volume in its first epoch, were there no others."""
+    rows = _tuples(prepared)
+    if spec.slices:  # of each volume the middle one of those that are kept
+        prepared = prepared.assign(slice=[int(kept[len(kept) // 2]) for kept in prepared["slices"]])
     items = [(0, row) for row in range(len(prepared))]
     centre = Blocks(prepared, store, spec).__getitems__(items)
     sources = images(centre["blocks"], centre["low"], centre["high"])
@@ -169,7 +172,7 @@ def _seen(prepared: pd.DataFrame, store: Store, spec: DataSpec, views: Views, se
             float(centre["low"][i, 0]),
             float(centre["high"][i, 0]),
         )
-        for i, row in enumerate(_tuples(prepared))
+        for i, row in enumerate(rows)
     ]
 
 

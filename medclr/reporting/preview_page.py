@@ -221,7 +221,7 @@ def _pictures(spec: DataSpec, seen: Seen, image: Image, what: str) -> list[dict[
 
 def _steps_of(spec: DataSpec, seen: Seen) -> Sequence[float]:
     """The voxel of the block, of which only the proportions matter here."""
-    own = tuple(float(step) for step in seen.row.spacing_mm)
+    own = tuple(float(step) for step in spec.in_plane(seen.row.spacing_mm))
     if not np.isfinite(own).all():
         return (1.0,) * len(own)
     return own if spec.sizing == "fit" else spec.spacing_mm or own
@@ -235,11 +235,15 @@ def _facts(spec: DataSpec, seen: Seen) -> list[str]:
     held, padded = inside.prod() / shape.prod(), 1 - inside.prod() / patch.prod()
     unit = " HU" if spec.integers else ""
     black, white = float(np.mean(seen.source == 0)), float(np.mean(seen.source == 1))
+    what = "slice" if spec.slices else "volume"
     lines = [
-        "the whole volume" if held == 1 else f"{held:.0%} of the volume",
+        f"the whole {what}" if held == 1 else f"{held:.0%} of the {what}",
         f"grey {number(seen.low)} to {number(seen.high)}{unit}",
         f"{black:.0%} black, {white:.0%} white",
     ]
+    if spec.slices:
+        n_kept = len(seen.row.slices)
+        lines.append(f"number {n_kept // 2 + 1:,} of {n_kept:,} slices that are kept")
     return lines + [f"{padded:.0%} padding"] * bool(round(padded, 2))
 
 

@@ -352,6 +352,22 @@ def test_of_a_volume_longer_than_the_patch_the_source_is_the_centre(one, tmp_pat
     assert "padding" not in " ".join(sheet.lines("Source"))
 
 
+def test_of_a_volume_in_slices_the_middle_one_is_shown(tmp_path):
+    """Coronal ones, none of them like the next."""
+    array = np.random.default_rng(0).random((16, 12, 10))
+    (tmp_path / "data").mkdir()
+    nib.save(nib.Nifti1Image(array.astype(np.float32), np.eye(4)), tmp_path / "data" / "a.nii.gz")
+    own = spec(tmp_path, "slices: coronal\nslice_step_mm: 0\npatch: [16, 10]\nspacing_mm: [1, 1]", spatial_dims="2")
+    assert run(tmp_path / "data", tmp_path / "run", "--spec", own) == 0
+    sheet = sheets(page(tmp_path / "run"))[0]
+    low, high = np.percentile(array, (0.5, 99.5))
+    middle = np.clip((array[:, 6] - low) / (high - low), 0, 1)
+    assert np.abs(sheet.pictures("Source")[0] - middle.T[::-1, ::-1]).max() < 0.6 / 255
+    assert sheet.lines("Source")[0] == "the whole slice"
+    assert "number 7 of 12 slices that are kept" in sheet.lines("Source")
+    assert "<dd>coronal slices</dd>" in page(tmp_path / "run")
+
+
 def test_of_a_volume_shorter_than_the_patch_the_padding_is_said(one, tmp_path):
     out = tmp_path / "run"
     assert run(one, out, "--spec", spec(tmp_path, "patch: [16, 12, 20]\nspacing_mm: [1, 1, 1]")) == 0
