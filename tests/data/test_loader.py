@@ -145,10 +145,12 @@ def test_an_error_in_a_loader_process_is_its_message_alone(stock):
     rows, store = stock
     broken = Blocks(rows.assign(store_key="f" * 32, store_shape=[[8, 6]] * 12), store, SPEC, Dice())
     for workers in (0, 1):
+        loader = train_loader(broken, 4, workers, 0)
         with pytest.raises(DataError) as raised:
-            list(train_loader(broken, 4, workers, 0))
+            list(loader)
         told = "entry ffffffff… is missing or damaged; run `medclr prepare` on the data again"
         assert str(raised.value) == f"store {store.root}: {told}"
+        del loader, raised  # with its processes, which would hold up the end of this one
 
 
 def test_a_batch_is_at_most_all_rows():
