@@ -29,6 +29,7 @@ _VALUE_AT = dict.fromkeys((
 ), 8) | dict.fromkeys((
     b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV",
 ), 12)  # fmt: skip
+_SHORT = frozenset(vr for vr, at in _VALUE_AT.items() if at == 8)
 _FUNCTIONAL_GROUPS = 0x52009229  # shared; those per frame are 7 further on
 _FIRST_PIXELS = 0x7FE00008
 _UNDEFINED = 0xFFFFFFFF
@@ -89,20 +90,18 @@ def _read(head: bytes, at: int, explicit: bool, found: Elements, until: int) -> 
     """Collect elements up to the first whose tag is not below `until`; returns where that begins."""
     last = 0
     # Names of this function's own: this loop is where the time goes.
-    tag_vr_length, value_at, wanted = _tag_vr_length, _VALUE_AT, WANTED
+    tag_vr_length, wanted, short = _tag_vr_length, WANTED, _SHORT if explicit else frozenset()
     while True:
         group, element, vr, length = tag_vr_length(head, at)
         tag = group << 16 | element
-        if tag >= until:
-            return at
-        if tag <= last:
-            return None
+        if not last < tag < until:
+            return at if tag >= until else None
         last = tag
         # `_extent`, in place.
-        if explicit and value_at[vr] == 8:
+        if vr in short:
             at += 8
         else:
-            at += 12 if explicit else 8
+            at += _VALUE_AT[vr] if explicit else 8
             length = _length(head, at - 4)[0]
             if length == _UNDEFINED:
                 at = _skipped(head, at, explicit, 0)
