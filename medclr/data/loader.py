@@ -1,6 +1,8 @@
 """Blocks from the store for the network, and the one factory of loaders."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -14,10 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from medclr.data.pairs import Pairs, Partners, overlapping_start
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
+from medclr.errors import DataError
 
 Batch = dict[str, Any]
-
-_REPRIEVE_S = 300  # that a loader process lives after SIGTERM
 
 
 class Draws(Protocol):
@@ -101,14 +102,28 @@ class Blocks(Dataset[Batch]):
                 blocks.append(blocks[-1] if same else self._read(source, start))
                 shown.append(source)
                 starts.append(start)
+        stacked = np.stack(blocks)
+        self._check_finite(stacked, self.keys[shown])
         return {
-            "blocks": self._by_view(np.stack(blocks)),
+            "blocks": self._by_view(stacked),
             "low": self._by_view(self.low[shown]),
             "high": self._by_view(self.high[shown]),
             "params": {name: self._by_view(np.stack([p[name] for p in params])) for name in params[0]},
             "row": torch.from_numpy(rows),
             "patient": self.patients[rows],
         }
+
+    def _check_finite(self, blocks: NDArray[Any], keys: NDArray[np.str_]) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            # A sum is quicker than a look at each voxel, and not finite where one of them is not.
+            if blocks.dtype.kind != "f" or np.isfinite(blocks.sum()):
+                return
+        for block, key in zip(blocks, keys, strict=True):
+            if not np.isfinite(block).all():
+                raise DataError(
+                    f"store {self.store.root}: entry {key[:8]}… has values that are not finite; run `medclr prepare` "
+                    "on the data again"
+                )
 
     def _by_view(self, values: NDArray[Any]) -> Tensor:
         """(B * V, ...) to (B, V, ...)."""
@@ -208,8 +223,18 @@ def _quiet(worker: int) -> None:
     """Leave signals to the main process, which ends its workers.
 
     SLURM and systemd send them to all processes of a job. A worker that died of one would break the step that the
-    main process is about to save, so it lives on for a while.
+    main process is about to save, so SIGTERM is obeyed where it comes from that one alone.
     """
     for signum in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_REPRIEVE_S))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):  # not on a Mac
+        # Blocked here, so that it goes to whoever waits for it; a handler would not learn who sent it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)  # torch takes anything else for a failure

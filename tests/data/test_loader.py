@@ -1,6 +1,5 @@
 import multiprocessing
-import os
-import signal
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -128,17 +127,20 @@ def test_a_pass_takes_no_random_number(stock):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_loader_processes_outlive_the_signals_of_their_group(stock):
+def test_loader_processes_outlive_the_signals_of_their_group_and_obey_their_parent(stock):
+    """The signals come from another process, as from a scheduler."""
     loader = train_loader(Blocks(*stock, SPEC, Dice(), 2, 0), 4, 2, 0)
     found = iter(loader)
     next(found), next(found)  # one from each: both are at work
     children = multiprocessing.active_children()
     assert len(children) == 2
-    for child in children:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            os.kill(child.pid, signum)
+    for name in ("INT", "TERM", "USR1"):
+        subprocess.run(["kill", f"-{name}", *(str(child.pid) for child in children)], check=True)
     assert len(list(found)) == 1
     assert all(child.is_alive() for child in children)
+    children[0].terminate()
+    children[0].join(10)
+    assert children[0].exitcode == 0
 
 
 def test_an_error_in_a_loader_process_is_its_message_alone(stock):
@@ -151,6 +153,19 @@ def test_an_error_in_a_loader_process_is_its_message_alone(stock):
         told = "entry ffffffff… is missing or damaged; run `medclr prepare` on the data again"
         assert str(raised.value) == f"store {store.root}: {told}"
         del loader, raised  # with its processes, which would hold up the end of this one
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_in_the_store_is_named(stock, value):
+    rows, store = stock
+    array = np.full((1, 8, 6), 1e38, np.float32)  # whose sum is not finite either
+    store.write("e" * 32, array, {})
+    sound = rows.assign(store_key="e" * 32, store_shape=[[8, 6]] * 12)
+    assert len(list(train_loader(Blocks(sound, store, SPEC, Dice()), 4, 0, 0))) == 3
+    array[0, 3, 3:5] = value, -value
+    store.write("e" * 32, array, {})
+    with pytest.raises(DataError, match="entry eeeeeeee… has values that are not finite; run `medclr prepare`"):
+        list(train_loader(Blocks(sound, store, SPEC, Dice()), 4, 0, 0))
 
 
 def test_a_batch_is_at_most_all_rows():
