@@ -136,8 +136,10 @@ def test_loader_processes_outlive_the_signals_of_their_group_and_obey_their_pare
     assert len(children) == 2
     for name in ("INT", "TERM", "USR1"):
         subprocess.run(["kill", f"-{name}", *(str(child.pid) for child in children)], check=True)
-    assert len(list(found)) == 1
+    for child in children:
+        child.join(0.3)
     assert all(child.is_alive() for child in children)
+    assert len(list(found)) == 1
     children[0].terminate()
     children[0].join(10)
     assert children[0].exitcode == 0
