@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from medclr.data.durable import sync_folder
 from medclr.errors import BundleError, MedclrError, UsageError
 from medclr.models.encoder import Architecture, build_encoder, channels_last
 from medclr.models.projector import build_projector
@@ -96,14 +97,14 @@ def save_bundle(
         fresh.mkdir()
         _write(fresh / _WEIGHTS, weights)
         _write(fresh / _RECORD, text.encode())
-        _sync(fresh)
+        sync_folder(fresh)
         # A folder cannot be renamed over a full one. Killed between the two renames, the old bundle is still there,
         # and the run that was writing has its checkpoint.
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         fresh.rename(folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -180,14 +181,6 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _find(path: Path) -> Path:

@@ -28,6 +28,7 @@ import pandas as pd
 import yaml
 
 from medclr.config import paths_of
+from medclr.data.durable import sync_folder
 from medclr.errors import MedclrError, UsageError
 
 # They say where and with how many hands, and what of it is shown and to whom, not what is computed: a run may go on
@@ -205,13 +206,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
-    # The rename is atomic already; some network file systems cannot sync a folder.
-    with suppress(OSError):
-        parent = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
+    sync_folder(path.parent)
 
 
 def command_line(command: str, config: Any) -> str:

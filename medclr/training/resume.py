@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from medclr.data.durable import sync_folder
 from medclr.errors import MedclrError
 
 KEPT = 2  # checkpoints of a run
@@ -51,25 +51,18 @@ class SafeCheckpointIO(CheckpointIO):
             fresh.unlink(missing_ok=True)
             why = error.strerror if isinstance(error, OSError) else "the disk may be full"
             raise MedclrError(f"cannot write the checkpoint {target}: {why}; free some space and run again") from error
-        # The rename is atomic already; some network file systems cannot sync a folder.
-        with suppress(OSError):
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        sync_folder(target.parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint, tensors and plain types alone whatever the caller says."""
         try:
-            data = Path(path).read_bytes()
+            content = BytesIO(Path(path).read_bytes())
         except OSError as error:
             raise MedclrError(f"cannot read the checkpoint {path}: {error.strerror}") from error
-        start = len(_MAGIC) + _hasher().digest_size
         try:
-            if not intact(path):
+            if not _fits_digest(content):
                 raise ValueError
-            content = BytesIO(memoryview(data)[start:])
+            content.seek(len(_MAGIC) + _hasher().digest_size)
             state: dict[str, Any] = torch.load(content, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # unpickling raises anything on what another program or version wrote
             raise MedclrError(
@@ -91,13 +84,7 @@ def intact(path: Path | str) -> bool:
     """
     try:
         with Path(path).open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                return False
-            hasher = _hasher()
-            digest = file.read(hasher.digest_size)
-            for chunk in iter(lambda: file.read(_CHUNK), b""):
-                hasher.update(chunk)
-            return hasher.digest() == digest
+            return _fits_digest(file)
     except OSError as error:
         raise MedclrError(f"cannot read the checkpoint {path}: {error.strerror}") from error
 
@@ -149,6 +136,16 @@ def prune(folder: Path) -> None:
     """Leave the newest checkpoints of a run, KEPT of them, and nothing that a killed writer left."""
     for path in [*checkpoints(folder)[KEPT:], *(folder / "checkpoints").glob(".*.part")]:
         path.unlink()
+
+
+def _fits_digest(file: BinaryIO) -> bool:
+    if file.read(len(_MAGIC)) != _MAGIC:
+        return False
+    hasher = _hasher()
+    digest = file.read(hasher.digest_size)
+    for chunk in iter(lambda: file.read(_CHUNK), b""):
+        hasher.update(chunk)
+    return hasher.digest() == digest
 
 
 class _Hashed:
