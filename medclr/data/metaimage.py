@@ -8,13 +8,12 @@ from math import prod
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from medclr.data.candidate import Candidate, unnamed
 from medclr.data.nifti import MAX_INFLATION, MAX_VOXELS, as_unreadable, by, finite, is_sound
-from medclr.data.volume import Volume, canonical
+from medclr.data.volume import Volume, canonical, canonical_grid
 from medclr.errors import Unreadable
 
 _LONGEST_HEADER = 2**16  # bytes
@@ -47,17 +46,13 @@ def header(path: Path, relative: str, companion: Path | None = None, companion_r
     """
     with as_unreadable():
         layout = _layout(path, companion)
-        turn = nib.orientations.io_orientation(layout.affine)
-    order = np.argsort(turn[:, 0])
-    spacing = np.linalg.norm(layout.affine[:3, :3], axis=0)
+        grid = canonical_grid(layout.shape, layout.affine)
     return unnamed(
         str(PurePosixPath(relative).with_suffix("")),
         reader="metaimage",
         paths=(relative, companion_relative) if companion else (relative,),
         member=0,
-        shape=tuple(layout.shape[i] for i in order),
-        spacing_mm=tuple(float(spacing[i]) for i in order),
-        orientation="".join(nib.orientations.ornt2axcodes(turn)),
+        **grid._asdict(),
     )
 
 

@@ -21,7 +21,7 @@ from nibabel.spm2analyze import Spm2AnalyzeHeader
 from numpy.typing import NDArray
 
 from medclr.data.candidate import Candidate, unnamed
-from medclr.data.volume import Volume, canonical
+from medclr.data.volume import Volume, canonical, canonical_grid
 from medclr.errors import Unreadable
 
 MAX_VOXELS = 2**29  # 2 GiB as float32
@@ -50,17 +50,13 @@ def header(path: Path, relative: str, companion: Path | None = None, companion_r
     with as_unreadable():
         parsed = _parse(path)
         shape, affine, notes = _check(parsed, path, companion)
-        turn = nib.orientations.io_orientation(affine)
-    order = np.argsort(turn[:, 0])
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        grid = canonical_grid(shape, affine)
     first = unnamed(
         _identity(relative),
         reader="nifti",
         paths=(relative, companion_relative) if companion else (relative,),
         member=0,
-        shape=tuple(shape[i] for i in order),
-        spacing_mm=tuple(float(spacing[i]) for i in order),
-        orientation="".join(nib.orientations.ornt2axcodes(turn)),
+        **grid._asdict(),
         notes=notes,
     )
     return [replace(first, member=member) for member in range(prod(shape[3:]))]

@@ -1,6 +1,7 @@
 """A volume: one float32 array, channel first, in RAS millimetres."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -26,6 +27,37 @@ class Volume:
         """Distance between neighbouring voxels along each spatial axis; NaN where unknown."""
         lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
         return tuple(float(length) for length in lengths[: self.array.ndim - 1])
+
+
+class Grid(NamedTuple):
+    """What `canonical` makes of the axes of an array.
+
+    Attributes:
+        shape: of the spatial axes, turned.
+        spacing_mm: along each of them.
+        orientation: where the axes pointed before (of L, R, A, P, S, I), e.g. "LPS".
+    """
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    orientation: str
+
+
+def canonical_grid(shape: tuple[int, ...], affine: NDArray[np.float64]) -> Grid:
+    """The grid of a volume, known before it is read.
+
+    Args:
+        shape: (I, J, K), whatever follows.
+        affine: (4, 4) from (i, j, k) to RAS millimetres, invertible.
+    """
+    turn = nib.orientations.io_orientation(affine)
+    axes = np.argsort(turn[:, 0])
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return Grid(
+        tuple(shape[axis] for axis in axes),
+        tuple(float(spacing[axis]) for axis in axes),
+        "".join(nib.orientations.ornt2axcodes(turn)),
+    )
 
 
 def canonical(array: NDArray[np.float32], affine: NDArray[np.float64], notes: tuple[str, ...] = ()) -> Volume:

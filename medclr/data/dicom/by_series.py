@@ -40,18 +40,14 @@ def by_series(found: Iterable[Header]) -> Iterator[tuple[list[Header], bool]]:
         for pragma in _PRAGMAS:
             database.execute(f"PRAGMA {pragma}")
         database.execute("CREATE TABLE planes (series INTEGER, patient INTEGER, person INTEGER, sop TEXT, header BLOB)")
-        series: dict[tuple[str, str, str], int] = {}
         people: dict[str, dict[str, int]] = defaultdict(dict)
-        database.executemany("INSERT INTO planes VALUES (?, ?, ?, ?, ?)", _rows(found, series, people))
+        database.executemany("INSERT INTO planes VALUES (?, ?, ?, ?, ?)", _rows(found, people))
         mixed = {study: _numbered(known) for study, known in people.items() if _differ(known)}
-        database.execute("CREATE TABLE mixed (series INTEGER)")
-        numbers = ((number,) for (patient, study, _), number in series.items() if not patient and study in mixed)
-        database.executemany("INSERT INTO mixed VALUES (?)", numbers)
         database.execute("CREATE TABLE people (person INTEGER PRIMARY KEY, patient INTEGER)")
         database.executemany("INSERT INTO people VALUES (?, ?)", _patients(people, mixed))
         database.execute(
             "UPDATE planes SET patient = (SELECT patient FROM people WHERE people.person = planes.person) "
-            "WHERE series IN (SELECT series FROM mixed)"
+            "WHERE person IN (SELECT person FROM people)"
         )
         colliding = {number for (number,) in database.execute(_COLLIDING)}
         members: list[Header] = []
@@ -71,10 +67,9 @@ def by_series(found: Iterable[Header]) -> Iterator[tuple[list[Header], bool]]:
         database.close()
 
 
-def _rows(
-    found: Iterable[Header], series: dict[tuple[str, str, str], int], people: dict[str, dict[str, int]]
-) -> Iterator[tuple[int, int, int, str, bytes]]:
-    """One a plane, while the numbers of the series and the people of each study without PatientID are noted."""
+def _rows(found: Iterable[Header], people: dict[str, dict[str, int]]) -> Iterator[tuple[int, int, int, str, bytes]]:
+    """One a plane, while the people of each study without PatientID are noted."""
+    series: dict[tuple[str, str, str], int] = {}
     patients: dict[str, int] = {}
     counter = count(1)
     for header in found:

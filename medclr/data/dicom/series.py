@@ -7,13 +7,13 @@ from math import prod
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from medclr.data.candidate import Candidate, Skipped, settled
 from medclr.data.dicom.by_series import by_series
 from medclr.data.dicom.header import MAX_VOXELS, PLANES, Header, Traits
+from medclr.data.volume import canonical_grid
 from medclr.errors import Unreadable
 
 MIN_SLICES = 3
@@ -384,9 +384,6 @@ def _candidate_of(planes: list[Header], tilt: Tilt, uneven: Uneven) -> Candidate
     placed = placement(ordered)
     if prod(placed.shape) > MAX_VOXELS:
         raise Unreadable("TOO_LARGE", f"{n} slices of {first.rows}×{first.columns} pixels")
-    turn = nib.orientations.io_orientation(placed.affine)
-    axes = np.argsort(turn[:, 0])
-    spacing = np.linalg.norm(placed.affine[:3, :3], axis=0)
     notes = first.notes
     if len({header.traits.image_type for header in ordered}) > 1:
         notes += ("images of several types",)
@@ -405,9 +402,7 @@ def _candidate_of(planes: list[Header], tilt: Tilt, uneven: Uneven) -> Candidate
         paths=(first.path,) if in_one_file else tuple(header.path for header in ordered),
         frames=tuple(header.frame or 0 for header in ordered) if in_one_file else (),
         member=min(header.frame or 0 for header in ordered),
-        shape=tuple(placed.shape[i] for i in axes),
-        spacing_mm=tuple(float(spacing[i]) for i in axes),
-        orientation="".join(nib.orientations.ornt2axcodes(turn)),
+        **canonical_grid(placed.shape, placed.affine)._asdict(),
         notes=notes,
     )
 
