@@ -222,7 +222,7 @@ def _share(name: str, views: Views) -> float:
     crop = views.steps["crop"]
     assert isinstance(crop, ResizedCrop)
     own = {"crop": 1.0, "rotation": crop.turned, "flip": 0.5}  # of a flip, half is in its drawing
-    return own[name] if name in own else float(getattr(views.steps[name], "probability", 1.0))
+    return own[name] if name in own else views.steps[name].probability
 
 
 def _tuples(rows: pd.DataFrame) -> list[Any]:

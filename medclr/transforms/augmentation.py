@@ -17,7 +17,12 @@ class Augmentation(Randomizable, Transform):
 
     Some parameters mean "off": such an item passes untouched, bit for bit, and costs nothing. Used on one image, as in
     `monai.transforms.Compose`, a transform draws from MONAI's own random state.
+
+    Attributes:
+        probability: share of the items that it changes.
     """
+
+    probability: float = 1.0
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Params:
