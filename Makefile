@@ -24,7 +24,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	.venv/bin/python -m pip install -qq -c constraints.txt -e ".[bench,codecs]"
 	.venv/bin/python -m pip install -qq --no-deps lightly==1.6.0  # what it asks for breaks Lightning
-	@set -e; for script in $(filter-out benchmarks/beside_peers.py,$(wildcard benchmarks/*.py)); do \
+	@set -e; for script in $(filter-out benchmarks/ablation.py benchmarks/beside_peers.py,$(wildcard benchmarks/*.py)); do \
 	  echo "$$script"; .venv/bin/python "$$script"; done
 	@set -e; [ -z "$$MEDCLR_TEST_DATA" ] || for script in scan_headers beside_peers; do \
 	  echo "$$script, real"; .venv/bin/python "benchmarks/$$script.py" "$$MEDCLR_TEST_DATA/dicom_series_multivendor"; done

@@ -125,10 +125,11 @@ def label_efficiency(
     seed: int,
     done: Mapping[str, Cell] | None = None,
     on_cell: Callable[[Cell], None] | None = None,
+    baselines: Sequence[str] = BASELINES,
 ) -> Curve:
     """Run every arm on the same nested draws of labelled patients, and measure all of them on the same test rows.
 
-    y_*: (n,) of 0 and 1. patients_*: (n,) keys. arms: name -> Arm; those not named in BASELINES are pre-trained.
+    y_*: (n,) of 0 and 1. patients_*: (n,) keys. arms: name -> Arm; each is compared with those named in `baselines`.
     At fraction 1 the draws hold the same rows and differ in the seed alone. done: cells of an earlier call by their
     id, which are not run again. on_cell: called with each new cell as soon as it exists.
 
@@ -177,7 +178,7 @@ def label_efficiency(
     rng = np.random.default_rng(seed)
     shares = _draw_shares(n_draws, resamples, rng)
     outcomes = _outcomes(cells, y_test, patients_test, resamples, rng)
-    return Curve(cells, _points(outcomes, shares), _differences(outcomes, shares))
+    return Curve(cells, _points(outcomes, shares), _differences(outcomes, shares, baselines))
 
 
 def _single_class(y: np.ndarray, where: str) -> str:
@@ -291,11 +292,13 @@ def _points(outcomes: Mapping[tuple[str, float], _Outcome], shares: np.ndarray) 
     return pd.DataFrame(rows)
 
 
-def _differences(outcomes: Mapping[tuple[str, float], _Outcome], shares: np.ndarray) -> pd.DataFrame:
+def _differences(
+    outcomes: Mapping[tuple[str, float], _Outcome], shares: np.ndarray, baselines: Sequence[str]
+) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for (arm, fraction), outcome in outcomes.items():
-        for versus in BASELINES:
-            if arm in BASELINES or (versus, fraction) not in outcomes:
+        for versus in baselines:
+            if arm in baselines or (versus, fraction) not in outcomes:
                 continue
             baseline = outcomes[versus, fraction]
             row = {"arm": arm, "versus": versus, "baseline": versus, "fraction": fraction}

@@ -155,7 +155,7 @@ def _xray(dims: int) -> dict[str, Augmentation]:
     return {
         "window": WindowJitter(shift=0, width=0),
         "equalise": Equalise(amount=(0.3, 1.0), probability=0.2),
-        "intensity": Intensity(brightness=0.2, contrast=0.4, gamma=0.3, probability=0.8),
+        "intensity": Intensity(brightness=0.1, contrast=0.3, gamma=0.3, probability=0.8),
         "blur": Blur(sigma=(0.3, 1.2), probability=0.5),
         "noise": Noise(sigma=(0.01, 0.04), probability=0.3),
     }

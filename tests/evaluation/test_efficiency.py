@@ -180,6 +180,16 @@ def test_the_better_baseline_is_the_one_with_the_higher_auroc(grid: Grid) -> Non
     assert better.p_holm == the(behind.differences, versus="pca", fraction=1.0).p_holm
 
 
+def test_any_arm_can_be_what_the_others_are_compared_with(grid: Grid) -> None:
+    arms = grid.arms(scratch=2, default=1, other=0.5)
+    differences = grid.run(arms, baselines=["default"]).differences
+    assert set(zip(differences.arm, differences.baseline, strict=True)) == {
+        ("scratch", "default"),
+        ("other", "default"),
+    }
+    assert (differences[differences.arm == "scratch"].difference < 0).all()
+
+
 def test_to_beat_the_better_baseline_is_to_beat_each() -> None:
     def row(versus: str, difference: float, p: float) -> dict[str, Any]:
         return {"versus": versus, "difference": difference, "p": p, "p_holm": 2 * p, "reason": ""}
