@@ -75,6 +75,7 @@ class Blocks(Dataset[Batch]):
         self.slices = rows["slice"].to_numpy() if spec.slices else None
         self.shapes = np.array([shape[-spec.spatial_dims :] for shape in rows["store_shape"]])
         self.low, self.high = grey_range(rows, spec)
+        self.outside = outside(rows, spec)
         self.patients = torch.from_numpy(pd.factorize(rows["patient_key"])[0])
         self.partners = Partners(rows, pairs) if self.n_views > 1 and pairs not in ("instance", "overlap") else None
         self.overlap = overlap if pairs == "overlap" else None
@@ -139,9 +140,9 @@ class Blocks(Dataset[Batch]):
 
     def _read(self, row: int, start: tuple[int, ...]) -> NDArray[Any]:
         if self.slices is None:
-            return self.store.read(self.keys[row], start, self.patch, fill=self.low[row])
+            return self.store.read(self.keys[row], start, self.patch, fill=self.outside[row])
         place = (int(self.slices[row]), *start)
-        return self.store.read(self.keys[row], place, (1, *self.patch), fill=self.low[row])[:, 0]
+        return self.store.read(self.keys[row], place, (1, *self.patch), fill=self.outside[row])[:, 0]
 
 
 class Steps(Sampler[list[tuple[int, int]]]):
@@ -200,6 +201,12 @@ def grey_range(rows: pd.DataFrame, spec: DataSpec) -> tuple[Any, Any]:
         low, high = mean - 3 * std, mean + 3 * std
     # A volume of one grey value has no range; any will do, since it shows nothing.
     return low.astype(np.float32), np.where(high > low, high, low + 1).astype(np.float32)
+
+
+def outside(rows: pd.DataFrame, spec: DataSpec) -> Any:
+    """What lies around each volume where it is shorter than the patch, float32 (n,): the grey value of its darkest."""
+    # Three deviations below the mean of an MR image is far darker than its air.
+    return rows["low"].to_numpy(np.float32) if spec.normalisation == "zscore" else grey_range(rows, spec)[0]
 
 
 def _loader(blocks: Blocks, batches: Any, workers: int) -> "DataLoader[Batch]":

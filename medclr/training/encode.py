@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medclr.data.loader import Blocks, eval_loader, grey_range
+from medclr.data.loader import Blocks, eval_loader, grey_range, outside
 from medclr.data.prepare import prepared_array, statistics
 from medclr.data.slices import by_slice, kept_slices
 from medclr.data.spec import DataSpec, parse_spec
@@ -51,7 +51,8 @@ class Encoder(nn.Module):
         check_dims(self.bundle, volume.array.ndim - 1)
         array = prepared_array(volume, self.spec)
         measured = statistics(array)
-        low, high = grey_range(pd.DataFrame([measured]), self.spec)
+        row = pd.DataFrame([measured])
+        low, high = grey_range(row, self.spec)
         planes = [array]
         if self.spec.slice_axis is not None:
             spacing_mm = volume.spacing_mm[self.spec.slice_axis]
@@ -61,7 +62,7 @@ class Encoder(nn.Module):
         device = next(self.parameters()).device
         features = []
         for plane in planes:
-            block = cut_block(plane, start, self.spec.patch, fill=low[0])
+            block = cut_block(plane, start, self.spec.patch, fill=outside(row, self.spec)[0])
             batch = (torch.from_numpy(values).to(device) for values in (block[None, None], low, high))
             features.append(self(images(*batch))[0])
         return np.asarray(torch.stack(features).mean(0).cpu().numpy())

@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 import torch
 
-from medclr.data.loader import Blocks, Steps, default_workers, eval_loader, grey_range, train_loader, view_rng
+from medclr.data.loader import (
+    Blocks,
+    Steps,
+    default_workers,
+    eval_loader,
+    grey_range,
+    outside,
+    train_loader,
+    view_rng,
+)
 from medclr.data.prepare import statistics
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
@@ -230,6 +239,15 @@ def test_grey_ranges():
         "zscore": [[4, 16], [5, 6]],
         "percentile": [[1, 9], [3, 4]],
     }
+
+
+def test_a_short_volume_lies_in_the_grey_of_its_own_background():
+    rows = pd.DataFrame({"mean": [100.0], "std": [40.0], "low": [1.0], "high": [250.0]})
+    found = {
+        name: outside(rows, replace(SPEC, normalisation=name, window=(-1000, 400))).tolist()
+        for name in ("window", "zscore", "percentile")
+    }
+    assert found == {"window": [-1000], "zscore": [1], "percentile": [1]}
 
 
 def test_default_workers():
