@@ -14,7 +14,7 @@ from medclr.errors import UsageError
 _CROP_SCALE = "smallest and largest share of the patch that a view shows"
 _WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists them (default: none)"
 
-Arm = Literal["scratch", "simclr-linear", "simclr-full", "pca"]
+Arm = Literal["scratch", "simclr-linear", "simclr-lp-ft", "simclr-full", "pca"]
 
 
 def _say(default: Any, text: str) -> Any:
@@ -237,6 +237,9 @@ class LabelsConfig:
     spec: Path | None = _say(
         None, "data spec of the public set whose own table --labels is (default: that of the encoder)"
     )
+    projector_layer: int = _say(
+        0, "hidden layers of the projector that the classifier keeps, 1 as in SimCLRv2; 0 is the encoder alone"
+    )
     epochs: int = _say(30, "passes over the labelled volumes when the whole network is trained")
     batch_size: int = _say(64, "volumes per step when the whole network is trained")
     lr: float = _say(1e-3, "peak learning rate when the whole network is trained")
@@ -250,6 +253,7 @@ class LabelsConfig:
 
     def __post_init__(self) -> None:
         _check_ranges(self, epochs=1, batch_size=2, lr=0, min_steps=1, max_steps=1, resamples=100, workers=0, seed=0)
+        _check_ranges(self, projector_layer=0)
         if self.min_steps > self.max_steps:
             raise UsageError(f"--min-steps {self.min_steps}: must not be above --max-steps {self.max_steps}")
 
@@ -258,7 +262,10 @@ class LabelsConfig:
 class FinetuneConfig(LabelsConfig):
     """Turn labels into a classifier, and say how good it is on patients it never saw."""
 
-    method: Literal["linear", "full"] = _say("linear", "train a linear head on frozen features, or everything")
+    method: Literal["linear", "lp-ft", "full"] = _say(
+        "linear",
+        "train a linear head on frozen features, everything (full), or first that and then everything (lp-ft)",
+    )
     init: Literal["encoder", "scratch"] = _say("encoder", "start from the encoder, or from random weights")
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -83,16 +84,22 @@ def _arms(config: EfficiencyConfig, data: Labelled) -> Mapping[str, Arm]:
 
         return arm
 
-    def whole_network(init: str) -> Arm:
+    def whole_network(init: str, of_train: NDArray[Any] | None = None) -> Arm:
+        """`of_train`: features of the training rows, for a linear probe to start from."""
+
         def arm(drawn: NDArray[np.intp], seed: int) -> NDArray[np.float64]:
-            network = data.network(init, seed)
+            network, width = data.network(init, seed)
             labelled = train_rows.iloc[drawn].reset_index(drop=True)
-            classifier = fit_full(
-                network, data.architecture.feature_dim, labelled, data.store, data.spec, data.views, config, seed
-            )
+            head = None if of_train is None else fit_linear(of_train[drawn], y[drawn], patients[drawn], seed)
+            classifier = fit_full(network, width, labelled, data.store, data.spec, data.views, config, seed, head)
             return embed_rows(classifier, test_rows, data.store, data.spec).astype(np.float64)
 
         return arm
+
+    @cache
+    def features() -> list[NDArray[Any]]:
+        network = data.network("encoder", config.seed)[0].to(training_device(config.device))
+        return [embed_rows(network, rows, data.store, data.spec) for rows in (train_rows, test_rows)]
 
     arms: dict[str, Arm] = {}
     for name in config.arms:
@@ -103,8 +110,9 @@ def _arms(config: EfficiencyConfig, data: Labelled) -> Mapping[str, Arm]:
             pixels = (pixel_rows(part, data.store, data.spec) for part in (train_rows, test_rows))
             arms[name] = on_features(*map(components, pixels))
         elif name == "simclr-linear":
-            network = data.network("encoder", config.seed).to(training_device(config.device))
-            arms[name] = on_features(*(embed_rows(network, r, data.store, data.spec) for r in (train_rows, test_rows)))
+            arms[name] = on_features(*features())
+        elif name == "simclr-lp-ft":
+            arms[name] = whole_network("encoder", features()[0])
         else:
             arms[name] = whole_network("scratch" if name == "scratch" else "encoder")
     return arms
@@ -167,11 +175,13 @@ def _context(config: EfficiencyConfig, run: Run, data: Labelled, title: str) -> 
 
     of_slices = f" of {data.spec.slices} slices, whose mean is the volume's" if data.spec.slices else ""
     steps = f"{config.min_steps} to {config.max_steps} steps"
+    layers = counted(config.projector_layer, "hidden layer")
+    below = f"Classifiers keep {layers} of its projector below their head. " if config.projector_layer else ""
     methods = [
         f"The encoder is a {a.spatial_dims}D ResNet-{a.depth} of width {a.width} that sees "
         f"{' × '.join(map(str, a.patch))} voxels{of_slices}; SimCLR trained it for {learned['epochs']} epochs at "
-        f"batch size {learned['batch_size']} and temperature {learned['temperature']}, without labels. All results are "
-        "conditional on this one encoder.",
+        f"batch size {learned['batch_size']} and temperature {learned['temperature']}, without labels. {below}All "
+        "results are conditional on this one encoder.",
         f"Each fraction of the labelled training patients was drawn {counted(config.draws, 'time')}, the smaller draws "
         "within the larger, stratified by whether a patient has any positive; all arms use the same draws. At 100% the "
         "draws are seeds.",
@@ -179,8 +189,9 @@ def _context(config: EfficiencyConfig, run: Run, data: Labelled, title: str) -> 
         "Linear arms are logistic regressions on features scaled by one number; their regularisation is chosen by "
         f"five-fold patient-grouped cross-validation inside the draw, or is C = {FIXED_STRENGTH:g} where the draw has "
         f"fewer than {FEWEST_PATIENTS} patients of a class.",
-        f"scratch and simclr-full train the whole network with AdamW at {config.lr:g} for {config.epochs} epochs, "
-        f"{steps}, at batch size {config.batch_size}; these settings are fixed, the same for both, and not tuned.",
+        "scratch, simclr-full and simclr-lp-ft, which starts from the head of simclr-linear, train the whole network "
+        f"with AdamW at {config.lr:g} for {config.epochs} epochs, {steps}, at batch size {config.batch_size}; these "
+        "settings are fixed, the same for all, and not tuned.",
         "pca is a logistic regression on the principal components of the pixels of all volumes outside the val and "
         "test patients.",
         f"Intervals are from {config.resamples:,} resamples of test {'patients' if known else 'images'} and draws "

@@ -40,6 +40,7 @@ class Labelled:
     Attributes:
         table: labelled rows; manifest: all rows; store, spec: where and how to read them.
         encoder: the pre-trained one; its architecture also serves a start from scratch.
+        projector_layer: hidden layers of its projector that a classifier keeps.
         scans: what the volumes were prepared from, where that is known.
         verdict: of the leakage check.
         near: how many test images are near-duplicates of what pre-training saw; None where that is not known.
@@ -50,6 +51,7 @@ class Labelled:
     store: Store
     spec: DataSpec
     encoder: Encoder
+    projector_layer: int
     scans: Path | None
     verdict: Verdict
     near: int | None
@@ -75,12 +77,16 @@ class Labelled:
         """Augmentations for training a whole network on labels."""
         return build_views(self.spec.preset, self.spec.spatial_dims, self.spec.laterality, scale=FINETUNE_CROP)
 
-    def network(self, init: str, seed: int) -> torch.nn.Module:
-        """A fresh copy of the encoder, or one of the same architecture with random weights."""
+    def network(self, init: str, seed: int) -> tuple[torch.nn.Module, int]:
+        """What a head sits on, and the length of its features: a fresh copy of the encoder and the layers of the
+        projector that are kept, or an encoder of the same architecture with random weights.
+        """
         if init == "encoder":
-            return copy.deepcopy(self.encoder.network)
+            kept = self.encoder.bundle.middle(self.projector_layer)
+            widths = [layer.out_features for layer in kept if isinstance(layer, torch.nn.Linear)]
+            return copy.deepcopy(kept), [self.architecture.feature_dim, *widths][-1]
         torch.manual_seed(seed)
-        return build_encoder(self.architecture)
+        return build_encoder(self.architecture), self.architecture.feature_dim
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -124,6 +130,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     }
     save_classifier(run.folder / "classifier", classifier, data.architecture, {
         "spec": data.spec.to_dict(), "label": data.table.column, "classes": list(data.table.classes),
+        "projector_layer": data.projector_layer if config.init == "encoder" else 0,
     })  # fmt: skip
     run.write_json("metrics.json", metrics)
     run.write_frame("metrics.csv", pd.DataFrame([{"split": s, **m} for s, m in metrics["splits"].items()]))
@@ -150,6 +157,7 @@ def find_encoder(config: LabelsConfig, run: Run) -> Path:
 def gather(config: LabelsConfig, run: Run, source: Path) -> Labelled:
     """Load the encoder, find manifest and store, join the labels, and refuse a test set that pre-training saw."""
     encoder = load_encoder(source)
+    encoder.bundle.middle(config.projector_layer)  # raises where there is no such layer
     weights = len(encoder.bundle.encoder.state_dict()) + len(encoder.bundle.projector.state_dict())
     found = "" if config.encoder else ", the newest complete pretrain run"
     say(f"encoder: {source}{found}; all {weights} weights match")
@@ -174,7 +182,7 @@ def gather(config: LabelsConfig, run: Run, source: Path) -> Labelled:
     near = _nearly_seen(run, table, encoder, source)
     scans = config.data or paths.get("data")
     check_stock(table.rows, spec, store, scans)
-    return Labelled(table, manifest, store, spec, encoder, scans, verdict, near)
+    return Labelled(table, manifest, store, spec, encoder, config.projector_layer, scans, verdict, near)
 
 
 def sources(config: LabelsConfig, encoder: Encoder) -> list[str]:
@@ -281,23 +289,23 @@ def _classifier(
     config: FinetuneConfig, run: Run, data: Labelled, train: NDArray[np.intp]
 ) -> tuple[Classifier, dict[str, Any]]:
     rows = data.table.rows.iloc[train].reset_index(drop=True)
-    network = data.network(config.init, config.seed)
-    width = data.architecture.feature_dim
-    if config.method == "full":
-        checkpoint = run.folder / "checkpoints" / "last.ckpt"
-        report = lambda step, loss: say(f"step {step}: loss {loss:.3f}")  # noqa: E731
-        full = fit_full(
-            network, width, rows, data.store, data.spec, data.views, config, config.seed, report, checkpoint
-        )
-        return full, {"n_train": len(rows)}
-    features = embed_rows(network.to(training_device(config.device)), rows, data.store, data.spec)
-    head = fit_linear(features, rows["y"].to_numpy(), rows["patient_key"].to_numpy(), config.seed)
-    classifier = Classifier(network, width)
-    with torch.no_grad():
-        classifier.head.weight.copy_(torch.from_numpy(head.weight)[None])
-        classifier.head.bias.fill_(head.bias)
-    how = {"n_train": len(rows), "strength": head.strength, "strength_chosen": head.chosen}
-    return classifier.to(next(network.parameters()).device).eval(), how
+    network, width = data.network(config.init, config.seed)
+    head, how = None, dict[str, Any](n_train=len(rows))
+    if config.method != "full":
+        features = embed_rows(network.to(training_device(config.device)), rows, data.store, data.spec)
+        head = fit_linear(features, rows["y"].to_numpy(), rows["patient_key"].to_numpy(), config.seed)
+        how |= {"strength": head.strength, "strength_chosen": head.chosen}
+    if config.method == "linear":
+        assert head
+        classifier = Classifier(network, width)
+        classifier.set_head(head.weight, head.bias)
+        return classifier.to(next(network.parameters()).device).eval(), how
+    checkpoint = run.folder / "checkpoints" / "last.ckpt"
+    report = lambda step, loss: say(f"step {step}: loss {loss:.3f}")  # noqa: E731
+    full = fit_full(
+        network, width, rows, data.store, data.spec, data.views, config, config.seed, head, report, checkpoint
+    )
+    return full, how
 
 
 def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:

@@ -6,6 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -32,6 +35,12 @@ class Classifier(nn.Module):
         """See the class."""
         logits: Tensor = self.head(self.encoder(images))
         return logits.squeeze(1)
+
+    @torch.no_grad()
+    def set_head(self, weight: NDArray[np.floating], bias: float) -> None:
+        """Take over a head that was fitted elsewhere: weight (F,) and bias of the logit."""
+        self.head.weight.copy_(torch.from_numpy(weight)[None])
+        self.head.bias.fill_(bias)
 
 
 def save_classifier(folder: Path, classifier: Classifier, architecture: Architecture, details: dict[str, Any]) -> None:

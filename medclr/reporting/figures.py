@@ -23,10 +23,11 @@ from medclr.reporting.run import write_atomic, writing
 _STYLES: dict[str, tuple[str, str, str]] = {
     "simclr-full": ("#0072b2", "o", "-"),
     "simclr-linear": ("#d55e00", "s", "-"),
+    "simclr-lp-ft": ("#cc79a7", "v", "-."),
     "scratch": ("#606060", "^", "--"),
     "pca": ("#009e73", "D", ":"),
 }
-_SPARE_STYLES = [("#cc79a7", "v", "-."), ("#56b4e9", "P", "-"), ("#e69f00", "X", "--"), ("#8a7f00", "*", ":")]
+_SPARE_STYLES = [("#56b4e9", "P", "-"), ("#e69f00", "X", "--"), ("#8a7f00", "*", ":")]
 _INK, _RULE = "#1b1f24", "#d9dce1"
 # In a page each colour is a property of its style sheet, so that a dark page lightens it.
 _PAGE_COLOURS = {

@@ -15,6 +15,7 @@ from medclr.reporting.figures import efficiency_svg
 _MEANINGS = {
     "scratch": "the same network trained from random weights",
     "simclr-linear": "logistic regression on the frozen features of the encoder",
+    "simclr-lp-ft": "the whole network fine-tuned from the encoder and the head of simclr-linear",
     "simclr-full": "the whole network fine-tuned from the encoder",
     "pca": "logistic regression on principal components of the pixels, without any network",
 }

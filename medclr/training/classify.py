@@ -113,6 +113,7 @@ def fit_full(
     views: Views,
     config: LabelsConfig,
     seed: int,
+    head: Linear | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Classifier:
@@ -128,7 +129,9 @@ def fit_full(
         store, spec: where and how to read them.
         views: augmentations, one view a volume.
         config: epochs, batch_size, lr, min_steps, max_steps, device.
-        seed: of the order and the views; the head starts at zero.
+        seed: of the order and the views.
+        head: of a linear probe, to start from, so that features are not bent to suit a head that knows nothing (LP-FT,
+            Kumar et al. 2022); else the head starts at zero.
         on_epoch: called with steps done and the mean loss of the epoch.
         checkpoint: written after each epoch, and taken up where it is there already.
 
@@ -138,6 +141,8 @@ def fit_full(
     device = training_device(config.device)
     rows = by_slice(rows) if spec.slices else rows
     classifier = Classifier(encoder, feature_dim).to(device).train()
+    if head:
+        classifier.set_head(head.weight, head.bias)
     loader = train_loader(Blocks(rows, store, spec, views, 1, seed), config.batch_size, 0, seed)
     order = loader.batch_sampler
     assert isinstance(order, Steps)

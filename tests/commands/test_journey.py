@@ -16,6 +16,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 import medclr
@@ -371,6 +373,25 @@ def test_neighbours_of_whole_volumes_are_refused_before_anything_is_read(said, t
     assert (code, len(lines)) == (2, 1)
     assert "slices: axial" in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_fine_tuning_from_a_middle_layer_starts_at_the_linear_head(journey, tmp_path, said):
+    words = ["finetune", "--labels", "phantoms/labels.csv", "--resamples", "100", "--projector-layer", "1"]
+    weights = {}
+    for method, extra in (("linear", []), ("lp-ft", ["--lr", "0", "--min-steps", "1", "--max-steps", "1"])):
+        out = tmp_path / method
+        assert said(*words, "--method", method, *extra, "--out", str(out))[0] == 0
+        weights[method] = load_file(out / "classifier/classifier.safetensors")
+        assert record(out / "classifier/classifier.json")["projector_layer"] == 1
+    assert any(".1.weight" in name for name in weights["linear"])  # the projector's first layer
+    assert torch.equal(weights["linear"]["head.weight"], weights["lp-ft"]["head.weight"])
+    curve = ["efficiency", "--labels", "phantoms/labels.csv", "--projector-layer", "1", "--arms", "simclr-lp-ft", "pca"]
+    assert said(*curve, *CURVE, "--out", str(tmp_path / "curve"))[0] == 0
+    assert set(pd.read_csv(tmp_path / "curve/curve.csv")["arm"]) == {"simclr-lp-ft", "pca"}
+    assert "Classifiers keep 1 hidden layer of its projector" in (tmp_path / "curve/report.html").read_text()
+    code, err = said(*words[:-1], "2", "--out", str(tmp_path / "too-deep"))
+    assert code == 2
+    assert "layer 2 of the projector: choose 0 to 1" in err[-1]
 
 
 def test_corrupt_bundle_is_named(said, tmp_path):

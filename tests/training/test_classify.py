@@ -17,7 +17,7 @@ from medclr.errors import UsageError
 from medclr.metrics import auroc
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.training import classify
-from medclr.training.classify import FEWEST_PATIENTS, FIXED_STRENGTH, STRENGTHS, fit_full, fit_linear, fit_pca
+from medclr.training.classify import FEWEST_PATIENTS, FIXED_STRENGTH, STRENGTHS, Linear, fit_full, fit_linear, fit_pca
 from medclr.training.encode import embed_rows
 from medclr.transforms.presets import build_views
 
@@ -148,16 +148,25 @@ def test_pca_is_that_of_scikit_learn_and_learned_once():
 
 @pytest.fixture
 def full(material, tmp_path):
-    def run(seed=0, rows=None, network=None, on_epoch=None, checkpoint=None, **settings):
+    def run(seed=0, rows=None, network=None, head=None, on_epoch=None, checkpoint=None, **settings):
         torch.manual_seed(5)
         network = network or build_encoder(Architecture(10, 8, 2, 1, "batch", (12, 12)))
         defaults = {"labels": tmp_path, "device": "cpu", "epochs": 1, "batch_size": 8, "min_steps": 1, "max_steps": 600}
         views = build_views("xray", 2, scale=(0.7, 1.0))
         rows = material.rows if rows is None else rows
         config = LabelsConfig(**defaults | settings)
-        return fit_full(network, 64, rows, material.store, material.spec, views, config, seed, on_epoch, checkpoint)
+        return fit_full(
+            network, 64, rows, material.store, material.spec, views, config, seed, head, on_epoch, checkpoint
+        )
 
     return run
+
+
+def test_full_starts_from_a_head_that_is_given(full):
+    head = Linear(np.linspace(-1, 1, 64), 0.25, 1.0, False)
+    started = full(head=head, lr=0.0)
+    np.testing.assert_allclose(started.head.weight.detach()[0], head.weight, rtol=1e-6)
+    assert started.head.bias.item() == 0.25
 
 
 def test_full_is_deterministic_for_a_seed(full):
