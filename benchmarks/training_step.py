@@ -48,7 +48,7 @@ def main() -> None:
             encoder,
             build_projector(architecture.feature_dim, architecture.feature_dim),
             views,
-            temperature=config.temperature,
+            temperature=0.1,
             lr=2e-3,
             weight_decay=1e-4,
             warmup_steps=10,

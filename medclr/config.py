@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from medclr.errors import UsageError
 
+METHODS = {"simclr": "SimCLR", "moco": "MoCo"}  # as they are written
+
 _CROP_SCALE = "smallest and largest share of the patch that a view shows"
 _WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists them (default: none)"
 
@@ -141,10 +143,13 @@ class PrepareConfig(StoreConfig):
 
 @dataclass(frozen=True)
 class PretrainConfig(StoreConfig):
-    """Teach an encoder from unlabelled scans with SimCLR; scans and prepares first where needed."""
+    """Teach an encoder from unlabelled scans with SimCLR or MoCo; scans and prepares first where needed."""
 
     holdout: Path | None = _say(None, "label table whose val and test patients are left out of pre-training")
     label: str | None = _say(None, "label column for the online probes (default: the only one in --holdout)")
+    method: Literal["simclr", "moco"] = _say(
+        "simclr", "tell the volumes of a batch apart (simclr), or each from a queue of earlier ones (moco)"
+    )
     depth: Literal[10, 18, 34, 50, 101, 152] = _say(10, "layers of the ResNet")
     width: int = _say(16, "channels of the first stage (64 is the usual ResNet; 16 suits two CPU cores)")
     norm: Literal["batch", "group"] = _say(
@@ -156,7 +161,15 @@ class PretrainConfig(StoreConfig):
     micro_batch: int | Literal["auto"] = _say(
         "auto", "volumes encoded at a time for the gradient of the whole batch: auto for what fits, 0 for all"
     )
-    temperature: float = _say(0.1, "temperature of NT-Xent")
+    temperature: float | None = _say(None, "temperature of the loss (default: 0.1 for SimCLR, 0.2 for MoCo)")
+    queue: int | None = _say(
+        None, "with --method moco: most keys in the queue, which is cut to a quarter of the volumes (default: 65536)"
+    )
+    momentum: float | None = _say(
+        None,
+        "with --method moco: share of the momentum encoder that a step leaves (default: 0.99 to 0.999, the longer the "
+        "queue the more)",
+    )
     crop_scale: list[float] = field(default_factory=lambda: [0.3, 1.0], metadata={"help": _CROP_SCALE})
     without: list[str] = field(default_factory=list, metadata={"help": _WITHOUT})
     optimizer: Literal["auto", "lars", "adamw"] = _say(
@@ -204,6 +217,12 @@ class PretrainConfig(StoreConfig):
         )
         _check_ranges(self, checkpoint_minutes=0, health_every=1)
         _check_crop_scale(self.crop_scale)
+        for name, given in (("queue", self.queue), ("momentum", self.momentum)):
+            if given is not None and self.method != "moco":
+                raise UsageError(f"--{name} {given}: only with --method moco")
+        _check_ranges(self, queue=self.batch_size)
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise UsageError(f"--momentum {self.momentum}: must be 0 or more, and below 1")
         if self.requeue and self.out is None:
             raise UsageError("--requeue: needs --out, or the job would begin anew in another folder")
         if self.micro_batch != "auto":

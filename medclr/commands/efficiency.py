@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medclr.commands.finetune import Labelled, find_encoder, gather, sources
 from medclr.commands.prepare import check_stock
-from medclr.config import EfficiencyConfig
+from medclr.config import METHODS, EfficiencyConfig
 from medclr.data.phantoms import SCANNERS
 from medclr.errors import DataError
 from medclr.evaluation.efficiency import Arm, Cell, Curve, label_efficiency
@@ -161,7 +161,8 @@ def _write(config: EfficiencyConfig, run: Run, data: Labelled, curve: Curve) -> 
 def _context(config: EfficiencyConfig, run: Run, data: Labelled, title: str) -> dict[str, Any]:
     rows = data.table.rows
     known = bool(rows["patient_known"].all())
-    learned = data.encoder.bundle.details["hyperparameters"]
+    details = data.encoder.bundle.details
+    learned, method = details["hyperparameters"], METHODS[details["method"]]
     a = data.architecture
 
     def counts(split: str) -> dict[str, int]:
@@ -179,7 +180,7 @@ def _context(config: EfficiencyConfig, run: Run, data: Labelled, title: str) -> 
     below = f"Classifiers keep {layers} of its projector below their head. " if config.projector_layer else ""
     methods = [
         f"The encoder is a {a.spatial_dims}D ResNet-{a.depth} of width {a.width} that sees "
-        f"{' × '.join(map(str, a.patch))} voxels{of_slices}; SimCLR trained it for {learned['epochs']} epochs at "
+        f"{' × '.join(map(str, a.patch))} voxels{of_slices}; {method} trained it for {learned['epochs']} epochs at "
         f"batch size {learned['batch_size']} and temperature {learned['temperature']}, without labels. {below}All "
         "results are conditional on this one encoder.",
         f"Each fraction of the labelled training patients was drawn {counted(config.draws, 'time')}, the smaller draws "

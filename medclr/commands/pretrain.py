@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medclr import __version__
 from medclr.commands.prepare import check_stock, stock, stocked
 from medclr.commands.scan import check_inputs, check_skipped
-from medclr.config import PretrainConfig, paths_of
+from medclr.config import METHODS, PretrainConfig, paths_of
 from medclr.data.candidate import Skipped
 from medclr.data.identity import Pseudonymiser, Seen, load_key
 from medclr.data.labels import (
@@ -42,8 +42,9 @@ from medclr.reporting.run import ADDRESSES, Run, next_command
 from medclr.reporting.tracking import reach, tracking
 from medclr.training.encode import Encoder, load_encoder
 from medclr.training.health import check_views, health_check, symptoms
+from medclr.training.moco import LONGEST_QUEUE
 from medclr.training.resume import newest_checkpoint, position
-from medclr.training.trainer import pretrain_encoder
+from medclr.training.trainer import contrast, pretrain_encoder
 from medclr.transforms.presets import Views, build_views, check_without
 
 FEWEST_VOLUMES = 8  # to tell apart
@@ -52,7 +53,7 @@ FEW_PAIRS = 0.5  # share of the volumes below which --pairs changes little
 
 
 def pretrain(config: PretrainConfig) -> Encoder:
-    """Train an encoder with SimCLR on all volumes of a folder but those held out.
+    """Train an encoder with SimCLR or MoCo on all volumes of a folder but those held out.
 
     Returns:
         The encoder, as `medclr.load_encoder` gives it.
@@ -72,6 +73,7 @@ def pretrain(config: PretrainConfig) -> Encoder:
 
 def _pretrain(config: PretrainConfig) -> Encoder:
     check_inputs(config)
+    method = METHODS[config.method]
     asked = load_spec(config.spec) if config.spec else None
     check_pairs(config.pairs, asked)
     if asked:
@@ -104,7 +106,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     held = _held_out(config, run, manifest, names, spec.table)
     rows = manifest[~held].reset_index(drop=True)
     if len(rows) < FEWEST_VOLUMES:
-        raise DataError(f"{counted(len(rows), 'volume')} to learn from; SimCLR needs {FEWEST_VOLUMES} to tell apart")
+        raise DataError(f"{counted(len(rows), 'volume')} to learn from; {method} needs {FEWEST_VOLUMES} to tell apart")
     if rows["patient_key"].nunique() < 2:
         raise DataError("all volumes are of one patient, and volumes of one patient are never told apart; add patients")
     # What is learned from, one at a time.
@@ -112,6 +114,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     what = counted(len(rows), "volume") if units is rows else counted(len(units), "slice")
     if config.batch_size > len(units):
         say(f"--batch-size {config.batch_size} is more than the {what}: a batch is all of them")
+    compared = contrast(config, len(units))
     pairs = _pairs(config, units, spec)
 
     run.pin({"volumes": manifest_hash(rows), "files": _sizes(manifest, config.data)})
@@ -119,7 +122,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     measures = _Measures(run, resume is not None)
     views = _views(config, spec)
     say(
-        f"SimCLR, ResNet-{config.depth} of width {config.width}, on {what}"
+        f"{method}, ResNet-{config.depth} of width {config.width}, on {what}"
         + (_after(*position(resume)) if resume else "")
     )
     blocks = Blocks(units, store, spec, views, 2, config.seed, pairs, config.overlap)
@@ -136,7 +139,11 @@ def _pretrain(config: PretrainConfig) -> Encoder:
         seed=config.seed,
     )
     settings = {name: value for name, value in asdict(config).items() if name not in {*paths_of(config), *ADDRESSES}}
-    settings["pairs"] = pairs
+    settings |= {"pairs": pairs, **compared}
+    if config.method == "moco":
+        most, length = config.queue or LONGEST_QUEUE, compared["queue"]
+        cut = f", cut from {most:,} to whole batches in at most a quarter of the {what}" if length < most else ""
+        say(f"MoCo: momentum {compared['momentum']:.4g}, a queue of {length:,} keys{cut}")
     with tracking(config.tracking_uri, run, settings) as track, progress("pre-training") as show:
 
         def on_epoch(row: dict[str, float]) -> None:
@@ -162,7 +169,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     details = {
         "spec": spec.to_dict(),
         "axis_order": axis_order(spec),
-        "method": "simclr",
+        "method": config.method,
         "hyperparameters": settings,
         "code_version": __version__,
         "manifest_hash": manifest_hash(rows),
@@ -173,6 +180,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
         },
         "seen": seen.to_dict(),
     }
+    # Of MoCo the encoder that was learned, as He et al. 2020 transfer it; the other one lags behind.
     save_bundle(run.folder / "encoder", module.encoder, module.projector, architecture, details)
     counts = {"volumes": len(rows), "held_out_volumes": int(held.sum())}
     run.finish({**last, **counts, "manifest": details["manifest_hash"]})

@@ -40,3 +40,17 @@ def moco_loss(
             negatives = negatives.masked_fill(groups[:, None] == queue_groups, -torch.inf)
         similarity = torch.cat([positive, negatives], dim=1) / temperature
         return F.cross_entropy(similarity, q.new_zeros(len(q), dtype=torch.int64))
+
+
+def moco_chance_level(groups: Tensor, queue_groups: Tensor) -> Tensor:
+    """The loss when all projections are alike, so that the key is found by chance.
+
+    Args:
+        groups, queue_groups: (N,) and (K,) integers, as for `moco_loss`.
+
+    Returns:
+        A scalar: ln(1 + K) where no query's group is in the queue, less where keys are left out, 0 for an empty queue.
+    """
+    queue_groups = queue_groups.sort().values
+    own = torch.searchsorted(queue_groups, groups, right=True) - torch.searchsorted(queue_groups, groups)
+    return torch.log(1 + len(queue_groups) - own).mean()

@@ -164,7 +164,8 @@ def _state(encoder: nn.Module, projector: nn.Module) -> dict[str, Tensor]:
 
 def _describe(projector: nn.Module) -> dict[str, int]:
     linear = [layer for layer in projector.modules() if isinstance(layer, nn.Linear)]
-    return {"hidden": linear[0].out_features, "out": linear[-1].out_features, "layers": len(linear)}
+    normed = any(isinstance(layer, nn.BatchNorm1d) for layer in projector.modules())
+    return {"hidden": linear[0].out_features, "out": linear[-1].out_features, "layers": len(linear), "norm": normed}
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """SimCLR (Chen et al. 2020) as a thin Lightning module: views, encode, project, loss, log."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class SimCLR(LightningModule):
         micro_batch: volumes that each rank encodes at a time, all views of them; 0 for all; None for what fits.
         tell: gets a line that the user should read.
     """
+
+    learned = slice(None)  # the views that the encoder learns from
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class SimCLR(LightningModule):
             self.optimizers().step()  # type: ignore[union-attr]  # there is one of each
             self.lr_schedulers().step()  # type: ignore[union-attr]
         n = len(batch["row"])
-        chance = chance_level(gathered(batch["patient"].to(self.device)))
+        chance = self.chance(gathered(batch["patient"].to(self.device)))
         # For Checkpoints, which keeps the sums of an epoch over an interruption.
         self.log("loss", loss, on_step=True, logger=False, batch_size=n)
         self.log("chance", chance, on_step=True, logger=False, batch_size=n)
@@ -93,6 +96,10 @@ class SimCLR(LightningModule):
             self.micro_batch = -(-at_once // 2)
             self.tell(f"out of memory: from now on {self.micro_batch} volumes are encoded at a time")
 
+    def chance(self, patients: Tensor) -> Tensor:
+        """The loss of a batch of these patients, over all ranks, when all projections are alike."""
+        return chance_level(patients)
+
     def configure_optimizers(self) -> Any:
         """The optimiser with warm-up and cosine, one tick a step."""
         optimizer = OPTIMIZERS[self.optimizer](self, self.lr, self.weight_decay)
@@ -116,23 +123,29 @@ class SimCLR(LightningModule):
         return min(self.micro_batch or n, n)
 
     def _accumulate(self, batch: Batch, at_once: int, backward: Callable[[Tensor], None] = Tensor.backward) -> Tensor:
-        n, patients = len(batch["row"]), gathered(batch["patient"].to(self.device))
+        n = len(batch["row"])
         # Of one size, so that none is left with a volume or two for its batch norm.
         parts = [slice(int(p[0]), int(p[-1]) + 1) for p in torch.arange(n).tensor_split(-(-n // at_once))]
+        loss_of = self._loss_of(batch, parts)
+        return accumulate(
+            self.encoder, self.projector, parts, lambda part: self._images(batch, part, self.learned), loss_of, backward
+        )
+
+    def _loss_of(self, batch: Batch, parts: Sequence[slice]) -> Callable[[Tensor], Tensor]:
+        """From the features of the learned views of this rank's batch to the loss of the whole one."""
+        patients = gathered(batch["patient"].to(self.device))
 
         def loss_of(features: Tensor) -> Tensor:
             z = self.projector(gathered(features)).unflatten(0, (-1, 2))
             return nt_xent(z[:, 0], z[:, 1], self.temperature, groups=patients)
 
-        return accumulate(
-            self.encoder, self.projector, parts, lambda part: self._images(batch, part), loss_of, backward
-        )
+        return loss_of
 
-    def _images(self, batch: Batch, items: slice) -> Tensor:
-        """Views (M * V, C, *patch) of some volumes of a batch, those of one volume side by side."""
+    def _images(self, batch: Batch, items: slice | Tensor, views: slice) -> Tensor:
+        """Some views (M * V, C, *patch) of some volumes of a batch, those of one volume side by side."""
 
         def here(value: Tensor) -> Tensor:
-            return value[items].to(self.device, non_blocking=True).flatten(0, 1)
+            return value[items][:, views].to(self.device, non_blocking=True).flatten(0, 1)
 
         params = {name: here(value) for name, value in batch["params"].items()}
         # Autocast would blur in bfloat16.
@@ -144,19 +157,20 @@ class SimCLR(LightningModule):
         self.started = True
         n = len(batch["row"])
         if self.micro_batch is None:
-            fit = volumes_that_fit(self.encoder, lambda m: self._images(batch, slice(m)), n, self.device)
+            fit = volumes_that_fit(self.encoder, lambda m: self._images(batch, slice(m), self.learned), n, self.device)
             # The ranks go in step, so the smallest device decides.
             self.micro_batch = int(gathered(torch.tensor([fit], device=self.device)).min())
         at_once = self._at_once(batch)
         if at_once < n:
             self.tell(f"encoding {at_once} of {n} volumes at a time; the loss and its gradient are of all together")
             if batch_norms(self.encoder):
+                apart = self._halving(batch, at_once) if at_once > 1 else math.nan
                 self.tell(
                     f"batch norm takes its statistics from {at_once} volumes at a time, not from {n}"
                     + (
                         f": from {-(-at_once // 2)} instead of {at_once}, this step's gradient would differ by "
-                        f"{self._halving(batch, at_once):.0%}"
-                        if at_once > 1
+                        f"{apart:.0%}"
+                        if math.isfinite(apart)
                         else ""
                     )
                     + "; with --norm group it is exact"
@@ -165,7 +179,7 @@ class SimCLR(LightningModule):
     def _halving(self, batch: Batch, at_once: int) -> float:
         """How far the encoder's gradient moves, relative to its norm, when batch norm sees half as many volumes.
 
-        Of one micro-batch, which fits in one piece; a whole batch does not.
+        Of one micro-batch, which fits in one piece; a whole batch does not. NaN where there is no gradient.
         """
         first = {name: value[:at_once] for name, value in batch.items() if name != "params"}
         first["params"] = {name: value[:at_once] for name, value in batch["params"].items()}
@@ -173,7 +187,9 @@ class SimCLR(LightningModule):
         gradients = []
         for size in (at_once, -(-at_once // 2)):
             self.zero_grad()
-            self._accumulate(first, size)
+            # A resumed run measures again, and must draw no more numbers than one that was not interrupted.
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                self._accumulate(first, size)
             found = [p.grad for p in self.encoder.parameters() if p.grad is not None]
             gradients.append(torch.cat([g.flatten() for g in found]))
         for name, value in self.named_buffers():

@@ -1,4 +1,4 @@
-"""From a config to a trained SimCLR, by Lightning; takes up an interrupted run by itself."""
+"""From a config to a trained SimCLR or MoCo, by Lightning; takes up an interrupted run by itself."""
 
 import logging
 import socket
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
@@ -19,10 +19,13 @@ from medclr.models.encoder import Architecture, build_encoder
 from medclr.models.projector import build_projector
 from medclr.training.checkpoints import Checkpoints, Signals
 from medclr.training.encode import training_device
+from medclr.training.moco import MoCo, default_momentum, queue_length
 from medclr.training.optim import recipe
 from medclr.training.resume import SafeCheckpointIO
 from medclr.training.simclr import SimCLR
 from medclr.transforms.presets import Views
+
+TEMPERATURES = {"simclr": 0.1, "moco": 0.2}  # MoCo: Chen, Fan, Girshick and He 2020, section 3
 
 Row = dict[str, float]
 
@@ -39,7 +42,7 @@ def pretrain_encoder(
     resume: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[SimCLR, Architecture]:
-    """Train an encoder with SimCLR.
+    """Train an encoder with SimCLR or MoCo.
 
     Args:
         config: of the command.
@@ -70,11 +73,13 @@ def pretrain_encoder(
     optimizer, lr, weight_decay, warmup_epochs = recipe(config, batch_size)
     device = training_device(config.device)
     architecture = Architecture(config.depth, config.width, spec.spatial_dims, 1, config.norm, spec.patch)
-    module = SimCLR(
+    kind, width = MoCo if config.method == "moco" else SimCLR, architecture.feature_dim
+    module = kind(
         build_encoder(architecture),
-        build_projector(architecture.feature_dim, architecture.feature_dim, layers=config.projector_layers),
+        # The head of MoCo v2 has no batch norm, which over a whole batch would undo the shuffling of keys.
+        build_projector(width, width, layers=config.projector_layers, norm=kind is SimCLR),
         views,
-        temperature=config.temperature,
+        **contrast(config, len(blocks)),
         optimizer=optimizer,
         lr=lr,
         weight_decay=weight_decay,
@@ -106,6 +111,24 @@ def pretrain_encoder(
         finally:
             _drop_host(folder / "tensorboard")
     return module.cpu().eval(), architecture
+
+
+def contrast(config: PretrainConfig, n_volumes: int) -> dict[str, Any]:
+    """What a method compares with: the temperature and, for MoCo, the queue, its momentum and the seed of its order.
+
+    Args:
+        config: of the command; where it leaves something open there is a default.
+        n_volumes: to learn from.
+
+    Raises:
+        UsageError: they are too few for a queue.
+    """
+    temperature = TEMPERATURES[config.method] if config.temperature is None else config.temperature
+    if config.method == "simclr":
+        return {"temperature": temperature}
+    queue = queue_length(config.queue, n_volumes, config.batch_size)
+    momentum = default_momentum(queue, config.batch_size) if config.momentum is None else config.momentum
+    return {"temperature": temperature, "queue": queue, "momentum": momentum, "seed": config.seed}
 
 
 def _precision(choice: str, device: torch.device) -> Literal["bf16-mixed", "32-true"]:

@@ -72,7 +72,7 @@ def test_a_changed_run_is_refused_and_keeps_what_it_had(stopped, said):
     before = contents("runs/a")
     code, text = said(*WORDS, "--temperature", "0.2", "--batch-size", "3")
     assert code == 2
-    assert "holds a run with batch_size 4, not 3; temperature 0.1, not 0.2. To go on, use another --out" in text
+    assert "holds a run with batch_size 4, not 3; temperature unset, not 0.2. To go on, use another --out" in text
     scan = Path("scans/3.nii").read_bytes()
     for change in (lambda: Path("scans/3.nii").write_bytes(scan + b"more"), Path("scans/3.nii").unlink):
         change()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medclr.losses import moco_loss
+from medclr.losses import moco_chance_level, moco_loss
 
 
 def naive(q, k, queue, temperature, groups=None, queue_groups=None):
@@ -53,6 +53,16 @@ def test_closed_forms():
     assert moco_loss(alike, alike, alike.repeat(5, 1), 0.07).item() == pytest.approx(math.log(16))
     patient = torch.zeros(3, dtype=torch.int64)
     assert moco_loss(alike, alike, alike, 0.07, patient, patient).item() == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(groups=st.lists(st.integers(0, 3), min_size=1, max_size=6), queue_groups=st.lists(st.integers(0, 3), max_size=9))
+def test_the_chance_level_is_the_loss_of_projections_that_are_all_alike(groups, queue_groups):
+    n, length = len(groups), len(queue_groups)
+    groups, queue_groups = torch.tensor(groups), torch.tensor(queue_groups, dtype=torch.int64)
+    alike = torch.ones(n, 3, dtype=torch.float64)
+    loss = moco_loss(alike, alike, torch.ones(length, 3, dtype=torch.float64), 0.1, groups, queue_groups)
+    assert moco_chance_level(groups, queue_groups).item() == pytest.approx(loss.item(), abs=1e-6)
 
 
 def test_only_queries_have_a_gradient_and_it_is_right():

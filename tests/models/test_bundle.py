@@ -29,10 +29,10 @@ DETAILS = {
 }
 
 
-def write(folder, architecture=ARCHITECTURE, details=DETAILS, layers=2):
+def write(folder, architecture=ARCHITECTURE, details=DETAILS, layers=2, norm=True):
     torch.manual_seed(len(folder.name))
     encoder = build_encoder(architecture)
-    projector = build_projector(architecture.feature_dim, hidden=24, out=8, layers=layers)
+    projector = build_projector(architecture.feature_dim, hidden=24, out=8, layers=layers, norm=norm)
     # Running statistics that a fresh network does not have.
     projector(encoder(torch.rand(4, 1, *architecture.patch)))
     save_bundle(folder, encoder, projector, architecture, details)
@@ -115,12 +115,22 @@ def test_the_middle_of_the_projector_can_be_taken_back(tmp_path, layers):
             loaded.middle(wrong)
 
 
+def test_a_projector_without_norm_comes_back_as_it_was(tmp_path):
+    encoder, projector = write(tmp_path / "encoder", norm=False)
+    loaded = load_bundle(tmp_path / "encoder")
+    batch = torch.rand(3, 1, 16, 16)
+    features = encoder.eval()(batch)
+    torch.testing.assert_close(loaded.projector(features), projector(features))
+    hidden = (features @ projector[0].weight.T + projector[0].bias).clamp(min=0)
+    torch.testing.assert_close(loaded.middle(1)(batch), hidden)
+
+
 def test_it_holds_all_that_new_data_need_in_strict_json_and_two_files(saved):
     assert sorted(p.name for p in saved.iterdir()) == ["encoder.json", "encoder.safetensors"]
     record = json.loads((saved / "encoder.json").read_text(), parse_constant=pytest.fail)
     assert record["schema_version"] == 1
     assert record["architecture"]["patch"] == [16, 16]
-    assert record["projector"] == {"hidden": 24, "out": 8, "layers": 2}
+    assert record["projector"] == {"hidden": 24, "out": 8, "layers": 2, "norm": True}
     assert record["spec"]["spacing_mm"] == [1.0, None]
     loaded = load_bundle(saved)
     assert loaded.details.keys() == DETAILS.keys()

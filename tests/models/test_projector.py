@@ -23,6 +23,12 @@ def test_hidden_layers_are_normalised_and_rectified_and_the_last_is_plain():
     assert last.out_features == 128
 
 
+def test_without_norm_hidden_layers_have_a_bias():
+    projector = build_projector(32, hidden=16, layers=3, norm=False)
+    assert [type(layer) for layer in projector] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+    assert [layer.bias is not None for layer in projector if isinstance(layer, nn.Linear)] == [True] * 3
+
+
 @pytest.mark.parametrize("layers", [0, 5])
 def test_other_numbers_of_layers_are_refused(layers):
     with pytest.raises(UsageError, match=f"{layers} layers"):
