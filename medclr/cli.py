@@ -33,7 +33,8 @@ from medclr.config import (
     PreviewConfig,
     ScanConfig,
 )
-from medclr.errors import Interrupted, MedclrError, UsageError
+from medclr.errors import Elsewhere, Interrupted, MedclrError, UsageError
+from medclr.training.ranks import place
 
 
 @dataclass(frozen=True)
@@ -334,7 +335,10 @@ def _verdict(error: BaseException, config: Any) -> tuple[int, str]:
         again = "with --out set to this run's folder " if dated else ""
         return code, f"medclr: interrupted; run the same command again {again}to continue"
     if isinstance(error, _BadFlags):
-        return error.exit_code, str(error)
+        # Of several processes with the same flags, one says so.
+        return error.exit_code, str(error) if place().first else ""
+    if isinstance(error, Elsewhere):
+        return error.exit_code, ""
     if isinstance(error, MedclrError):
         return error.exit_code, f"medclr: {error}"
     if isinstance(error, BrokenPipeError) and _reader_gone():

@@ -113,6 +113,14 @@ class TooManySkipped(MedclrError):
     exit_code = 3
 
 
+class Elsewhere(MedclrError):
+    """Another process of this run has failed, or was told to stop, and says so: this one ends without a word."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this run has ended")
+        self.exit_code = exit_code
+
+
 class Unreadable(MedclrError):
     """One item that cannot become a volume: a reason code of REASONS and one line."""
 

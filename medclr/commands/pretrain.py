@@ -1,10 +1,12 @@
 """`medclr pretrain`: from a folder of unlabelled scans to an encoder bundle."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from medclr.data.manifest import read_skipped
 from medclr.data.pairs import Pairs, check_pairs, share_of_pairs, suggest_pairs
 from medclr.data.pool import n_cores
 from medclr.data.slices import by_slice
-from medclr.data.spec import DataSpec, load_spec
+from medclr.data.spec import DataSpec, load_spec, parse_spec
 from medclr.data.store import Store
 from medclr.errors import DataError, Interrupted, MedclrError, UsageError
 from medclr.models.bundle import save_bundle
@@ -43,6 +45,7 @@ from medclr.reporting.tracking import reach, tracking
 from medclr.training.encode import Encoder, load_encoder
 from medclr.training.health import check_views, health_check, symptoms
 from medclr.training.moco import LONGEST_QUEUE
+from medclr.training.ranks import Ranks, together
 from medclr.training.resume import newest_checkpoint, position
 from medclr.training.trainer import contrast, pretrain_encoder
 from medclr.transforms.presets import Views, build_views, check_without
@@ -55,23 +58,37 @@ FEW_PAIRS = 0.5  # share of the volumes below which --pairs changes little
 def pretrain(config: PretrainConfig) -> Encoder:
     """Train an encoder with SimCLR or MoCo on all volumes of a folder but those held out.
 
+    Of several processes that torchrun or srun has started, the first prepares, speaks, measures and writes.
+
     Returns:
         The encoder, as `medclr.load_encoder` gives it.
 
     Raises:
         Interrupted: by a signal; the state is saved, and the same config goes on from it.
+        Elsewhere: another process of the run failed, or was interrupted, and says so.
     """
-    if config.requeue and "SLURM_JOB_ID" not in os.environ:
-        raise UsageError("--requeue: this is no SLURM job (SLURM_JOB_ID is not set); leave it out")
-    try:
-        return _pretrain(config)
-    except Interrupted as stop:
-        if config.requeue and stop.signum == signal.SIGUSR1:
-            _requeue()
-        raise
+    with together() as ranks:
+        first = ranks.place.first
+        ranks.check_same(config)
+        if config.requeue and "SLURM_JOB_ID" not in os.environ:
+            raise UsageError("--requeue: this is no SLURM job (SLURM_JOB_ID is not set); leave it out")
+        try:
+            return _pretrain(config, ranks) if first else _follow(config, ranks)
+        except Interrupted as stop:
+            if config.requeue and stop.signum == signal.SIGUSR1 and first:
+                _requeue()
+            raise
 
 
-def _pretrain(config: PretrainConfig) -> Encoder:
+def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
+    world = ranks.place.world
+    if config.batch_size % world:
+        below = config.batch_size // world * world
+        raise UsageError(
+            f"--batch-size {config.batch_size}: {world} processes cannot share it evenly; give "
+            + (f"{below} or " if below else "")
+            + f"{below + world}"
+        )
     check_inputs(config)
     method = METHODS[config.method]
     asked = load_spec(config.spec) if config.spec else None
@@ -84,6 +101,8 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     say(f"run folder: {run.folder}")
     if run.complete:
         say(f"{run.folder} is complete already; use another --out to train again")
+        ranks.tell("job", json.dumps({"folder": str(run.folder), "complete": True}).encode())
+        ranks.tell("done", b"")
         return load_encoder(run.folder)
     # Wrong tables and addresses are found now, not after hours of preparing volumes.
     if config.tracking_uri is not None:
@@ -112,8 +131,11 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     # What is learned from, one at a time.
     units = by_slice(rows) if spec.slices else rows
     what = counted(len(rows), "volume") if units is rows else counted(len(units), "slice")
+    if len(units) < world:
+        raise UsageError(f"{what} for {world} processes; start {len(units)} at most")
     if config.batch_size > len(units):
-        say(f"--batch-size {config.batch_size} is more than the {what}: a batch is all of them")
+        most = f"{len(units) // world * world} of them" if len(units) % world else "all of them"
+        say(f"--batch-size {config.batch_size} is more than the {what}: a batch is {most}")
     compared = contrast(config, len(units))
     pairs = _pairs(config, units, spec)
 
@@ -123,6 +145,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     views = _views(config, spec)
     say(
         f"{method}, ResNet-{config.depth} of width {config.width}, on {what}"
+        + (f", by {world} processes" if world > 1 else "")
         + (_after(*position(resume)) if resume else "")
     )
     blocks = Blocks(units, store, spec, views, 2, config.seed, pairs, config.overlap)
@@ -144,6 +167,9 @@ def _pretrain(config: PretrainConfig) -> Encoder:
         most, length = config.queue or LONGEST_QUEUE, compared["queue"]
         cut = f", cut from {most:,} to whole batches in at most a quarter of the {what}" if length < most else ""
         say(f"MoCo: momentum {compared['momentum']:.4g}, a queue of {length:,} keys{cut}")
+    job = {"folder": str(run.folder), "store": str(store.root), "spec": spec.to_dict(), "pairs": pairs}
+    ranks.tell("rows", rows.drop(columns="source").to_parquet(index=False))
+    ranks.tell("job", json.dumps(job | {"complete": False, "resume": str(resume) if resume else None}).encode())
     with tracking(config.tracking_uri, run, settings) as track, progress("pre-training") as show:
 
         def on_epoch(row: dict[str, float]) -> None:
@@ -162,6 +188,7 @@ def _pretrain(config: PretrainConfig) -> Encoder:
             on_epoch,
             resume,
             say,
+            ranks,
         )
     last = measures.rows[-1]
     n_unknown = int((~rows["patient_known"]).sum())
@@ -186,7 +213,33 @@ def _pretrain(config: PretrainConfig) -> Encoder:
     run.finish({**last, **counts, "manifest": details["manifest_hash"]})
     _tell(config, run, measures)
     check_skipped(config, manifest, skipped)
+    ranks.tell("done", b"")
     return load_encoder(run.folder)
+
+
+def _follow(config: PretrainConfig, ranks: Ranks) -> Encoder:
+    """What the other processes do: wait for the first to prepare, and train with it."""
+    job = json.loads(ranks.hear("job"))
+    folder = Path(job["folder"])
+    if not job["complete"]:
+        spec, store = parse_spec(job["spec"], "the first process"), Store(Path(job["store"]))
+        rows = pd.read_parquet(BytesIO(ranks.hear("rows")))
+        views = _views(config, spec)
+        units = by_slice(rows) if spec.slices else rows
+        pretrain_encoder(
+            config,
+            spec,
+            views,
+            Blocks(units, store, spec, views, 2, config.seed, job["pairs"], config.overlap),
+            folder,
+            n_cores(),
+            lambda module: {},
+            lambda row: None,
+            Path(job["resume"]) if job["resume"] else None,
+            ranks=ranks,
+        )
+    ranks.hear("done")
+    return load_encoder(folder)
 
 
 def _views(config: PretrainConfig, spec: DataSpec) -> Views:

@@ -148,11 +148,19 @@ class Blocks(Dataset[Batch]):
 class Steps(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, row) for a number of steps, from any step on: each epoch another order, drawn from the seed.
 
-    Only whole batches are given, so that every step of SimCLR sees the same number of negatives.
+    Only whole batches are given, so that every step of SimCLR sees the same number of negatives. Of several processes,
+    each gets its share of every batch.
+
+    Args:
+        n_rows: to choose from, at least as many as processes.
+        batch_size: of all processes together; no more than there are rows.
+        seed: of the orders.
+        rank: of this process; world: how many there are.
     """
 
-    def __init__(self, n_rows: int, batch_size: int, seed: int) -> None:
-        self.n_rows, self.batch_size, self.seed = n_rows, min(batch_size, n_rows), seed
+    def __init__(self, n_rows: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.n_rows, self.seed, self.rank, self.world = n_rows, seed, rank, world
+        self.batch_size = min(batch_size, n_rows) // world * world
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -166,14 +174,17 @@ class Steps(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         # View numbers are small: the largest 32-bit one is free for the order of the epoch.
         order = view_rng(self.seed, self.epoch, 0, 2**32 - 1).permutation(self.n_rows)
+        share = self.batch_size // self.world
         for step in range(self.start, len(self)):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            rows = order[step * self.batch_size + self.rank * share :][:share]
             yield [(self.epoch, int(row)) for row in rows]
 
 
-def train_loader(blocks: Blocks, batch_size: int, workers: int, seed: int) -> "DataLoader[Batch]":
+def train_loader(
+    blocks: Blocks, batch_size: int, workers: int, seed: int, rank: int = 0, world: int = 1
+) -> "DataLoader[Batch]":
     """A loader whose batches and views depend on nothing but the seed and the epoch that its Steps was last told."""
-    return _loader(blocks, Steps(len(blocks), batch_size, seed), workers)
+    return _loader(blocks, Steps(len(blocks), batch_size, seed, rank, world), workers)
 
 
 def eval_loader(blocks: Blocks, workers: int, batch_size: int = 256) -> "DataLoader[Batch]":

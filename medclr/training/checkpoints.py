@@ -16,6 +16,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from medclr.data.loader import Batch, Steps
 from medclr.errors import Interrupted, MedclrError
+from medclr.training.ranks import Ranks
 from medclr.training.resume import checkpoint_name, prune
 
 AVERAGED = ("loss", "chance")  # what a module logs at each step, and an epoch's row gives as the mean of
@@ -69,17 +70,19 @@ class Checkpoints(Callback):
     """Saves the state of a run after every epoch, every so many minutes within one, and when it is told to stop.
 
     A state is "so many steps of this epoch are done": weights, optimiser, schedule, random state, and the sums behind
-    the epoch's row. With all steps done, the epoch has still to be measured and told.
+    the epoch's row. With all steps done, the epoch has still to be measured and told. Of several processes, all save
+    and stop after the same step, whichever got the signal; the first one writes.
 
     Args:
         folder: run folder.
         order: of the batches; told where to start.
         minutes: most that a kill may cost; 0 saves after every step.
         signals: in force while the trainer fits.
+        ranks: the processes that train together.
     """
 
-    def __init__(self, folder: Path, order: Steps, minutes: float, signals: Signals) -> None:
-        self.folder, self.order, self.minutes, self.signals = folder, order, minutes, signals
+    def __init__(self, folder: Path, order: Steps, minutes: float, signals: Signals, ranks: Ranks) -> None:
+        self.folder, self.order, self.minutes, self.signals, self.ranks = folder, order, minutes, signals, ranks
         self.epoch, self.step = 0, 0
         self.sums = dict.fromkeys(AVERAGED, 0.0)
         self.saved = time.monotonic()
@@ -96,11 +99,15 @@ class Checkpoints(Callback):
             self.signals.at_once = True
             self.signals.check()
             yield
+        except Interrupted:
+            pass  # and raised again below, on all ranks
         finally:
             self.signals.at_once = False
             _set_random_state(random)
-            if self.signals.noted:
-                self._save(trainer)
+        self._agree()
+        if self.signals.noted:
+            self._save(trainer)
+        self.signals.check()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Lightning has put its own handlers before ours: they end the process with code 0, and save in mid-step.
@@ -115,7 +122,7 @@ class Checkpoints(Callback):
             raise MedclrError(_diverged(f"the loss is {values['loss']} in epoch {self.epoch + 1}"))
         self.step += 1
         self.sums = {name: total + values[name] for name, total in self.sums.items()}
-        due = time.monotonic() - self.saved >= 60 * self.minutes
+        due = self._agree(self.ranks.place.first and time.monotonic() - self.saved >= 60 * self.minutes)
         if self.step == len(self.order):
             self._check_finite(trainer, module)
         if due or self.signals.noted:
@@ -128,6 +135,7 @@ class Checkpoints(Callback):
         # Lightning tells only samplers of single rows which epoch it is.
         self.order.set_epoch(self.epoch)
         self._save(trainer)
+        self._agree()
         self.signals.check()
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -147,9 +155,15 @@ class Checkpoints(Callback):
         # Now, not when the epoch starts: loader processes ask for their first batches before that.
         self.order.set_epoch(self.epoch, self.step)
 
+    def _agree(self, due: bool = False) -> bool:
+        """A signal that one rank noted is noted by all; gives whether any is due to save."""
+        self.signals.noted, due_anywhere = self.ranks.largest(self.signals.noted, due)
+        return bool(due_anywhere)
+
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.folder / "checkpoints" / checkpoint_name(self.epoch, self.step))
-        prune(self.folder)
+        if self.ranks.place.first:
+            prune(self.folder)
         self.saved = time.monotonic()
 
     def _check_finite(self, trainer: Trainer, module: LightningModule) -> None:

@@ -161,12 +161,17 @@ class SimCLR(LightningModule):
             # The ranks go in step, so the smallest device decides.
             self.micro_batch = int(gathered(torch.tensor([fit], device=self.device)).min())
         at_once = self._at_once(batch)
-        if at_once < n:
-            self.tell(f"encoding {at_once} of {n} volumes at a time; the loss and its gradient are of all together")
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        if at_once < n * ranks:
+            self.tell(
+                f"encoding {at_once} of {n * ranks} volumes at a time"
+                + (f" on each of {ranks} devices" if ranks > 1 else "")
+                + "; the loss and its gradient are of all together"
+            )
             if batch_norms(self.encoder):
                 apart = self._halving(batch, at_once) if at_once > 1 else math.nan
                 self.tell(
-                    f"batch norm takes its statistics from {at_once} volumes at a time, not from {n}"
+                    f"batch norm takes its statistics from {at_once} volumes at a time, not from {n * ranks}"
                     + (
                         f": from {-(-at_once // 2)} instead of {at_once}, this step's gradient would differ by "
                         f"{apart:.0%}"

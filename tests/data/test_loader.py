@@ -183,6 +183,20 @@ def test_a_batch_is_at_most_all_rows():
     assert [len(batch) for batch in Steps(3, 64, 0)] == [3]
 
 
+@pytest.mark.parametrize(("n_rows", "batch_size", "same_as"), [(23, 6, 6), (23, 64, 21), (20, 64, 18)])
+def test_processes_share_every_batch(n_rows, batch_size, same_as):
+    """In the order of the ranks, the shares are the batch that one would have had; fewer rows are shared evenly."""
+    shares = [Steps(n_rows, batch_size, 5, rank, 3) for rank in range(3)]
+    alone = Steps(n_rows, same_as, 5)
+    for steps in (*shares, alone):
+        steps.set_epoch(2, start=1 if batch_size < n_rows else 0)
+    assert {len(steps) for steps in shares} == {len(alone)}
+    found = [[item for part in parts for item in part] for parts in zip(*shares, strict=True)]
+    assert found == list(alone)
+    assert found
+    assert {len(part) for steps in shares for part in steps} == {same_as // 3}
+
+
 def test_a_batch_holds_what_it_says(stock):
     rows, store = stock
     (batch,) = batches(stock, 0, 0, batch_size=12)

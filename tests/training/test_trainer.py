@@ -7,9 +7,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from medclr.config import PretrainConfig
 from medclr.data.loader import Blocks
-from medclr.errors import MedclrError
+from medclr.errors import MedclrError, UsageError
 from medclr.training import simclr
 from medclr.training import trainer as module
+from medclr.training.ranks import Place
 from medclr.training.resume import SafeCheckpointIO, checkpoints, newest_checkpoint
 from medclr.training.simclr import SimCLR
 from medclr.training.trainer import pretrain_encoder
@@ -177,6 +178,36 @@ def test_precision_is_as_asked_and_float32_on_a_cpu(train):
     for precision in ("auto", "float32", "bf16"):
         train(precision, epochs=1, precision=precision, health=health)
     assert seen == ["32-true", "32-true", "bf16-mixed"]
+
+
+@pytest.mark.parametrize(
+    ("here", "seen", "index"),
+    [
+        (Place(), 8, 0),
+        (Place(5, 8, 1, 4), 4, 1),
+        (Place(5, 8, 1, 4, by_srun=True), 4, 1),
+        # srun can show each task one GPU.
+        (Place(5, 8, 1, 4, by_srun=True), 1, 0),
+        (Place(5, 8, 1, 4), 1, None),
+        (Place(7, 8, 3, 4, by_srun=True), 3, None),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own(monkeypatch, here, seen, index):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    assert module._own(torch.device("cpu"), here) == torch.device("cpu")
+    if index is None:
+        with pytest.raises(UsageError, match=f"4 processes on a machine where torch sees {seen} GPU"):
+            module._own(torch.device("cuda"), here)
+    else:
+        assert module._own(torch.device("cuda"), here) == torch.device("cuda", index)
+
+
+def test_a_batch_job_is_trained_in_without_srun(train, monkeypatch):
+    """Lightning would take SLURM_NTASKS for a step, and wait for others or refuse."""
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    _, rows, _ = train(epochs=1)
+    assert len(rows) == 1
 
 
 def test_the_gradient_is_clipped_once_and_whole(train, monkeypatch):
