@@ -154,7 +154,7 @@ def _own(device: torch.device, here: Place) -> torch.device:
     index = 0 if here.by_srun and seen == 1 else here.local
     if index >= seen:
         raise UsageError(
-            f"{here.neighbours} processes on a machine where torch sees {seen} GPU{'' if seen == 1 else 's'}; start one for each, or give "
+            f"{here.neighbours} processes on a machine where torch sees {seen} GPUs; start one for each, or give "
             "--device cpu"
         )
     return torch.device("cuda", index)

@@ -196,7 +196,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, here, seen, index):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
     assert module._own(torch.device("cpu"), here) == torch.device("cpu")
     if index is None:
-        with pytest.raises(UsageError, match=f"4 processes on a machine where torch sees {seen} GPU"):
+        with pytest.raises(UsageError, match=f"4 processes on a machine where torch sees {seen} GPUs"):
             module._own(torch.device("cuda"), here)
     else:
         assert module._own(torch.device("cuda"), here) == torch.device("cuda", index)
