@@ -1,0 +1,73 @@
+"""How well scores rank and predict, how sure that is, and how well an embedding is spread."""
+
+from medclr.metrics.calibration import (
+    Bin,
+    Calibration,
+    Temperature,
+    brier_score,
+    calibration,
+    fit_temperature,
+    wilson_interval,
+)
+from medclr.metrics.delong import (
+    DeLong,
+    PairedDifference,
+    auroc_interval,
+    delong,
+    detectable,
+    hanley_mcneil_se,
+    paired_difference,
+)
+from medclr.metrics.embedding import alignment, knn_scores, rankme, similarities, uniformity
+from medclr.metrics.ranking import (
+    LabelAurocs,
+    auroc,
+    average_precision,
+    label_aurocs,
+    sensitivity_at,
+    threshold_at,
+    weighted_auroc,
+    weighted_average_precision,
+    weighted_label_aurocs,
+    weighted_mean_auroc,
+    weighted_sensitivity_at,
+)
+from medclr.metrics.resampling import bootstrap, bootstrap_auroc, holm, interval, patient_weights
+
+__all__ = [
+    "Bin",
+    "Calibration",
+    "DeLong",
+    "LabelAurocs",
+    "PairedDifference",
+    "Temperature",
+    "alignment",
+    "auroc",
+    "auroc_interval",
+    "average_precision",
+    "bootstrap",
+    "bootstrap_auroc",
+    "brier_score",
+    "calibration",
+    "delong",
+    "detectable",
+    "fit_temperature",
+    "hanley_mcneil_se",
+    "holm",
+    "interval",
+    "knn_scores",
+    "label_aurocs",
+    "paired_difference",
+    "patient_weights",
+    "rankme",
+    "sensitivity_at",
+    "similarities",
+    "threshold_at",
+    "uniformity",
+    "weighted_auroc",
+    "weighted_average_precision",
+    "weighted_label_aurocs",
+    "weighted_mean_auroc",
+    "weighted_sensitivity_at",
+    "wilson_interval",
+]

@@ -1,0 +1,121 @@
+"""Variances of AUROCs in closed form, where patients repeat too: intervals, paired tests, and what n can resolve."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import expit, ndtr, ndtri
+from scipy.stats import rankdata
+
+
+class DeLong(NamedTuple):
+    """AUROCs of S sets of scores, (S,), and their covariance over new patients, (S, S)."""
+
+    aurocs: np.ndarray
+    covariance: np.ndarray
+
+
+def delong(y: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None) -> DeLong:
+    """AUROCs of several sets of scores on the same rows, with their covariance.
+
+    DeLong et al. (1988), by ranks as in Sun & Xu (2014); with patients, Obuchowski's (1997) form for clustered data,
+    in which a patient may have several rows, of both classes: her S10, S01 and S11. Where each patient has one row,
+    the two are equal.
+
+    y: (n,) of 0 and 1. scores: (S, n), higher for positive, ties counting half. patients: (n,) keys; None where each
+    row is a patient of its own. AUROCs are NaN where a class is absent or a score is NaN, and covariances also where
+    a class comes from a single patient.
+    """
+    count = len(scores)
+    positive, negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
+    m, n = len(positive), len(negative)
+    if not m or not n:
+        return DeLong(np.full(count, np.nan), np.full((count, count), np.nan))
+    ranks = rankdata(scores, axis=1)
+    # Of each positive, the share of negatives below it; of each negative, the share of positives above it.
+    above = (ranks[:, positive] - rankdata(scores[:, positive], axis=1)) / n
+    below = 1 - (ranks[:, negative] - rankdata(scores[:, negative], axis=1)) / m
+    aurocs = above.mean(axis=1)
+
+    code = np.arange(len(y)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    sums, clusters = [], []
+    for rows, placements in ((positive, above), (negative, below)):
+        of_patient = np.zeros((code.max() + 1, count))
+        np.add.at(of_patient, code[rows], (placements - aurocs[:, None]).T)
+        sums.append(of_patient / len(rows))
+        clusters.append(len(np.unique(code[rows])))
+    if min(clusters) < 2:
+        return DeLong(aurocs, np.full((count, count), np.nan))
+    s10, s01 = (_unbiased(k) * one.T @ one for k, one in zip(clusters, sums, strict=True))
+    s11 = _unbiased(len(np.unique(code))) * sums[0].T @ sums[1]
+    return DeLong(aurocs, s10 + s01 + s11 + s11.T)
+
+
+def auroc_interval(auroc: float, variance: float, level: float = 0.95) -> tuple[float, float]:
+    """Interval of an AUROC from its variance, symmetric on the logit scale (Pepe 2003, chapter 5).
+
+    An AUROC is bounded and, near 1, skewed; on the plain scale the interval would reach past 1 and sit too high. NaN
+    where the variance is 0 or NaN: where all positives score above all negatives, the variance that they show is 0,
+    and yet nothing is certain.
+    """
+    if not (variance > 0 and 0 < auroc < 1):
+        return math.nan, math.nan
+    centre = math.log(auroc / (1 - auroc))
+    half = float(ndtri((1 + level) / 2)) * math.sqrt(variance) / (auroc * (1 - auroc))
+    return float(expit(centre - half)), float(expit(centre + half))
+
+
+class PairedDifference(NamedTuple):
+    """A difference of two AUROCs on the same rows, its standard error and interval, and the two-sided p of none."""
+
+    difference: float
+    se: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(result: DeLong, first: int, second: int, level: float = 0.95) -> PairedDifference:
+    """The AUROC of one set of scores minus that of another, with the test of DeLong et al. (1988) of one contrast.
+
+    first, second: positions in `result`. Two sets that rank all rows alike differ by 0 with p 1. Otherwise, where no
+    variance is seen by which to judge a difference, all but the difference is NaN.
+    """
+    difference = float(result.aurocs[first] - result.aurocs[second])
+    covariance = result.covariance
+    own = float(covariance[first, first] + covariance[second, second])
+    variance = own - 2 * float(covariance[first, second])
+    if not variance > 1e-12 * own:  # what is left of the variance of equals is rounding
+        alike = own > 0 and abs(difference) < 1e-12
+        return PairedDifference(difference, *((0.0, 0.0, 0.0, 1.0) if alike else (math.nan,) * 4))
+    se = math.sqrt(variance)
+    half = float(ndtri((1 + level) / 2)) * se
+    p = float(2 * ndtr(-abs(difference) / se))
+    return PairedDifference(difference, se, max(difference - half, -1.0), min(difference + half, 1.0), p)
+
+
+def detectable(se: float, level: float = 0.95, power: float = 0.8) -> float:
+    """The smallest true difference that a two-sided test finds with this power: (z_level + z_power) x se.
+
+    se: standard error of the difference, from `paired_difference` or as the standard deviation of its bootstrap; it
+    is taken to be the same at that difference as where it was measured. With that of a single AUROC, the smallest
+    distance from a fixed value. At a power of half or more, that the test errs in direction is of no account.
+    """
+    return float(ndtri((1 + level) / 2) + ndtri(power)) * se
+
+
+def hanley_mcneil_se(auroc: float, n_positive: int, n_negative: int) -> float:
+    """Standard error that an AUROC would have: Hanley & McNeil (1982), equation 1, Q1 and Q2 as for exponential scores.
+
+    For plans, before there are scores, and for independent rows: where patients repeat, count patients. NaN where a
+    class is absent.
+    """
+    if not n_positive or not n_negative:
+        return math.nan
+    q1, q2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+    of_positives, of_negatives = (n_positive - 1) * (q1 - auroc**2), (n_negative - 1) * (q2 - auroc**2)
+    return math.sqrt((auroc * (1 - auroc) + of_positives + of_negatives) / (n_positive * n_negative))
+
+
+def _unbiased(clusters: int) -> float:
+    return clusters / (clusters - 1)
