@@ -164,8 +164,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
     settings = {name: value for name, value in asdict(config).items() if name not in {*paths_of(config), *ADDRESSES}}
     settings |= {"pairs": pairs, **compared}
     if config.method == "moco":
-        asked_for, length = config.queue or LONGEST_QUEUE, compared["queue"]
-        cut = f", cut from {asked_for:,} to whole batches in at most a quarter of the {what}" if length < asked_for else ""
+        wanted, length = config.queue or LONGEST_QUEUE, compared["queue"]
+        cut = f", cut from {wanted:,} to whole batches in at most a quarter of the {what}" if length < wanted else ""
         say(f"MoCo: momentum {compared['momentum']:.4g}, a queue of {length:,} keys{cut}")
     job = {"folder": str(run.folder), "store": str(store.root), "spec": spec.to_dict(), "pairs": pairs}
     ranks.tell("rows", rows.drop(columns="source").to_parquet(index=False))
