@@ -279,7 +279,9 @@ def test_a_checkpoint_that_was_tampered_with_is_refused(train):
 def test_loader_processes_are_as_asked(train, monkeypatch):
     asked = []
     original = module.train_loader
-    monkeypatch.setattr(module, "train_loader", lambda b, size, n, seed: asked.append(n) or original(b, size, 0, seed))
+    monkeypatch.setattr(
+        module, "train_loader", lambda b, size, n, *rest: asked.append(n) or original(b, size, 0, *rest)
+    )
     monkeypatch.setattr(module, "default_workers", lambda spec, cores: 7)
     train("a", epochs=1, workers=0)
     train("b", epochs=1, workers=None)
