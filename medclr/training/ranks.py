@@ -103,14 +103,14 @@ class Ranks:
             Elsewhere: another process has failed.
         """
         assert self._store is not None
-        while not self._store.check([name]):
-            if self._store.check(["failed"]):
-                raise Elsewhere(int(self._store.get("failed")))
-            time.sleep(_POLL_S)
+        store = self._store
+        self._await(lambda: store.check([name]))
         return b"".join(self._store.get(f"{name}/{number}") for number in range(int(self._store.get(name))))
 
     def check_same(self, config: Any) -> None:
         """Raise UsageError where this process was started with other settings than the first."""
+        if self._store is None:
+            return
         digest = hashlib.blake2b(repr(config).encode(), digest_size=16).digest()
         if self.place.first:
             self.tell("config", digest)
@@ -119,11 +119,18 @@ class Ranks:
                 f"process {self.place.rank} of {self.place.world} has other settings than the first; all of one srun "
                 "or torchrun train one model. Start each run of its own with its own srun --ntasks 1"
             )
+        self._assemble("same")
 
     def join(self, device: "torch.device") -> None:
-        """Connect this process's device with those of the others, for training; all of them call this."""
+        """Connect this process's device with those of the others, for training; all of them call this.
+
+        Raises:
+            Elsewhere: another process has failed.
+        """
         if self._store is None:
             return
+        # To wait for each other in here would be to wait for one that failed before, too.
+        self._assemble("joining")
         import torch
         import torch.distributed as dist
 
@@ -150,6 +157,20 @@ class Ranks:
         found = torch.tensor(numbers, device=self._device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return [int(number) for number in found.tolist()]
+
+    def _assemble(self, name: str) -> None:
+        """Wait until all processes have come to this place."""
+        assert self._store is not None
+        store = self._store
+        store.add(name, 1)
+        self._await(lambda: store.add(name, 0) == self.place.world)
+
+    def _await(self, done: Callable[[], bool]) -> None:
+        assert self._store is not None
+        while not done():
+            if self._store.check(["failed"]):
+                raise Elsewhere(int(self._store.get("failed")))
+            time.sleep(_POLL_S)
 
 
 @contextmanager
