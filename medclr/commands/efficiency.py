@@ -138,6 +138,7 @@ def _write(config: EfficiencyConfig, run: Run, data: Labelled, curve: Curve) -> 
     run.write_frame("curve.csv", curve.points)
     run.write_frame("differences.csv", curve.differences)
     run.write_frame("metrics.csv", curve.points)
+    needed = {arm: str(found) for arm, found in curve.needed.items()}
     title = f"Label efficiency: {data.table.column}"
     efficiency_figure(curve.points, title, [run.folder / "curve.png", run.folder / "curve.svg"])
     context = _context(config, run, data, title)
@@ -146,11 +147,15 @@ def _write(config: EfficiencyConfig, run: Run, data: Labelled, curve: Curve) -> 
         "verdict": curve.verdict(),
         "points": curve.points.to_dict("records"),
         "differences": curve.differences.to_dict("records"),
+        "labels_needed": needed,
         "context": context,
     }
     run.write_json("report.json", report)
     run.finish({"verdict": curve.verdict()})
     say(curve.verdict())
+    for arm, found in needed.items():
+        if arm != "scratch":
+            say(f"{arm} to match scratch with all labels: {found}")
     say(data.near_sentence)
     if context["phantoms"]:
         say("These are generated phantoms: the figures show that medclr runs, and say nothing about patients.")

@@ -13,7 +13,8 @@ from scipy.special import ndtri, stdtr, stdtrit
 
 from medclr.data.labels import nested_draws
 from medclr.errors import DataError
-from medclr.metrics import auroc, bootstrap_auroc, holm, interval
+from medclr.evaluation.labels_needed import LabelsNeeded, labels_needed
+from medclr.metrics import auroc, bootstrap_auroc, detectable, holm, interval
 
 Arm = Callable[[np.ndarray, int], np.ndarray]
 """A way of making a classifier: (positions of the training rows to use, seed) -> scores of all test rows."""
@@ -80,12 +81,17 @@ class Curve:
     `versus` "better baseline": the difference from the baseline that did best there, which `baseline` names. Its
     `p_holm` is that of the claim it makes: if ahead, the largest over all baselines, as to beat the better one is
     to beat each; if behind, that of the better baseline. So choosing the baseline after the fact costs no validity.
-    Where `reason` is not empty, there is no number.
+    `detectable` is the smallest true difference that a test of this comparison alone would find with 80% power. Where
+    `reason` is not empty, there is no number.
+
+    `needed`: by arm, the labelled patients with which it matches scratch with all of them, with a 95% interval over
+    test patients and draws; empty without scratch at fraction 1, and without a smaller fraction.
     """
 
     cells: list[Cell]
     points: pd.DataFrame
     differences: pd.DataFrame
+    needed: dict[str, LabelsNeeded]
 
     def frame(self) -> pd.DataFrame:
         return self.points
@@ -178,7 +184,8 @@ def label_efficiency(
     rng = np.random.default_rng(seed)
     shares = _draw_shares(n_draws, resamples, rng)
     outcomes = _outcomes(cells, y_test, patients_test, resamples, rng)
-    return Curve(cells, _points(outcomes, shares), _differences(outcomes, shares, baselines))
+    points = _points(outcomes, shares)
+    return Curve(cells, points, _differences(outcomes, shares, baselines), _needed(outcomes, points, shares))
 
 
 def _single_class(y: np.ndarray, where: str) -> str:
@@ -257,8 +264,29 @@ def _estimate(
     return float(by_draw.mean()), max(low, lowest), min(high, 1.0)
 
 
-def _p_value(by_draw: np.ndarray, resampled: np.ndarray) -> float:
-    """Two-sided p of a mean difference over draws being 0.
+def _needed(
+    outcomes: Mapping[tuple[str, float], _Outcome], points: pd.DataFrame, shares: np.ndarray
+) -> dict[str, LabelsNeeded]:
+    fractions = sorted({fraction for _, fraction in outcomes})
+    goal = outcomes.get(("scratch", 1.0))
+    if goal is None or goal.reason or len(fractions) < 2:
+        return {}
+
+    def resampled(outcome: _Outcome) -> np.ndarray:
+        missing = np.full(len(shares), math.nan)
+        return missing if outcome.reason else np.einsum("rd,dr->r", shares, outcome.resampled)
+
+    found = {}
+    for arm, rows in points.groupby("arm", sort=False):
+        curve = rows.sort_values("fraction")
+        resamples = np.stack([resampled(outcomes[str(arm), fraction]) for fraction in fractions], axis=1)
+        patients, mean = curve["n_patients"].to_numpy(float), curve["auroc"].to_numpy(float)
+        found[str(arm)] = labels_needed(patients, mean, float(goal.by_draw.mean()), resamples, resampled(goal), _LEVEL)
+    return found
+
+
+def _test(by_draw: np.ndarray, resampled: np.ndarray) -> tuple[float, float]:
+    """Two-sided p of a mean difference over draws being 0, and the standard error of that mean.
 
     t test whose variance is that between draws plus the bootstrap's between patients, and whose degrees of freedom
     follow from which of them dominates (Satterthwaite 1946; that of patients is taken as known). Holm asks for p
@@ -269,9 +297,9 @@ def _p_value(by_draw: np.ndarray, resampled: np.ndarray) -> float:
     of_draws = float(by_draw.var(ddof=1)) / n_draws if n_draws > 1 else 0.0
     variance = of_draws + float(np.nanvar(resampled.mean(axis=0)))
     if variance == 0:
-        return float(difference == 0)
+        return float(difference == 0), 0.0
     freedom = (n_draws - 1) * (variance / of_draws) ** 2 if of_draws else math.inf
-    return float(2 * stdtr(freedom, -abs(difference) / math.sqrt(variance)))
+    return float(2 * stdtr(freedom, -abs(difference) / math.sqrt(variance))), math.sqrt(variance)
 
 
 def _points(outcomes: Mapping[tuple[str, float], _Outcome], shares: np.ndarray) -> pd.DataFrame:
@@ -304,12 +332,13 @@ def _differences(
             row = {"arm": arm, "versus": versus, "baseline": versus, "fraction": fraction}
             reason = outcome.reason or (baseline.reason and f"{versus} is {baseline.reason}")
             if reason:
-                row |= dict.fromkeys(("difference", "low", "high", "p", "p_holm"), math.nan)
+                row |= dict.fromkeys(("difference", "low", "high", "p", "p_holm", "detectable"), math.nan)
             else:
                 by_draw = outcome.by_draw - baseline.by_draw
                 resampled = outcome.resampled - baseline.resampled
                 value, low, high = _estimate(by_draw, resampled, shares, lowest=-1.0)
-                row |= {"difference": value, "low": low, "high": high, "p": _p_value(by_draw, resampled)}
+                p, error = _test(by_draw, resampled)
+                row |= {"difference": value, "low": low, "high": high, "p": p, "detectable": detectable(error, _LEVEL)}
             rows.append(row | {"reason": reason})
 
     tested = [row for row in rows if not row["reason"]]
@@ -317,7 +346,8 @@ def _differences(
         row["p_holm"] = float(adjusted)
     for arm, fraction in dict.fromkeys((row["arm"], row["fraction"]) for row in rows):
         rows.append(_against_better([row for row in rows if (row["arm"], row["fraction"]) == (arm, fraction)]))
-    columns = ["arm", "versus", "baseline", "fraction", "difference", "low", "high", "p", "p_holm", "reason"]
+    columns = ["arm", "versus", "baseline", "fraction", "difference", "low", "high", "p", "p_holm"]
+    columns += ["detectable", "reason"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -31,15 +31,18 @@ class Curve(Protocol):
     @property
     def differences(self) -> pd.DataFrame: ...
 
+    @property
+    def needed(self) -> Mapping[str, object]: ...
+
     def verdict(self) -> str: ...
 
 
 def efficiency_page(curve: Curve, context: Mapping[str, Any]) -> str:
     """The label-efficiency report as HTML.
 
-    curve: points and differences as tables, and the verdict. context: title, command_line, phantoms, leakage,
-    transductive, test and train (each n_patients, n_positive, n_negative), methods and notes (lists of sentences),
-    versions; and, where known, hardware and label (column, negative, positive). Nothing in it may name a patient.
+    curve: points and differences as tables, labels needed by arm, and the verdict. context: title, command_line,
+    phantoms, leakage, transductive, test and train (each n_patients, n_positive, n_negative), methods and notes (lists
+    of sentences), versions; and, where known, hardware and label (column, negative, positive). Nothing in it may name a patient.
     """
     arms = list(dict.fromkeys(curve.points["arm"]))
     return TEMPLATES.get_template("efficiency.html").render(
@@ -53,6 +56,7 @@ def efficiency_page(curve: Curve, context: Mapping[str, Any]) -> str:
         arms=[(arm, _MEANINGS[arm]) for arm in arms if arm in _MEANINGS],
         points=_by_fraction(curve.points),
         differences=_by_fraction(_forest(curve.differences)),
+        needed={arm: str(needed) for arm, needed in curve.needed.items() if arm != "scratch"},
         forest_width=_FOREST_WIDTH,
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm, t
 from sklearn.metrics import roc_auc_score
 
 from medclr.errors import DataError
@@ -180,6 +181,26 @@ def test_the_better_baseline_is_the_one_with_the_higher_auroc(grid: Grid) -> Non
     assert better.p_holm == the(behind.differences, versus="pca", fraction=1.0).p_holm
 
 
+def test_labels_needed_to_match_scratch_with_all_of_them(grid: Grid) -> None:
+    needed = grid.run(grid.arms(scratch=1, pca=8, simclr_linear=0.3)).needed
+    assert list(needed) == ["scratch", "pca", "simclr-linear"]
+    assert str(needed["simclr-linear"]) == "reached with 8 labels or fewer (8 or fewer throughout the interval)"
+    assert str(needed["pca"]).startswith("not reached with 80 labels")
+    own = needed["scratch"]
+    assert (own.least, own.most) == (8, 80)
+    assert 0 <= own.low <= own.labels <= 80
+    assert grid.run(grid.arms(pca=1, simclr_linear=0.3)).needed == {}
+    assert grid.run(grid.arms(scratch=1), fractions=[1.0]).needed == {}
+
+
+def test_what_could_have_been_detected_follows_from_the_standard_error(grid: Grid) -> None:
+    curve = grid.run(grid.arms(scratch=2, simclr_linear=1.5))
+    row = the(curve.differences, arm="simclr-linear", versus="scratch", fraction=1.0)
+    z = abs(row.difference) / (row.detectable / (1.959964 + 0.841621))
+    assert row.p > 2 * norm.sf(z)  # few draws: the tails are those of t
+    assert row.p < 2 * t.sf(z, 2)
+
+
 def test_any_arm_can_be_what_the_others_are_compared_with(grid: Grid) -> None:
     arms = grid.arms(scratch=2, default=1, other=0.5)
     differences = grid.run(arms, baselines=["default"]).differences
@@ -268,14 +289,14 @@ def test_intervals_of_five_draws_cover(of_draws: float, of_patients: float) -> N
 @pytest.mark.parametrize(("of_draws", "of_patients"), [(0.04, 0.001), (0.02, 0.02)])
 def test_p_is_uniform_where_nothing_differs_even_far_out(of_draws: float, of_patients: float) -> None:
     rng = np.random.default_rng(0)
-    p = np.array([efficiency._p_value(*draws_and_patients(rng, of_draws, of_patients)) for _ in range(3000)])
+    p = np.array([efficiency._test(*draws_and_patients(rng, of_draws, of_patients))[0] for _ in range(3000)])
     for level in (0.5, 0.05, 0.01):
         assert np.mean(p < level) == pytest.approx(level, abs=5 * math.sqrt(level * (1 - level) / 3000))
 
 
 def test_p_where_nothing_varies() -> None:
     def p(value: float) -> float:
-        return efficiency._p_value(np.full(3, value), np.full((3, 9), value))
+        return efficiency._test(np.full(3, value), np.full((3, 9), value))[0]
 
     assert p(0.0) == 1
     assert p(0.25) == 0

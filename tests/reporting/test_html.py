@@ -31,6 +31,14 @@ def plain(curve: Curve) -> str:
     return efficiency_page(curve, context())
 
 
+def test_labels_needed_are_shown_for_all_arms_but_the_goal(curve: Curve, plain: str) -> None:
+    cells = Page(plain).cells
+    start = cells.index("Matches scratch with all labels") + 1
+    shown = dict(zip(cells[start : start + 6 : 2], cells[start + 1 : start + 6 : 2], strict=True))
+    assert shown == {arm: str(needed) for arm, needed in curve.needed.items() if arm != "scratch"}
+    assert len(shown) == 3
+
+
 def context(**changes: Any) -> dict[str, Any]:
     return {
         "title": "Label efficiency: lesion",
@@ -115,7 +123,7 @@ def test_every_number_of_the_curve_is_in_the_tables(curve: Curve, plain: str) ->
 
 def test_a_row_spans_what_it_heads(curve: Curve, plain: str) -> None:
     tables = re.findall(r"<table>.*?</table>", plain, flags=re.DOTALL)
-    for table, frame in zip(tables, (curve.points, curve.differences), strict=True):
+    for table, frame in zip(tables[::2], (curve.points, curve.differences), strict=True):
         spans = [int(n) for n in re.findall(r'<th scope="rowgroup" rowspan="(\d+)"', table)]
         assert spans == list(frame.groupby("fraction").size())
     arms = [int(n) for n in re.findall(r'<td class="arm" rowspan="(\d+)"', tables[1])]
