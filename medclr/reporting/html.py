@@ -42,7 +42,8 @@ def efficiency_page(curve: Curve, context: Mapping[str, Any]) -> str:
 
     curve: points and differences as tables, labels needed by arm, and the verdict. context: title, command_line,
     phantoms, leakage, transductive, test and train (each n_patients, n_positive, n_negative), methods and notes (lists
-    of sentences), versions; and, where known, hardware and label (column, negative, positive). Nothing in it may name a patient.
+    of sentences), versions; and, where known, hardware and label (column, negative, positive). Nothing in it may name
+    a patient.
     """
     arms = list(dict.fromkeys(curve.points["arm"]))
     return TEMPLATES.get_template("efficiency.html").render(

@@ -126,7 +126,7 @@ def test_a_row_spans_what_it_heads(curve: Curve, plain: str) -> None:
     for table, frame in zip(tables[::2], (curve.points, curve.differences), strict=True):
         spans = [int(n) for n in re.findall(r'<th scope="rowgroup" rowspan="(\d+)"', table)]
         assert spans == list(frame.groupby("fraction").size())
-    arms = [int(n) for n in re.findall(r'<td class="arm" rowspan="(\d+)"', tables[1])]
+    arms = [int(n) for n in re.findall(r'<td class="arm" rowspan="(\d+)"', tables[2])]
     assert arms == [3, 3, 3, 3]  # two arms at two fractions, against two baselines and the better of them
 
 
