@@ -83,7 +83,8 @@ def test_said_in_words() -> None:
 
 def test_what_has_no_result_is_left_out_or_said() -> None:
     nan = math.nan
-    resampled, target = np.array([[nan, 0.8, 0.9], [nan, 0.7, 0.8], [nan, nan, 0.9]]), np.array([0.85, 0.75, 0.7])
+    resampled = np.array([[nan, 0.8, 0.9], [nan, 0.7, 0.8], [nan, nan, 0.9], [nan, 0.8, 0.9]])
+    target = np.array([0.85, 0.75, 0.7, nan])
     found = labels_needed(LABELS, np.array([nan, 0.8, 0.9]), 0.85, resampled, target)
     assert found.labels == pytest.approx(10**2.5)
     assert (found.least, found.most) == (100, 1000)

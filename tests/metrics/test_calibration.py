@@ -88,7 +88,8 @@ def test_without_enough_sound_predictions_there_is_no_calibration() -> None:
         (y[:49], p[:49], "49 rows are too few for 10 bins of 5"),
         (y[:0], p[:0], "0 rows are too few for 10 bins of 5"),
         (y, np.where(p > 0.5, math.nan, p), "a prediction is no probability"),
-        (y, 4 * p - 2, "a prediction is no probability"),
+        (y, 2 * p, "a prediction is no probability"),
+        (y, p - 0.1, "a prediction is no probability"),
     ):
         found = calibration(rows, values)
         assert found.reason == reason
@@ -126,15 +127,15 @@ def test_calibrated_logits_have_temperature_one_and_tripled_ones_three() -> None
     assert fit_temperature(y, 3 * np.log(p)).value == pytest.approx(3)
     # Sampled, of two classes.
     rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2, 20_000)
-    y = (rng.random(20_000) < expit(logits)).astype(int)
-    assert fit_temperature(y, logits).value == pytest.approx(1, abs=0.03)
+    logits = rng.normal(0, 2, 5_000)
+    y = (rng.random(5_000) < expit(logits)).astype(int)
+    assert fit_temperature(y, logits).value == pytest.approx(1, abs=0.07)
     tripled = fit_temperature(y, 3 * logits).value
     assert tripled == pytest.approx(3 * fit_temperature(y, logits).value)
     # Two columns are the same as their difference.
     assert fit_temperature(y, np.stack([-logits, 2 * logits], axis=1)).value == pytest.approx(tripled)
     before, after = (calibration(y, expit(3 * logits / t)).ece for t in (1, tripled))
-    assert after < 0.02 < 0.1 < before
+    assert after < 0.03 < 0.08 < before
 
 
 @settings(max_examples=20, deadline=None)

@@ -168,8 +168,8 @@ def test_hanley_and_mcneil_in_figures() -> None:
     # Exponential scores, for which the formula is exact.
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1], [30, 20])
-    sampled = [auroc(y, rng.exponential(1 + 3 * y)) for _ in range(1500)]
-    assert np.mean(sampled) == pytest.approx(0.8, abs=0.01)
-    assert hanley_mcneil_se(0.8, 20, 30) == pytest.approx(np.std(sampled), rel=0.07)
+    sampled = [auroc(y, rng.exponential(1 + 3 * y)) for _ in range(800)]
+    assert np.mean(sampled) == pytest.approx(0.8, abs=0.012)
+    assert hanley_mcneil_se(0.8, 20, 30) == pytest.approx(np.std(sampled), rel=0.1)
     assert hanley_mcneil_se(1, 20, 30) == 0
     assert math.isnan(hanley_mcneil_se(0.8, 0, 30))

@@ -73,7 +73,7 @@ def test_auroc_is_nan_without_both_classes_or_with_a_nan_score() -> None:
     assert auroc(np.array([0, 1, 1]), np.array([-math.inf, 0.2, math.inf])) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(scored(), st.integers(0, 2**32 - 1))
 def test_average_precision_agrees_with_scikit_learn_ties_and_weights_included(
     case: tuple[np.ndarray, np.ndarray], seed: int
@@ -97,7 +97,7 @@ def test_average_precision_closed_forms() -> None:
     assert average_precision(y, np.array([-math.inf, -math.inf, 1, -math.inf])) == pytest.approx(3 / 4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(scored(), st.sampled_from([0.0, 0.5, 0.8, 0.9, 0.95, 1.0]), st.integers(0, 2**32 - 1))
 def test_sensitivity_at_a_specificity_is_the_best_of_the_thresholds_that_keep_it(
     case: tuple[np.ndarray, np.ndarray], specificity: float, seed: int
@@ -142,6 +142,7 @@ def test_without_both_classes_or_with_a_nan_there_is_no_figure(statistic: object
     for y in (np.ones(3), np.zeros(3)):
         assert math.isnan(statistic(y, scores))
     assert math.isnan(statistic(np.array([0, 1, 1]), np.array([0.1, math.nan, 0.3])))
+    assert math.isnan(statistic(np.repeat([1, 0], [2, 20]), np.append(np.arange(21.0), math.nan)))
     assert math.isnan(statistic(np.zeros(0), np.zeros(0)))
 
 
