@@ -22,7 +22,7 @@ def test_intervals_over_patients_cover_and_those_over_scans_do_not():
     found = re.findall(r"(AUROC|difference) +(\w+(?: of \w+)?) +(\d\.\d+) of 0\.95", ended.stdout)
     shares = {(what, method): float(share) for what, method, share in found}
     assert len(shares) == 8
-    # Of 100, .95 is 91 or more nearly always (99%).
+    # Of 100, .95 is 90 or more nearly always (99%).
     for what in ("AUROC", "difference"):
         of_patients = min(shares[what, "bootstrap of patients"], shares[what, "Obuchowski"])
         assert of_patients > 0.88
