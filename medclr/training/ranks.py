@@ -6,6 +6,7 @@ torchrun and SLURM's srun start the same command several times, and the environm
 import hashlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,7 +38,7 @@ class Place:
         local: its number on its machine; neighbours: how many are there, itself among them.
         address, port: where they meet.
         hosts: whether it keeps what they meet at; torchrun does that itself.
-        by_srun: whether SLURM started it.
+        by_srun: whether SLURM started it; cpus: how many SLURM gave it, where the job says.
     """
 
     rank: int = 0
@@ -48,11 +49,16 @@ class Place:
     port: int = 0
     hosts: bool = False
     by_srun: bool = False
+    cpus: int | None = None
 
     @property
     def first(self) -> bool:
         """Whether this is the one that prepares, measures, speaks and writes."""
         return self.rank == 0
+
+    def cores(self, seen: int) -> int:
+        """Its share of the cores that it may run on; where SLURM binds a task to its own, that is all of them."""
+        return seen // self.neighbours if self.cpus is None else min(self.cpus, seen)
 
 
 def place(environment: Mapping[str, str] = os.environ) -> Place:
@@ -72,7 +78,8 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
         # Steps of one job may run side by side.
         port = 15000 + (int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 10000
         address = env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"])
-        return Place(rank, world, local, neighbours, address, int(env.get("MASTER_PORT", port)), rank == 0, True)
+        port, cpus = int(env.get("MASTER_PORT", port)), env.get("SLURM_CPUS_PER_TASK")
+        return Place(rank, world, local, neighbours, address, port, rank == 0, True, int(cpus) if cpus else None)
     return Place()
 
 
@@ -190,8 +197,9 @@ def together() -> Iterator[Ranks]:
         yield Ranks(here, store)
     except BaseException as error:
         # A launcher that sees one process end tells the others to, which are about to.
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(signum, signal.SIG_IGN)
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(signum, signal.SIG_IGN)
         verdict = _verdict(error, here, store)
         if verdict is error:
             raise

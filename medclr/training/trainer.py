@@ -74,7 +74,7 @@ def pretrain_encoder(
     ranks = ranks or Ranks()
     here = ranks.place
     seed_everything(config.seed, verbose=False)
-    workers = default_workers(spec, cores // here.neighbours) if config.workers is None else config.workers
+    workers = default_workers(spec, here.cores(cores)) if config.workers is None else config.workers
     loader = train_loader(blocks, config.batch_size, workers, config.seed, here.rank, here.world)
     order = loader.batch_sampler
     assert isinstance(order, Steps)

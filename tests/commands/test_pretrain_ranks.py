@@ -192,6 +192,17 @@ def test_two_processes_train_what_one_would(srun, in_second_step, capfd):
     assert_close("runs/one", "runs/parts")
 
 
+@forked
+def test_moco_too(srun):
+    words = [*WORDS, "--method", "moco", "--batch-size", "2", "--epochs", "1"]
+    assert main([*words, "--out", "runs/one"]) == 0
+    codes, said = srun([*words, "--out", "runs/two"])
+    assert codes == [0, 0], said
+    one, two = (pd.read_csv(f"runs/{name}/metrics.csv") for name in ("one", "two"))
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-5)
+    assert_close("runs/one", "runs/two")
+
+
 def failing():
     raise MedclrError("the second has failed")
 
@@ -305,3 +316,12 @@ def test_who_a_process_is(environment, rank, world, local, neighbours, address, 
     assert (found.address, found.port) == address
     assert found.hosts == hosts
     assert found.first == (rank == 0)
+
+
+def test_each_process_has_its_share_of_the_cores():
+    """A machine of 32; srun has bound a task to its own 8, or to none."""
+    assert place({}).cores(32) == 32
+    assert place(TORCHRUN).cores(32) == 8
+    assert place(STEP).cores(32) == 8
+    bound = place(STEP | {"SLURM_CPUS_PER_TASK": "8"})
+    assert (bound.cores(8), bound.cores(32), bound.cores(4)) == (8, 8, 4)
