@@ -376,7 +376,8 @@ def test_neighbours_of_whole_volumes_are_refused_before_anything_is_read(said, t
 
 
 def test_fine_tuning_from_a_middle_layer_starts_at_the_linear_head(journey, tmp_path, said):
-    words = ["finetune", "--labels", "phantoms/labels.csv", "--resamples", "100", "--projector-layer", "1"]
+    labelled = ["--labels", "phantoms/labels.csv", "--encoder", "runs/pretrain", "--projector-layer", "1"]
+    words = ["finetune", "--resamples", "100", *labelled]
     weights = {}
     for method, extra in (("linear", []), ("lp-ft", ["--lr", "0", "--min-steps", "1", "--max-steps", "1"])):
         out = tmp_path / method
@@ -385,8 +386,8 @@ def test_fine_tuning_from_a_middle_layer_starts_at_the_linear_head(journey, tmp_
         assert record(out / "classifier/classifier.json")["projector_layer"] == 1
     assert any(".1.weight" in name for name in weights["linear"])  # the projector's first layer
     assert torch.equal(weights["linear"]["head.weight"], weights["lp-ft"]["head.weight"])
-    curve = ["efficiency", "--labels", "phantoms/labels.csv", "--projector-layer", "1", "--arms", "simclr-lp-ft", "pca"]
-    assert said(*curve, *CURVE, "--out", str(tmp_path / "curve"))[0] == 0
+    curve = ["efficiency", *labelled, "--arms", "simclr-lp-ft", "pca", *CURVE]
+    assert said(*curve, "--out", str(tmp_path / "curve"))[0] == 0
     assert set(pd.read_csv(tmp_path / "curve/curve.csv")["arm"]) == {"simclr-lp-ft", "pca"}
     assert "Classifiers keep 1 hidden layer of its projector" in (tmp_path / "curve/report.html").read_text()
     code, err = said(*words[:-1], "2", "--out", str(tmp_path / "too-deep"))
