@@ -1,6 +1,6 @@
 """Two processes of one thread each against one process of two threads: the same command, and the same logical batch.
 
-    python benchmarks/two_ranks.py [--batch N] [--epochs N] [--repeats N]
+    python benchmarks/two_ranks.py [--images N] [--batch N] [--epochs N] [--repeats N]
 
 Images of 28 x 28 px in a store, the default encoder with group norm. Both ways run `medclr pretrain`, in turns, from
 one start to the last epoch; the time of an epoch is that between the lines that tell of it, so that starting up is left
@@ -23,11 +23,12 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-N_IMAGES, SIDE = 2048, 28
+SIDE = 28
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
@@ -37,14 +38,14 @@ def main() -> None:
         folder = Path(name)
         rng = np.random.default_rng(0)
         (folder / "scans").mkdir()
-        for number in range(N_IMAGES):
+        for number in range(given.images):
             Image.fromarray(rng.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)).save(folder / f"scans/{number}.png")
         rates: dict[int, list[float]] = {1: [], 2: []}
         for repeat in range(given.repeats):
             for processes in (1, 2):
                 out = folder / "runs" / f"{processes}-{repeat}"
                 seconds = epochs(processes, folder, out, given.batch, given.epochs)
-                rates[processes].append(N_IMAGES // given.batch / median(seconds))
+                rates[processes].append(given.images // given.batch / median(seconds))
     one, two = rates[1], rates[2]
     ratios = [b / a for a, b in zip(one, two, strict=True)]
     print(f"ResNet-10 of width 16, group norm, {SIDE} px, batch {given.batch}, {given.repeats} turns")
