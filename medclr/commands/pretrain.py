@@ -129,15 +129,21 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
     if rows["patient_key"].nunique() < 2:
         raise DataError("all volumes are of one patient, and volumes of one patient are never told apart; add patients")
     # What is learned from, one at a time.
+    lasting: list[str] = []  # warnings that are true of the run whatever comes
     units = by_slice(rows) if spec.slices else rows
     what = counted(len(rows), "volume") if units is rows else counted(len(units), "slice")
     if len(units) < world:
         raise UsageError(f"{what} for {world} processes; start {len(units)} at most")
     if config.batch_size > len(units):
         most = f"{len(units) // world * world} of them" if len(units) % world else "all of them"
-        say(f"--batch-size {config.batch_size} is more than the {what}: a batch is {most}")
-    compared = contrast(config, len(units))
-    pairs = _pairs(config, units, spec)
+        lasting.append(f"--batch-size {config.batch_size} is more than the {what}: a batch is {most}")
+        say(f"warning: {lasting[-1]}")
+    try:
+        compared = contrast(config, len(units))
+        pairs = _pairs(config, units, spec)
+    except UsageError:
+        run.forget()
+        raise
 
     run.pin({"volumes": manifest_hash(rows), "files": _sizes(manifest, config.data)})
     resume = newest_checkpoint(run.folder, say)
@@ -151,6 +157,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
     blocks = Blocks(units, store, spec, views, 2, config.seed, pairs, config.overlap)
     for warning in check_views(blocks, views, spec, config.seed):
         say(f"warning: {warning}")
+        lasting.append(warning)
     health = health_check(
         blocks,
         units,
@@ -211,7 +218,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
     save_bundle(run.folder / "encoder", module.encoder, module.projector, architecture, details)
     counts = {"volumes": len(rows), "held_out_volumes": int(held.sum())}
     run.finish({**last, **counts, "manifest": details["manifest_hash"]})
-    _tell(config, run, measures)
+    _tell(config, run, [*lasting, *symptoms(measures.rows, final=True).values()])
     check_skipped(config, manifest, skipped)
     ranks.tell("done", b"")
     return load_encoder(run.folder)
@@ -374,10 +381,10 @@ def _measured(row: dict[str, float]) -> str:
     )
 
 
-def _tell(config: PretrainConfig, run: Run, measures: _Measures) -> None:
+def _tell(config: PretrainConfig, run: Run, warnings: list[str]) -> None:
     say(f"wrote {run.folder}: encoder/, metrics.csv, tensorboard/, scan.json, spec.yaml")
     labels = config.holdout or "LABELS.csv"
     say(f"next: {next_command('finetune', config, ('label',), labels=labels, encoder=run.folder)}")
     # Last, however long ago they were said: they are about the encoder that was written.
-    for warning in symptoms(measures.rows, final=True).values():
+    for warning in warnings:
         say(f"warning: {warning}")

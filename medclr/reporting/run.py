@@ -148,6 +148,10 @@ class Run:
             )
         self.write_json("inputs.json", inputs)
 
+    def forget(self) -> None:
+        """Let the folder be taken for other settings: these were refused before anything rested on them."""
+        (self.folder / "run.json").unlink()
+
     def finish(self, outcome: Mapping[str, Any]) -> None:
         """Mark the run complete and record its outcome, versions and hardware: no path, host or user name."""
         self._record = self._record | {

@@ -180,7 +180,7 @@ def symptoms(rows: Sequence[Row], final: bool = False) -> dict[str, str]:
     last = judged[-1]
     found = {}
     epochs = f"{len(rows)} epoch{'' if len(rows) == 1 else 's'}"
-    if last["loss"] > AT_CHANCE * last["chance"]:
+    if last["loss"] >= AT_CHANCE * last["chance"]:  # both are 0 where there is nothing to tell from
         found["chance"] = (
             f"after {epochs} the loss {last['loss']:.3f} is at its chance level {last['chance']:.3f}: the encoder has "
             "learned nothing. Try more --epochs, another --lr, or look whether all volumes look alike"

@@ -70,6 +70,10 @@ class MoCo(SimCLR):
             self._enqueue(gathered(batch["patient"].to(self.device)))
         return loss
 
+    def has_gradient(self) -> bool:
+        """Not at the first step, whose queue is empty."""
+        return self.enqueued > 0
+
     def chance(self, patients: Tensor) -> Tensor:
         """As for SimCLR; it rises while the queue fills."""
         return moco_chance_level(patients, self._filled()[1])
@@ -162,7 +166,7 @@ def queue_length(asked: int | None, n_volumes: int, batch_size: int) -> int:
 
 
 def default_momentum(queue: int, batch_size: int) -> float:
-    """1 - 1 / (4 * steps that a key stays in the queue), from 0.9 to 0.999.
+    """1 - 1 / (4 * steps that a key stays in the queue), from 0.99 to 0.999.
 
     Keys of one queue should come from nearly one encoder. With 65,536 keys and batches of 256 it is the 0.999 of He et
     al. 2020; a short queue lives for a few steps, and a run of a few hundred steps would end before an encoder with

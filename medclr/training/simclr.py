@@ -1,6 +1,5 @@
 """SimCLR (Chen et al. 2020) as a thin Lightning module: views, encode, project, loss, log."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,12 +57,15 @@ class SimCLR(LightningModule):
         self.temperature, self.lr, self.weight_decay, self.optimizer = temperature, lr, weight_decay, optimizer
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self.clip_norm, self.micro_batch, self.tell = clip_norm, micro_batch, tell
-        self.started = False
+        self.told = False
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step on one batch of pairs; gives its loss. Where that is not finite, the weights stay as they are."""
-        if not self.started:
-            self._start(batch)
+        if self.micro_batch is None:
+            self.micro_batch = self._fit(batch)
+        if not self.told and self.has_gradient():
+            self._tell_parts(batch)
+            self.told = True
         loss = self.gradient(batch)
         if torch.isfinite(loss):
             if self.clip_norm is not None:
@@ -95,6 +97,10 @@ class SimCLR(LightningModule):
             torch.cuda.empty_cache()
             self.micro_batch = -(-at_once // 2)
             self.tell(f"out of memory: from now on {self.micro_batch} volumes are encoded at a time")
+
+    def has_gradient(self) -> bool:
+        """Whether there is anything yet to be told apart."""
+        return True
 
     def chance(self, patients: Tensor) -> Tensor:
         """The loss of a batch of these patients, over all ranks, when all projections are alike."""
@@ -152,39 +158,37 @@ class SimCLR(LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             return self.views.apply(here(batch["blocks"]), params, here(batch["low"]), here(batch["high"]))
 
-    def _start(self, batch: Batch) -> None:
-        """Find how many volumes fit, where nobody said; tell where that is not all of them, and what it changes."""
-        self.started = True
+    def _fit(self, batch: Batch) -> int:
+        """How many volumes fit at a time; the ranks go in step, so the smallest device decides."""
         n = len(batch["row"])
-        if self.micro_batch is None:
-            fit = volumes_that_fit(self.encoder, lambda m: self._images(batch, slice(m), self.learned), n, self.device)
-            # The ranks go in step, so the smallest device decides.
-            self.micro_batch = int(gathered(torch.tensor([fit], device=self.device)).min())
+        fit = volumes_that_fit(self.encoder, lambda m: self._images(batch, slice(m), self.learned), n, self.device)
+        return int(gathered(torch.tensor([fit], device=self.device)).min())
+
+    def _tell_parts(self, batch: Batch) -> None:
+        """Say where not all volumes are encoded at a time, and what that changes."""
         at_once = self._at_once(batch)
         ranks = dist.get_world_size() if dist.is_initialized() else 1
-        if at_once < n * ranks:
-            self.tell(
-                f"encoding {at_once} of {n * ranks} volumes at a time"
-                + (f" on each of {ranks} devices" if ranks > 1 else "")
-                + "; the loss and its gradient are of all together"
-            )
-            if batch_norms(self.encoder):
-                apart = self._halving(batch, at_once) if at_once > 1 else math.nan
-                self.tell(
-                    f"batch norm takes its statistics from {at_once} volumes at a time, not from {n * ranks}"
-                    + (
-                        f": from {-(-at_once // 2)} instead of {at_once}, this step's gradient would differ by "
-                        f"{apart:.0%}"
-                        if math.isfinite(apart)
-                        else ""
-                    )
-                    + "; with --norm group it is exact"
+        n = len(batch["row"]) * ranks
+        if at_once == n:
+            return
+        each = f" on each of {ranks} devices" if ranks > 1 else ""
+        self.tell(f"encoding {at_once} of {n} volumes at a time{each}; the loss and its gradient are of all together")
+        if batch_norms(self.encoder):
+            measured = ""
+            if at_once > 1:
+                measured = (
+                    f": from {-(-at_once // 2)} instead of {at_once}, this step's gradient would differ by "
+                    f"{self._halving(batch, at_once):.0%}"
                 )
+            self.tell(
+                f"batch norm takes its statistics from {at_once} volumes at a time, not from {n}{measured}; "
+                "with --norm group it is exact"
+            )
 
     def _halving(self, batch: Batch, at_once: int) -> float:
         """How far the encoder's gradient moves, relative to its norm, when batch norm sees half as many volumes.
 
-        Of one micro-batch, which fits in one piece; a whole batch does not. NaN where there is no gradient.
+        Of one micro-batch, which fits in one piece; a whole batch does not.
         """
         first = {name: value[:at_once] for name, value in batch.items() if name != "params"}
         first["params"] = {name: value[:at_once] for name, value in batch["params"].items()}

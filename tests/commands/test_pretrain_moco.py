@@ -69,6 +69,8 @@ def test_too_few_volumes_for_a_queue_are_refused_with_the_fix(pretrain):
     assert code == 2
     (line,) = errors
     assert "a queue of a quarter of 40 volumes does not hold a batch of 11; give --batch-size 10 or less" in line
+    # The folder is not bound to what was refused.
+    assert "does not hold a batch of 12" in pretrain("--batch-size", "12")[2][0]
     assert not Path("run/checkpoints").exists()
 
 

@@ -4,6 +4,7 @@ import copy
 import math
 import multiprocessing
 import os
+import re
 import socket
 import types
 import warnings
@@ -208,14 +209,16 @@ def test_shuffling_changes_keys_under_batch_norm_alone(families, norm, same):
     assert torch.allclose(keys, module.momentum_encoder(shown(batch, 1)), atol=1e-5) == same
 
 
-def test_batch_norm_without_a_gradient_yet_says_what_it_can(families):
-    (batch,) = batches(families, 1, size=6)
+def test_what_batch_norm_changes_is_measured_once_there_is_a_gradient(families):
     said = []
-    module = alone(build(network("batch"), micro_batch=3, tell=said.append))
-    module._start(batch)
-    assert (
-        said[1] == "batch norm takes its statistics from 3 volumes at a time, not from 6; with --norm group it is exact"
-    )
+    module = alone(build(network("batch"), queue=12, micro_batch=3, tell=said.append))
+    first, second, third = batches(families, 3, size=6)
+    module.training_step(first, 0)
+    assert said == []
+    module.training_step(second, 1)
+    assert re.search(r"from 2 instead of 3, this step's gradient would differ by [1-9]\d*%", said[1])
+    module.training_step(third, 2)
+    assert len(said) == 2
 
 
 def rank_of_two(rank, port, folder, steps):

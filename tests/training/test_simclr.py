@@ -169,7 +169,8 @@ def test_what_fits_is_found_once_and_kept_in_checkpoints(families, monkeypatch):
 
     monkeypatch.setattr(simclr, "volumes_that_fit", four)
     module = build(views, small_encoder(), micro_batch=None, tell=said.append)
-    module._start(batch)
+    module.micro_batch = module._fit(batch)
+    module._tell_parts(batch)
     assert module.micro_batch == 4
     [(images, n)] = asked
     assert (images.shape, n) == ((4, 1, 12, 12), 6)
@@ -187,7 +188,7 @@ def test_batch_norm_says_what_micro_batches_change_and_changes_nothing_by_that(f
     said = []
     module = build(views, small_encoder("batch"), micro_batch=3, tell=said.append)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    module._start(batch)
+    module._tell_parts(batch)
     whole, halves = (build(views, small_encoder("batch"), micro_batch=size) for size in (0, 2))
     first = {name: value[:3] for name, value in batch.items() if name != "params"}
     first["params"] = {name: value[:3] for name, value in batch["params"].items()}
