@@ -24,6 +24,7 @@ class Views:
 
     def __init__(self, steps: Mapping[str, Augmentation]) -> None:
         self.steps = dict(steps)
+        self._room = torch.empty(0)
 
     def draw(self, rng: np.random.Generator) -> Params:
         """All parameters of one view, flat and named like "crop.centre"; a pure function of the generator."""
@@ -50,12 +51,20 @@ class Views:
         return views[0] if len(views) == 1 else torch.cat(views)
 
     def _apply(self, batch: Tensor, params: dict[str, Tensor]) -> Tensor:
-        batch = batch.float()
+        batch = self._as_float(batch)
         for step, transform in self.steps.items():
             prefix = f"{step}."
             own = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
             batch = transform.apply(batch, own)
         return batch
+
+    def _as_float(self, batch: Tensor) -> Tensor:
+        """A batch as float32: on a CPU in memory that is used again, since fresh memory costs more than converting."""
+        if batch.dtype == torch.float32 or batch.device.type != "cpu":
+            return batch.float()
+        if self._room.numel() < batch.numel():
+            self._room = torch.empty(batch.numel())
+        return self._room[: batch.numel()].view(batch.shape).copy_(batch)
 
 
 def build_views(

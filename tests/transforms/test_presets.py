@@ -218,3 +218,17 @@ def test_its_steps_make_a_monai_compose():
 def test_an_unknown_preset_is_named_with_the_ones_there_are():
     with pytest.raises(UsageError, match=r"'dental'.*ct, mr, pet, xray, us"):
         build_views("dental", 2)
+
+
+def test_integers_are_the_views_of_the_same_floats_and_earlier_views_stay_as_they_were():
+    views = build_views("ct", 3)
+    rng = np.random.default_rng(0)
+    drawn = [views.draw(rng) for _ in range(3)]
+    params = {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
+    stored = [torch.from_numpy(rng.integers(-1000, 400, (3, 1, 12, 12, 12), dtype=np.int16)) for _ in range(2)]
+    low, high = torch.full((3,), -1000.0), torch.full((3,), 400.0)
+    first = views.apply(stored[0], params, low, high)
+    before = first.clone()
+    views.apply(stored[1], params, low, high)
+    assert torch.equal(first, before)
+    assert torch.equal(first, build_views("ct", 3).apply(stored[0].float(), params, low, high))
