@@ -63,7 +63,8 @@ class Views:
         if batch.dtype == torch.float32 or batch.device.type != "cpu":
             return batch.float()
         if self._room.numel() < batch.numel():
-            self._room = torch.empty(batch.numel())
+            with torch.inference_mode(False):  # what is made in it cannot be written to outside
+                self._room = torch.empty(batch.numel())
         return self._room[: batch.numel()].view(batch.shape).copy_(batch)
 
 
