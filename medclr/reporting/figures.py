@@ -130,8 +130,9 @@ def _rendered(points: pd.DataFrame, title: str, size: tuple[float, float], kind:
                 legend.remove()
         buffer = io.BytesIO()
         canvas, dpi, metadata = _FORMATS[kind]
+        named = {"Title": title} if title else {}
         canvas(figure).print_figure(
-            buffer, format=kind or "svg", dpi=dpi, facecolor="auto", metadata={**metadata, "Title": title or None}
+            buffer, format=kind or "svg", dpi=dpi, facecolor="auto", metadata=metadata | named
         )
         return buffer.getvalue()
 
