@@ -4,11 +4,12 @@ No claim here is stronger than that of the verdict: an arm helps only where it b
 correction and by its interval; without both baselines nothing helps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 
+from medclr.reporting.console import counted
 from medclr.reporting.numbers import count, listed, number, p, share, span
 
 BASELINES = ("scratch", "pca")
@@ -63,7 +64,8 @@ def findings(curve: Curve, context: Mapping[str, Any]) -> Findings:
     """
     points, claims = curve.points, with_claims(curve.differences, curve.points)
     known = points[points["reason"] == ""]
-    best = _highest(known[~known["arm"].isin(BASELINES)])
+    helping = claims.loc[claims["claim"] == HELPS, ["arm", "fraction"]]
+    best = _highest(known[~known["arm"].isin(BASELINES)]) | _highest(known.merge(helping))
     glance = _glance(points, claims, best, _highest(known[known["arm"].isin(BASELINES)]))
     chosen = _chosen(claims, points)
     arms = list(chosen) or [best[max(best)]["arm"]] if best else []
@@ -118,12 +120,13 @@ def _glance(
 
 def _chosen(claims: pd.DataFrame, points: pd.DataFrame) -> dict[str, list[float]]:
     """As few arms as cover every fraction at which any helps: the one that helps at most fractions comes first."""
-    mean = points.groupby("arm")["auroc"].mean()
+    auroc = points.set_index(["arm", "fraction"])["auroc"]
     helping = claims[claims["claim"] == HELPS]
-    left, chosen = set(helping["fraction"]), {}
+    left: set[float] = set(helping["fraction"])
+    chosen: dict[str, list[float]] = {}
     while left:
         gains = helping[helping["fraction"].isin(left)].groupby("arm")["fraction"].agg(sorted)
-        arm = max(gains.index, key=lambda name: (len(gains[name]), mean[name]))
+        arm = max(gains.index, key=lambda name: (len(gains[name]), auroc[name][gains[name]].mean()))
         chosen[str(arm)] = gains[arm]
         left -= set(gains[arm])
     return chosen
@@ -138,12 +141,12 @@ def _which(
     n_compared = len(set(claims.loc[claims["claim"] != MISSING, "arm"]))
     more = []
     if chosen:
-        short = f"{listed([f'{arm}, with {_shares(where)} of the labels' for arm, where in chosen.items()], 'or')}."
-        more.append(f"There it beats {listed([f'{arm!s}' for arm in baselines])}, by interval and after Holm's correction.")
-        if len(chosen) > 1:
-            more[-1] = more[-1].replace("There it beats", "There each beats")
-        for arm in chosen:
-            more += _elsewhere(arm, claims)
+        short = f"{'; '.join(f'{arm}, with {_shares(where)} of the labels' for arm, where in chosen.items())}."
+        more.append(
+            f"There {'it' if len(chosen) == 1 else 'each'} beats {' and '.join(BASELINES)} after Holm's correction, and its "
+            "interval against the better of them leaves out 0."
+        )
+        more += _others(chosen, claims)
     elif not n_compared:
         short = "Not known: there is nothing to compare."
     elif len(baselines) < len(BASELINES):
@@ -169,10 +172,16 @@ def _which(
     return Answer(question, short, more)
 
 
-def _elsewhere(arm: str, claims: pd.DataFrame) -> list[str]:
-    worse = claims[(claims["arm"] == arm) & (claims["claim"] == HURTS)]
-    where = _shares(list(worse["fraction"]))
-    return [f"{arm} falls behind the better baseline with {where}."] if where else []
+def _others(chosen: Mapping[str, list[float]], claims: pd.DataFrame) -> list[str]:
+    """Where else arms help, and where those to use fall behind."""
+    said = []
+    for arm, rows in claims[claims["claim"] == HELPS].groupby("arm", sort=False):
+        where = sorted(set(rows["fraction"]) - set(chosen.get(str(arm), ())))
+        said += [f"{arm} with {_shares(where)}"] if where else []
+    found = [f"So {'do' if len(said) > 1 else 'does'} {listed(said)}."] if said else []
+    for arm, rows in claims[(claims["claim"] == HURTS) & claims["arm"].isin(list(chosen))].groupby("arm", sort=False):
+        found.append(f"{arm} falls behind the better baseline with {_shares(list(rows['fraction']))}.")
+    return found
 
 
 def _baselines(glance: list[dict[str, Any]]) -> list[str]:
@@ -198,21 +207,12 @@ def _how_many(curve: Curve, chosen: Mapping[str, list[float]], arms: list[str]) 
         return Answer(question, "No number of labels is shown at which pre-training helps.", more)
     said = []
     for arm, fractions in chosen.items():
-        fewest = points[arm, min(fractions)]
-        said.append(
-            f"from {count(fewest['n_patients'])} labelled patients ({share(fewest['fraction'])}): AUROC "
-            f"{number(fewest['auroc'])} ({span(fewest['low'], fewest['high'])}) by {arm}"
-        )
-    for arm, fractions in chosen.items():
-        most = points[arm, max(fractions)]
-        if len(fractions) > 1:
-            more.insert(
-                0,
-                f"With {count(most['n_patients'])} ({share(most['fraction'])}) {arm} reaches {number(most['auroc'])} "
-                f"({span(most['low'], most['high'])}).",
-            )
-    short = f"{listed(said)}."
-    return Answer(question, short[0].upper() + short[1:], more)
+        rows = [points[arm, fraction] for fraction in fractions]
+        patients = listed([count(row["n_patients"]) for row in rows])
+        said.append(f"{arm} helps with {patients} labelled patients ({_shares(fractions)})")
+        aurocs = [f"{number(row['auroc'])} ({span(row['low'], row['high'])}) with {share(row['fraction'])}" for row in rows]
+        more.insert(len(said) - 1, f"AUROC of {arm}: {listed(aurocs)}.")
+    return Answer(question, f"{'; '.join(said)}.", more)
 
 
 def _how_sure(
@@ -229,8 +229,8 @@ def _how_sure(
             )
     if len(compared):
         counts = compared["claim"].value_counts()
-        said = [f"{counts[claim]} {_COUNTED[claim]}" for claim in _COUNTED if claim in counts]
-        short = f"Of {len(compared)} comparisons with the better baseline, {listed(said)}."
+        said = [f"{_COUNTED[claim]} in {counts[claim]}" for claim in _COUNTED if claim in counts]
+        short = f"Of {counted(len(compared), 'comparison')} with the better baseline, {listed(said)}."
     else:
         short = "No comparison could be made."
     unresolved = compared[compared["claim"] == OPEN]
@@ -240,31 +240,29 @@ def _how_sure(
             f"Not resolved is not equal: where it says so, true differences below {listed(ends, 'to')} would often "
             "have gone unseen (80% power, tested alone)."
         )
-    encoders = int(points["n_encoders"].max())
-    draws = sorted(set(points["n_draws"]))
+    encoders = sorted(set(points.loc[~points["arm"].isin(BASELINES), "n_encoders"]))
+    of_encoders = f", and {listed([str(n) for n in encoders], 'or')} encoders of each group" if max(encoders, default=0) > 1 else ""
     more.append(
         f"Intervals are 95%, over {count(context['test']['n_patients'])} test patients and "
-        f"{listed([str(n) for n in draws], 'or')} draws of labels"
-        + (
-            f", and {encoders} encoders of each group."
-            if encoders > 1
-            else "; they are conditional on one encoder, and another pre-training may do better or worse."
-        )
+        f"{listed([str(n) for n in sorted(set(points['n_draws']))], 'or')} draws of labels{of_encoders}."
     )
+    if 1 in encoders:
+        more.append("Results of a single encoder are conditional on it: another pre-training may do better or worse.")
     return Answer(question, short, more)
 
 
-_COUNTED = {HELPS: "favour pre-training", AHEAD: "are ahead", HURTS: "favour the baseline", OPEN: "are not resolved"}
+_COUNTED = {HELPS: "pre-training helps", AHEAD: "pre-training is ahead", HURTS: "pre-training hurts", OPEN: "no difference is resolved"}
 
 
 def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
     question = "What was left out, or could not be computed?"
     missing = curve.points[curve.points["reason"] != ""]
-    more = [
-        f"AUROC of {arm} with {_shares(list(rows['fraction']))}: {reason}."
-        for (arm, reason), rows in missing.groupby(["arm", "reason"], sort=False)
-    ]
-    more += [context["leakage"], *context["notes"]]
+    more = [context["leakage"], *context["notes"]]
+    for reason, rows in missing.groupby("reason", sort=False):
+        where = rows.groupby("arm", sort=False)["fraction"].agg(_shares)
+        alike = where.reset_index().groupby("fraction", sort=False)
+        said = [f"{_arms(arms)} with {fractions}" for fractions, arms in alike]
+        more.append(f"AUROC of {listed(said)}: {reason}.")
     known = curve.points.loc[curve.points["reason"] == "", ["arm", "fraction"]]
     measures = curve.measures[curve.measures["reason"] != ""].merge(known)
     for reason, rows in measures.groupby("reason", sort=False):
@@ -275,12 +273,8 @@ def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
         more.append(f"Subgroup {listed(groups)} ({_arms(rows)}): {reason}.")
     if len(more) > _MOST_ITEMS:
         more[_MOST_ITEMS - 1 :] = [f"{len(more) - _MOST_ITEMS + 1} more; each stands where its number would, below."]
-    n = len(missing)
-    short = (
-        f"{n} of {len(curve.points)} points of the curve have no result."
-        if n
-        else f"Nothing of the curve: all {len(curve.points)} points have a result."
-    )
+    n = len(curve.points)
+    short = f"{len(missing)} of {n} points of the curve." if len(missing) else f"Nothing of the curve: it has all its {n} points."
     return Answer(question, short, more)
 
 
@@ -289,7 +283,7 @@ def _arms(rows: pd.DataFrame) -> str:
     return listed(arms) if len(arms) <= 3 else f"{len(arms)} arms"
 
 
-def _shares(fractions: list[float]) -> str:
+def _shares(fractions: Iterable[float]) -> str:
     return listed([share(fraction) for fraction in sorted(fractions)])
 
 

@@ -58,7 +58,8 @@ def efficiency_page(curve: Curve, context: Mapping[str, Any]) -> str:
         meanings=_meanings(arms),
         top=top,
         # One row of each fraction, for what all arms share there.
-        draws=_by_fraction(points.drop_duplicates("fraction")),
+        draws=points.drop_duplicates("fraction").sort_values("fraction").to_dict("records"),
+        heads={fraction: share(fraction) for fraction in points["fraction"]},
         encoders_differ=points["n_encoders"].max() > 1,
         aurocs=_grid(points.rename(columns={"auroc": "value"}).assign(measure="AUROC")),
         needed={arm: str(needed) for arm, needed in curve.needed.items() if arm != "scratch"},
@@ -69,6 +70,7 @@ def efficiency_page(curve: Curve, context: Mapping[str, Any]) -> str:
         calibrations=_grid(curve.measures[curve.measures["measure"].isin(_CALIBRATION)]),
         measures=[_grid(rows) for rows in _split(measures, first)],
         outputs=[_grid(rows) for rows in _split(outputs, first)],
+        thresholds=measures["measure"].str.startswith("sensitivity").any(),
         prevalence=_prevalence(context),
         subgroups=[_by_column(rows) for rows in _split(subgroups, first)],
         forest_px=_FOREST_PX,
@@ -118,8 +120,7 @@ def _grid(frame: pd.DataFrame, across: str = "fraction") -> dict[str, Any]:
     Reasons are gathered and numbered, as a cell has no room for them.
     """
     keys = sorted(set(frame[across])) if across == "fraction" else list(dict.fromkeys(frame[across]))
-    reasons = {reason: i + 1 for i, reason in enumerate(dict.fromkeys(frame["reason"])) if reason}
-    reasons = {reason: i + 1 for i, reason in enumerate(reasons)}
+    reasons = {reason: i + 1 for i, reason in enumerate(filter(None, dict.fromkeys(frame["reason"])))}
     groups = []
     for name, of_measure in frame.groupby("measure", sort=False):
         rows = []
