@@ -254,9 +254,7 @@ class LabelsConfig:
     key_file: Path | None = _say(None, "key of the pseudonyms (default: the pretrain run's)")
     label: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "label column, or several of two classes each for a multi-label task (default: the only one)"
-        },
+        metadata={"help": "label column, or several of two classes each for several labels (default: the only one)"},
     )
     groups: list[str] = field(
         default_factory=list,

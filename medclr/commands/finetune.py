@@ -199,15 +199,13 @@ def check_classes(config: LabelsConfig, table: LabelTable, split: str) -> None:
     at = table.of(split)
     task, y = table.task, table.y[at]
     for column, output in enumerate(task.outputs):
-        absent = [word for value, word in ((1, "no positive"), (0, "no negative")) if not np.any(y[:, column] == value)]
+        absent = [word for value, word in ((1, "positive"), (0, "negative")) if not np.any(y[:, column] == value)]
         if absent:
-            of = (
-                f"the {split} split has {counted(len(at), 'labelled volume')}, and {' and '.join(absent)} of {output!r}"
+            fix = "or leave it out of --label" if task.kind == "multilabel" else "at least one of each"
+            raise DataError(
+                f"{config.labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and no "
+                f"{' and no '.join(absent)} of {output!r} (column {task.name!r}); label some, {fix}"
             )
-            fix = (
-                "label at least one of each" if task.kind != "multilabel" else "label some, or leave it out of --label"
-            )
-            raise DataError(f"{config.labels.name}: {of} ({task.name}); {fix}")
 
 
 def measured(
@@ -221,7 +219,7 @@ def measured(
     """AUROC (macro, of several classes or labels) with its interval over patients, or why there is none."""
     by_label = label_aurocs(y, scores)
     positive = (y == 1).any(axis=1)
-    found = {
+    found: dict[str, Any] = {
         "auroc": None,
         "low": None,
         "high": None,

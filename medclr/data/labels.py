@@ -62,7 +62,7 @@ class Task:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What each of the K numbers that a classifier gives is about: the positive class, each class, or each label."""
+        """What each of the K logits is about: the positive class, each class, or each label."""
         return {"binary": self.classes[1:], "multiclass": self.classes, "multilabel": self.columns}[self.kind]
 
     @property
@@ -72,8 +72,8 @@ class Task:
 
     def scores(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
         """What a classifier gives, (n, K), as what is ranked: of several classes their log-probabilities."""
-        logits = np.asarray(logits, dtype=np.float64)
-        return np.asarray(log_softmax(logits, axis=1)) if self.kind == "multiclass" else logits
+        scores = np.asarray(logits, dtype=np.float64)
+        return np.asarray(log_softmax(scores, axis=1)) if self.kind == "multiclass" else scores
 
     def probabilities(self, scores: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
         """Logits (n, K) to probabilities (n, K): one for each label, or of several classes those that add up to 1."""
@@ -536,8 +536,8 @@ def _classes(labels: pd.Series, path: Path) -> tuple[str, ...]:
         raise DataError(f"{where} holds {what}, not classes; put them into classes, or choose another with --label")
     if len(values) > min(MOST_CLASSES, max(2, len(labels) // 3)):
         raise DataError(
-            f"{where} has {len(values):,} classes in {len(labels):,} labelled rows{shown}; names or ids? Choose another "
-            "with --label, or blank the rows of those that are not wanted"
+            f"{where} has {len(values):,} classes in {len(labels):,} labelled rows{shown}; names or ids? Choose "
+            "another with --label, or blank the rows of those that are not wanted"
         )
     if [value.casefold() in _NEGATIVE for value in values] == [False, True]:
         values.reverse()
@@ -562,7 +562,7 @@ def _matrix(task: Task, values: Sequence[dict[int, str]], positions: Sequence[in
     """`LabelTable.y` of the volumes at these positions."""
     if task.kind != "multilabel":
         places = np.array([task.classes.index(values[0][position]) for position in positions])
-        one_hot = (places[:, None] == np.arange(len(task.classes))).astype(np.float64)
+        one_hot = np.asarray(places[:, None] == np.arange(len(task.classes)), dtype=np.float64)
         return one_hot[:, 1:] if task.kind == "binary" else one_hot
     y = np.full((len(positions), len(values)), np.nan)
     for column, (positive, found) in enumerate(zip(task.classes, values, strict=True)):

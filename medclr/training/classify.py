@@ -79,7 +79,7 @@ def fit_full(
     total = steps_of(config, len(loader))
     to_start = config.decay_to == "start"
     optimizer = layerwise_adamw(
-        [*stages(network[0]), *network[1:], classifier.head],
+        [*stages(network[0]), *list(network)[1:], classifier.head],
         config.lr,
         0.0 if to_start else config.weight_decay,
         config.layer_decay,
@@ -107,9 +107,10 @@ def fit_full(
             loss.backward()
             optimizer.step()
             # L2-SP (Li et al. 2018): few labels should not undo what many scans have taught.
+            share = float(schedule.get_last_lr()[-1]) * config.weight_decay
             with torch.no_grad():
                 for p, p0 in zip(network.parameters(), start, strict=False):
-                    p.add_(p0 - p, alpha=schedule.get_last_lr()[-1] * config.weight_decay)
+                    p.lerp_(p0, share)
             schedule.step()
             losses.append(loss.item())
             step += 1

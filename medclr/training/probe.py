@@ -1,7 +1,7 @@
 """Classifiers of features that are there already: a linear head, the nearest neighbours; and the plain baseline."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -46,7 +46,7 @@ class Linear:
 
     def scores(self, features: NDArray[np.floating]) -> Scores:
         """Logits (n, K) of features (n, F); of exclusive classes log-probabilities, which are logits too."""
-        logits: Scores = features @ self.weight + self.bias
+        logits = np.asarray(features @ self.weight + self.bias)
         return np.asarray(log_softmax(logits, axis=1)) if self.exclusive else logits
 
 
@@ -67,7 +67,7 @@ class Neighbours:
         k = min(NEIGHBOURS, len(self.features))
         share = knn_scores(self.features, self.y, features, k)
         if self.exclusive:
-            return np.log((share * k + 1 / share.shape[1]) / (k + 1))
+            return np.asarray(np.log((share * k + 1 / share.shape[1]) / (k + 1)))
         return np.asarray(logit((share * k + 0.5) / (k + 1)))
 
 
@@ -106,8 +106,8 @@ def fit_linear(
     chosen = strength is None and enough_to_choose(y, patients)
     held_out = None
     if chosen:
-        candidates = {c: lambda own, held, c=c: fit(own, c).scores(scaled[held]) for c in STRENGTHS}
-        strength, held_out = choose(candidates, y, inner_folds(y, patients, seed))
+        folds = inner_folds(y, patients, seed)
+        strength, held_out = choose(STRENGTHS, lambda c, own, held: fit(own, c).scores(scaled[held]), y, folds)
     head = fit(slice(None), FIXED_STRENGTH if strength is None else strength)
     weight = head.weight / scale
     return replace(head, weight=weight, bias=head.bias - mean @ weight, chosen=chosen, held_out=held_out)
@@ -148,27 +148,29 @@ def inner_folds(y: NDArray[np.floating], patients: NDArray[np.object_], seed: in
 
 
 def choose(
-    candidates: Mapping[Key, Callable[[NDArray[np.intp], NDArray[np.intp]], Scores]],
+    candidates: Iterable[Key],
+    scores_of: Callable[[Key, NDArray[np.intp], NDArray[np.intp]], Scores],
     y: NDArray[np.floating],
     folds: Sequence[Fold],
 ) -> tuple[Key, Scores]:
     """The candidate with the highest mean AUROC over folds, the first of equals; and its scores (n, K) out of fold.
 
     Args:
-        candidates: each from positions to fit on and positions to judge by to the scores of the latter.
+        candidates: in order.
+        scores_of: a candidate, positions to fit on and positions to judge by, to the scores of the latter.
         y: (n, K).
         folds: from `inner_folds`.
     """
     best: tuple[float, Key, Scores] | None = None
-    for name, candidate in candidates.items():
+    for candidate in candidates:
         scores = np.empty(y.shape)
         aurocs = []
         for fit, held in folds:
-            scores[held] = candidate(fit, held)
+            scores[held] = scores_of(candidate, fit, held)
             aurocs.append(weighted_mean_auroc(y[held], scores[held], np.ones((1, len(held))))[0])
         quality = float(np.nanmean(aurocs))
         if best is None or quality > best[0]:
-            best = quality, name, scores
+            best = quality, candidate, scores
     assert best
     return best[1:]
 
