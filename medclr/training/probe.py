@@ -103,11 +103,14 @@ def fit_linear(
     def fit(rows: Any, strength: float) -> Linear:
         return _logistic(scaled[rows], y[rows], strength, exclusive, balanced)
 
+    def judge(strength: float, own: NDArray[np.intp], held: NDArray[np.intp]) -> Scores:
+        return fit(own, strength).scores(scaled[held])
+
     chosen = strength is None and enough_to_choose(y, patients)
     held_out = None
     if chosen:
         folds = inner_folds(y, patients, seed)
-        strength, held_out = choose(STRENGTHS, lambda c, own, held: fit(own, c).scores(scaled[held]), y, folds)
+        strength, held_out = choose(STRENGTHS, judge, y, folds)
     head = fit(slice(None), FIXED_STRENGTH if strength is None else strength)
     weight = head.weight / scale
     return replace(head, weight=weight, bias=head.bias - mean @ weight, chosen=chosen, held_out=held_out)
