@@ -30,9 +30,10 @@ from medclr.metrics.ranking import (
     weighted_average_precision,
     weighted_label_aurocs,
     weighted_mean_auroc,
+    weighted_operating,
     weighted_sensitivity_at,
 )
-from medclr.metrics.resampling import bootstrap, bootstrap_auroc, holm, interval, patient_weights
+from medclr.metrics.resampling import Resamples, bootstrap, bootstrap_auroc, bootstrap_mean_auroc, holm, interval
 
 __all__ = [
     "Bin",
@@ -40,6 +41,7 @@ __all__ = [
     "DeLong",
     "LabelAurocs",
     "PairedDifference",
+    "Resamples",
     "Temperature",
     "alignment",
     "auroc",
@@ -47,6 +49,7 @@ __all__ = [
     "average_precision",
     "bootstrap",
     "bootstrap_auroc",
+    "bootstrap_mean_auroc",
     "brier_score",
     "calibration",
     "delong",
@@ -58,7 +61,6 @@ __all__ = [
     "knn_scores",
     "label_aurocs",
     "paired_difference",
-    "patient_weights",
     "rankme",
     "sensitivity_at",
     "similarities",
@@ -68,6 +70,7 @@ __all__ = [
     "weighted_average_precision",
     "weighted_label_aurocs",
     "weighted_mean_auroc",
+    "weighted_operating",
     "weighted_sensitivity_at",
     "wilson_interval",
 ]
