@@ -89,7 +89,9 @@ def drawn(
 ) -> dict[tuple[float, int], np.ndarray]:
     """Positions of the training rows of each fraction's draws, the smaller within the larger."""
     draws = nested_draws(y, patients, sorted(n_draws), max(n_draws.values()), seed)
-    return {(fraction, draw): draws[fraction, draw] for fraction in sorted(n_draws) for draw in range(n_draws[fraction])}
+    return {
+        (fraction, draw): draws[fraction, draw] for fraction in sorted(n_draws) for draw in range(n_draws[fraction])
+    }
 
 
 def run_cells(
@@ -191,17 +193,16 @@ def _run(
     todo: Sequence[tuple[Cell, Arm, np.ndarray]], seed: int, pool: Executor | None
 ) -> Generator[tuple[Cell, Scores, float]]:
     # Seeds far apart, so that runs under neighbouring ones share none; all arms and encoders have those of the draw.
-    jobs = [(cell, arm, rows, 1000 * seed + cell.draw) for cell, arm, rows in todo]
     if pool is None:
-        for cell, *job in jobs:
-            yield (cell, *_timed(*job))
+        for cell, arm, rows in todo:
+            yield (cell, *_timed(arm, rows, 1000 * seed + cell.draw))
         return
     cell_of: dict[Future[tuple[Scores, float]], Cell] = {}
     failed: BaseException | None = None
     try:
         try:
-            for cell, *job in jobs:
-                cell_of[pool.submit(_timed, *job)] = cell
+            for cell, arm, rows in todo:
+                cell_of[pool.submit(_timed, arm, rows, 1000 * seed + cell.draw)] = cell
         except Exception as error:  # a worker that dies meanwhile; what others finished is still handed on
             failed = error
         for future in as_completed(cell_of):

@@ -57,7 +57,9 @@ def against_better(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def needed_of(outcomes: Sequence[Outcome], points: pd.DataFrame, resampled: Mapping[tuple[str, float], np.ndarray]) -> dict[str, LabelsNeeded]:
+def needed_of(
+    outcomes: Sequence[Outcome], points: pd.DataFrame, resampled: Mapping[tuple[str, float], np.ndarray]
+) -> dict[str, LabelsNeeded]:
     """`Curve.needed`. resampled: AUROC of each arm and fraction that has one, on resamples."""
     goal = resampled.get(("scratch", 1.0))
     fractions = sorted({outcome.fraction for outcome in outcomes})

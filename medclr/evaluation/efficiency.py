@@ -15,7 +15,7 @@ from medclr.evaluation.estimates import Chance, Estimate, Outcome, Truth, outcom
 from medclr.evaluation.labels_needed import LabelsNeeded
 from medclr.evaluation.measures import measure
 from medclr.evaluation.plot import draw_curve
-from medclr.evaluation.subgroups import subgroups_of
+from medclr.evaluation.subgroups import subgroups
 
 if TYPE_CHECKING:  # matplotlib is loaded by those who draw
     from matplotlib.axes import Axes
@@ -119,7 +119,7 @@ def label_efficiency(
         on_cell: called here with each new cell as soon as it exists.
         baselines: those that every other arm is compared with.
         kind: "binary", "multiclass" or "multilabel".
-        groups: columns of the test rows for subgroups.
+        groups: columns of the test rows, in their order, for subgroups.
         pool: runs cells at once. Where one fails, those that have not begun are cancelled, and what is finished by
             then is still handed to `on_cell`.
         outputs: names of the K columns; without them, their numbers.
@@ -150,15 +150,16 @@ def label_efficiency(
     estimates = {
         (one.arm, one.fraction): chance.estimate(one.auroc, n_patients) for one in results if one.auroc is not None
     }
+    y_of = {key: y_train[rows] for key, rows in draws.items()}
     points = _points(results, estimates)
-    measures, calibration = measure(results, truth, chance, kind, names, {(c.fraction, c.draw): y_train[rows] for ...})
+    measures, calibration = measure(results, truth, chance, kind, names, y_of)
     return Curve(
         cells,
         points,
         differences_of(results, chance, n_patients, baselines),
         measures,
         calibration,
-        subgroups_of(results, y_test, patients_test, kind, groups, chance),
+        subgroups(results, truth, chance, kind, pd.DataFrame() if groups is None else groups),
         needed_of(results, points, {key: found.resampled for key, found in estimates.items()}),
     )
 

@@ -180,23 +180,27 @@ def outcomes(cells: Sequence[Cell], truth: Truth, chance: Chance) -> list[Outcom
     for cell in cells:
         groups.setdefault((cell.arm, cell.fraction), []).append(cell)
     found = []
+    resamples = chance.patients(truth.patients, truth.strata)
     for (arm, fraction), group in groups.items():
         ordered = sorted(group, key=lambda cell: (cell.encoder, cell.draw))
         outcome = Outcome(arm, fraction, ordered, "", None, {})
         if reason := outcome.missing([cell.reason for cell in ordered]):
             found.append(replace(outcome, reason=reason))
         else:
-            mean, by_output = aurocs(outcome, truth, chance)
+            mean, by_output = aurocs(outcome, truth, chance, resamples)
             found.append(replace(outcome, auroc=mean, by_output=by_output))
     return found
 
 
 def aurocs(
-    outcome: Outcome, truth: Truth, chance: Chance, rows: np.ndarray | None = None
+    outcome: Outcome, truth: Truth, chance: Chance, resamples: Resamples, rows: np.ndarray | None = None
 ) -> tuple[Sample, dict[int, Sample]]:
-    """Mean AUROC over the outputs that can be judged, and that of each, on the test rows that `truth` is of."""
-    scores = np.stack([cell.scores if rows is None else cell.scores[rows] for cell in outcome.cells])  # type: ignore[index]
-    resamples = chance.patients(truth.patients, truth.strata)
+    """Mean AUROC over the outputs that can be judged, and that of each, by its place.
+
+    truth: of all test rows, or of those at the positions `rows`; resamples: of its patients.
+    """
+    scores = np.stack([cell.scores for cell in outcome.cells if cell.scores is not None])
+    scores = scores if rows is None else scores[:, rows]
     by_output = {}
     for output in truth.judged:
         y = truth.y[:, output]

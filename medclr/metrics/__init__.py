@@ -1,6 +1,7 @@
 """How well scores rank and predict, how sure that is, and how well an embedding is spread."""
 
 from medclr.metrics.calibration import (
+    LEAST_IN_BIN,
     Bin,
     Calibration,
     Temperature,
@@ -36,6 +37,7 @@ from medclr.metrics.ranking import (
 from medclr.metrics.resampling import Resamples, bootstrap, bootstrap_auroc, bootstrap_mean_auroc, holm, interval
 
 __all__ = [
+    "LEAST_IN_BIN",
     "Bin",
     "Calibration",
     "DeLong",

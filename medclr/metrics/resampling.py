@@ -96,7 +96,8 @@ def bootstrap_mean_auroc(y: np.ndarray, scores: np.ndarray, resamples: Resamples
         for rows, weights in resamples.weights():
             wins[rows] += np.einsum("rp,rp->r", weights[:, block], weights[:, negative] @ twice.T)
             pairs[rows] += weights[:, block].sum(axis=1) * weights[:, negative].sum(axis=1)
-    return np.divide(wins, 2 * len(scores) * pairs, out=np.full(len(resamples), np.nan), where=pairs > 0)
+    means: np.ndarray = np.divide(wins, 2 * len(scores) * pairs, out=np.full(len(resamples), np.nan), where=pairs > 0)
+    return means
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
