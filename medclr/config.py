@@ -252,7 +252,14 @@ class LabelsConfig:
     store: Path | None = _say(None, "folder of prepared volumes (default: the pretrain run's)")
     out: Path | None = _say(None, "run folder to write (default: runs/DATE-COMMAND)")
     key_file: Path | None = _say(None, "key of the pseudonyms (default: the pretrain run's)")
-    label: str | None = _say(None, "label column (default: the only one)")
+    label: list[str] = field(
+        default_factory=list,
+        metadata={"help": "label column, or several of two classes each for several labels (default: the only one)"},
+    )
+    groups: list[str] = field(
+        default_factory=list,
+        metadata={"help": "columns of --labels by which results are broken down too, such as sex age view"},
+    )
     spec: Path | None = _say(
         None, "data spec of the public set whose own table --labels is (default: that of the encoder)"
     )
@@ -262,6 +269,17 @@ class LabelsConfig:
     epochs: int = _say(30, "passes over the labelled volumes when the whole network is trained")
     batch_size: int = _say(64, "volumes per step when the whole network is trained")
     lr: float = _say(1e-3, "peak learning rate when the whole network is trained")
+    layer_decay: float = _say(
+        1.0, "learning rate of each stage of the network as a share of that of the next: below 1, early ones move less"
+    )
+    weight_decay: float = _say(0.01, "weight decay when the whole network is trained")
+    decay_to: Literal["zero", "start"] = _say(
+        "zero", "where weight decay draws the weights: to zero, or back to those it started from (L2-SP)"
+    )
+    dropout: float = _say(0.0, "share of the features that is left out at random when the whole network is trained")
+    class_weight: Literal["balanced", "none"] = _say(
+        "balanced", "how classes count in training: all the same, or by their rows"
+    )
     min_steps: int = _say(100, "fewest steps when the whole network is trained, however few the labels")
     max_steps: int = _say(600, "most steps when the whole network is trained, so that cost is known beforehand")
     resamples: int = _say(2000, "bootstrap resamples of test patients behind each interval")
@@ -272,7 +290,11 @@ class LabelsConfig:
 
     def __post_init__(self) -> None:
         _check_ranges(self, epochs=1, batch_size=2, lr=0, min_steps=1, max_steps=1, resamples=100, workers=0, seed=0)
-        _check_ranges(self, projector_layer=0)
+        _check_ranges(self, projector_layer=0, weight_decay=0)
+        if not 0 < self.layer_decay <= 1:
+            raise UsageError(f"--layer-decay {self.layer_decay}: must be above 0 and at most 1")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"--dropout {self.dropout}: must be 0 or more, and below 1")
         if self.min_steps > self.max_steps:
             raise UsageError(f"--min-steps {self.min_steps}: must not be above --max-steps {self.max_steps}")
 

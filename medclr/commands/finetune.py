@@ -1,7 +1,7 @@
 """`medclr finetune`: from a handful of labels to a classifier, and how good it is on patients it never saw."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +9,33 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
 from medclr.config import FinetuneConfig, LabelsConfig, StoreConfig
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
-from medclr.data.labels import LabelTable, check_labels, labels_hash, name_patients, read_labels, unmatched_frame
+from medclr.data.labels import (
+    LabelTable,
+    Task,
+    check_labels,
+    labels_hash,
+    name_patients,
+    read_labels,
+    unmatched_frame,
+)
 from medclr.data.layout import TableLayout
 from medclr.data.signature import near_duplicates
 from medclr.data.spec import DataSpec, load_spec
 from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
-from medclr.metrics import auroc, bootstrap_auroc, interval
+from medclr.metrics import bootstrap, interval, label_aurocs, weighted_mean_auroc
 from medclr.models.bundle import check_dims, fingerprint
 from medclr.models.classifier import Classifier, save_classifier
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.reporting.console import counted, say
 from medclr.reporting.run import Run, next_command, read_paths
-from medclr.training.classify import fit_full, fit_linear
+from medclr.training.classify import fit_full
 from medclr.training.encode import Encoder, embed_rows, load_encoder, training_device
+from medclr.training.probe import fit_linear
 from medclr.transforms.presets import Views, build_views
 
 FINETUNE_CROP = (0.7, 1.0)  # a view for a classifier must still show what the label is about
@@ -77,7 +85,7 @@ class Labelled:
         """Augmentations for training a whole network on labels."""
         return build_views(self.spec.preset, self.spec.spatial_dims, self.spec.laterality, scale=FINETUNE_CROP)
 
-    def network(self, init: str, seed: int) -> tuple[torch.nn.Module, int]:
+    def network(self, init: str, seed: int) -> tuple[torch.nn.Sequential, int]:
         """What a head sits on, and the length of its features: a fresh copy of the encoder and the layers of the
         projector that are kept, or an encoder of the same architecture with random weights.
         """
@@ -86,7 +94,7 @@ class Labelled:
             widths = [layer.out_features for layer in kept if isinstance(layer, torch.nn.Linear)]
             return copy.deepcopy(kept), [self.architecture.feature_dim, *widths][-1]
         torch.manual_seed(seed)
-        return build_encoder(self.architecture), self.architecture.feature_dim
+        return torch.nn.Sequential(build_encoder(self.architecture)), self.architecture.feature_dim
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -102,40 +110,35 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         say(f"{run.folder} is complete already; use another --out to train again")
         return run.outcome
     data = gather(config, run, source)
-    rows, train = data.table.rows, data.table.of("train")
-    y, patients = rows["y"].to_numpy(), rows["patient_key"].to_numpy()
-    if len(set(y[train])) < 2:
-        raise DataError(
-            f"{config.labels.name}: the train split has {counted(len(train), 'labelled volume')} and not both "
-            f"classes of {data.table.column!r} ({' and '.join(data.table.classes)}); label at least one of each"
-        )
-    positive = f"{data.table.column} = {data.table.classes[1]}"
-    say(f"training on {counted(len(train), 'volume')}, {int(y[train].sum()):,} with {positive}")
+    table, rows = data.table, data.table.rows
+    task, train, patients = table.task, table.of("train"), rows["patient_key"].to_numpy()
+    check_classes(config, table, "train")
+    say(f"training on {counted(len(train), 'volume')}, {_counts(task, table.y[train])}")
     classifier, how = _classifier(config, run, data, train)
-    logits = embed_rows(classifier, rows, data.store, data.spec).astype(np.float64)
+    scores = task.scores(embed_rows(classifier, rows, data.store, data.spec))
     metrics = {
-        "label": data.table.column,
-        "positive": data.table.classes[1],
+        "label": task.name,
+        "task": task.kind,
+        "outputs": list(task.outputs),
         "method": config.method,
         "init": config.init,
         **how,
         "splits": {
-            split: measured(y[at], logits[at], patients[at], bool(rows["patient_known"].all()), config)
+            split: measured(task, table.y[at], scores[at], patients[at], bool(rows["patient_known"].all()), config)
             for split in ("val", "test")
-            if len(at := data.table.of(split))
+            if len(at := table.of(split))
         },
         "leakage": data.verdict.sentence,
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
     }
     save_classifier(run.folder / "classifier", classifier, data.architecture, {
-        "spec": data.spec.to_dict(), "label": data.table.column, "classes": list(data.table.classes),
+        "spec": data.spec.to_dict(), "task": asdict(task),
         "projector_layer": data.projector_layer if config.init == "encoder" else 0,
     })  # fmt: skip
     run.write_json("metrics.json", metrics)
     run.write_frame("metrics.csv", pd.DataFrame([{"split": s, **m} for s, m in metrics["splits"].items()]))
-    predictions = rows[["volume_id", "patient_key", "split", "y"]].assign(probability=expit(logits))
-    run.write_frame("predictions.csv", predictions)
+    run.write_frame("predictions.csv", predictions(rows, task, scores, table.y))
     run.finish(metrics)
     _tell(config, run, metrics)
     return metrics
@@ -149,7 +152,7 @@ def find_encoder(config: LabelsConfig, run: Run) -> Path:
             "no complete pretrain run under runs/; run `medclr pretrain --data DIR`, or name one with --encoder"
         )
     # Now, not after hours of preparing volumes.
-    check_labels(config.labels, config.label, _layout(config, load_encoder(source)))
+    check_labels(config.labels, config.label, _layout(config, load_encoder(source)), config.groups)
     run.pin({"labels": labels_hash(config.labels), "encoder": fingerprint(source)})
     return source
 
@@ -168,11 +171,11 @@ def gather(config: LabelsConfig, run: Run, source: Path) -> Labelled:
         say(sentence)
     layout = _layout(config, encoder)
     manifest = name_patients(config.labels, manifest, names, layout)
-    table = read_labels(config.labels, manifest, names, config.label, layout)
+    table = read_labels(config.labels, manifest, names, config.label, layout, config.groups)
     unlabelled = manifest[~manifest["volume_id"].isin(table.rows["volume_id"])]
     run.write_frame("private/unmatched.csv", unmatched_frame(table.key, table.unmatched_keys, unlabelled))
     say(
-        f"labels: {counted(len(table.rows), 'volume')} by {table.key}, column {table.column!r}; "
+        f"labels: {counted(len(table.rows), 'volume')} by {table.key}, column {table.task.name!r}; "
         f"{counted(len(table.unmatched_keys), 'key')} without a volume and "
         f"{counted(len(unlabelled), 'volume')} without a label (listed in private/unmatched.csv)"
     )
@@ -191,26 +194,72 @@ def sources(config: LabelsConfig, encoder: Encoder) -> list[str]:
     return named_source("Encoder's data", encoder.spec) + labels
 
 
+def check_classes(config: LabelsConfig, table: LabelTable, split: str) -> None:
+    """Raise DataError where the labelled volumes of a split are of one class, naming the classes that it lacks."""
+    at = table.of(split)
+    task, y = table.task, table.y[at]
+    for column, output in enumerate(task.outputs):
+        absent = [word for value, word in ((1, "positive"), (0, "negative")) if not np.any(y[:, column] == value)]
+        if absent:
+            fix = "or leave it out of --label" if task.kind == "multilabel" else "at least one of each"
+            raise DataError(
+                f"{config.labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and no "
+                f"{' and no '.join(absent)} of {output!r} (column {task.name!r}); label some, {fix}"
+            )
+
+
 def measured(
-    y: NDArray[np.integer],
-    scores: NDArray[np.floating],
+    task: Task,
+    y: NDArray[np.float64],
+    scores: NDArray[np.float64],
     patients: NDArray[np.object_],
     known: bool,
     config: LabelsConfig,
 ) -> dict[str, Any]:
-    """AUROC with its interval over patients, or why there is none."""
-    counts = {
+    """AUROC (macro, of several classes or labels) with its interval over patients, or why there is none."""
+    by_label = label_aurocs(y, scores)
+    positive = (y == 1).any(axis=1)
+    found: dict[str, Any] = {
+        "auroc": None,
+        "low": None,
+        "high": None,
+        "reason": "",
         "n": len(y),
-        "n_positive": int(y.sum()),
-        "n_negative": int(len(y) - y.sum()),
+        "n_positive": int(positive.sum()),
+        "n_negative": int((~positive).sum()),
         "n_patients": len(set(patients)),
         "interval_level": "patient" if known else "image (patients unknown)",
     }
-    if len(set(y)) < 2:
-        return {"auroc": None, "low": None, "high": None, "reason": "n/a, because it has a single class", **counts}
+    if len(task.outputs) > 1:
+        found["by_label"] = dict(zip(task.outputs, by_label.by_label.tolist(), strict=True))
+    if np.isnan(by_label.mean):
+        return found | {"reason": f"n/a, because {by_label.reasons[0]}"}
     rng = np.random.default_rng(config.seed)
-    low, high = interval(bootstrap_auroc(y, scores[None], patients, config.resamples, rng)[0])
-    return {"auroc": auroc(y, scores), "low": low, "high": high, "reason": "", **counts}
+    resampled = bootstrap(weighted_mean_auroc, y, scores[None], patients, config.resamples, rng)
+    low, high = interval(resampled[0])
+    return found | {"auroc": by_label.mean, "low": low, "high": high}
+
+
+def predictions(
+    rows: pd.DataFrame, task: Task, scores: NDArray[np.float64], y: NDArray[np.float64] | None = None
+) -> pd.DataFrame:
+    """One row a volume: its pseudonyms, a probability for each output, and the labels where they are known."""
+    table = rows[[name for name in ("volume_id", "patient_key", "split") if name in rows]].reset_index(drop=True)
+    single = len(task.outputs) == 1
+    for column, output in enumerate(task.outputs):
+        if y is not None:
+            table["y" if single else f"y {output}"] = y[:, column]
+        table["probability" if single else f"probability {output}"] = task.probabilities(scores)[:, column]
+    return table
+
+
+def _counts(task: Task, y: NDArray[np.float64]) -> str:
+    """How many are of each class."""
+    positive = np.nansum(y, axis=0).astype(int)
+    if task.kind == "binary":
+        return f"{positive[0]:,} with {task.name} = {task.classes[1]}"
+    of = [f"{n:,} {output}" for n, output in zip(positive, task.outputs, strict=True)]
+    return ", ".join(of[:8]) + (f" and {len(of) - 8} more" if len(of) > 8 else "")
 
 
 def _layout(config: LabelsConfig, encoder: Encoder) -> TableLayout | None:
@@ -288,22 +337,40 @@ def _nearly_seen(run: Run, table: LabelTable, encoder: Encoder, source: Path) ->
 def _classifier(
     config: FinetuneConfig, run: Run, data: Labelled, train: NDArray[np.intp]
 ) -> tuple[Classifier, dict[str, Any]]:
-    rows = data.table.rows.iloc[train].reset_index(drop=True)
+    rows, y = data.table.rows.iloc[train].reset_index(drop=True), data.table.y[train]
+    exclusive = data.table.task.kind == "multiclass"
     network, width = data.network(config.init, config.seed)
     head, how = None, dict[str, Any](n_train=len(rows))
     if config.method != "full":
         features = embed_rows(network.to(training_device(config.device)), rows, data.store, data.spec)
-        head = fit_linear(features, rows["y"].to_numpy(), rows["patient_key"].to_numpy(), config.seed)
+        head = fit_linear(
+            features,
+            y,
+            rows["patient_key"].to_numpy(),
+            config.seed,
+            exclusive=exclusive,
+            balanced=config.class_weight == "balanced",
+        )
         how |= {"strength": head.strength, "strength_chosen": head.chosen}
     if config.method == "linear":
         assert head
-        classifier = Classifier(network, width)
+        classifier = Classifier(network, width, y.shape[1])
         classifier.set_head(head.weight, head.bias)
         return classifier.to(next(network.parameters()).device).eval(), how
-    checkpoint = run.folder / "checkpoints" / "last.ckpt"
-    report = lambda step, loss: say(f"step {step}: loss {loss:.3f}")  # noqa: E731
     full = fit_full(
-        network, width, rows, data.store, data.spec, data.views, config, config.seed, head, report, checkpoint
+        network,
+        width,
+        rows,
+        y,
+        data.store,
+        data.spec,
+        data.views,
+        config,
+        config.seed,
+        exclusive,
+        head,
+        lambda step, loss: say(f"step {step}: loss {loss:.3f}"),
+        run.folder / "checkpoints" / "last.ckpt",
     )
     return full, how
 

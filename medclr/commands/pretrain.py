@@ -109,7 +109,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
         reach(config.tracking_uri)
     if config.holdout is not None:
         layout = asked.table if asked else None
-        check_labels(config.holdout, config.label, layout) if config.label else read_keyed(config.holdout, layout)
+        check_labels(config.holdout, (config.label,), layout) if config.label else read_keyed(config.holdout, layout)
     kept = stocked(run.folder) if run.resumed else None
     skipped: list[Skipped] = []
     if kept:
@@ -362,7 +362,7 @@ def _labels(
     if config.holdout is None:
         return None
     try:
-        return read_labels(config.holdout, manifest, names, config.label, layout)
+        return read_labels(config.holdout, manifest, names, (config.label,) if config.label else (), layout)
     except MedclrError as error:
         if config.label:
             raise

@@ -1,6 +1,7 @@
 """From a label table to labelled volumes, patient-grouped splits and nested draws."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, log_softmax, softmax
 
 from medclr.data.identity import Pseudonymiser
 from medclr.data.image2d import label_arrays
@@ -40,23 +42,64 @@ _PSEUDONYMS = {
 _NEGATIVE = {"0", "0.0", "false", "f", "no", "n", "negative", "neg", "-", "absent", "none", "normal", "no finding"}
 
 
+MOST_CLASSES = 30  # a column of more values holds names, ids or measurements
+
+
 @dataclass(frozen=True)
+class Task:
+    """What is to be told from a volume: one of two classes, one of several, or for each of several labels whether.
+
+    Attributes:
+        kind: which of these.
+        columns: of the label table; several of a multi-label task, else one.
+        classes: what the table calls the classes: (negative, positive), or all of several; of a multi-label task, what
+            each column calls a positive.
+    """
+
+    kind: Literal["binary", "multiclass", "multilabel"]
+    columns: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What each of the K logits is about: the positive class, each class, or each label."""
+        return {"binary": self.classes[1:], "multiclass": self.classes, "multilabel": self.columns}[self.kind]
+
+    @property
+    def name(self) -> str:
+        """The label columns, to be read."""
+        return ", ".join(self.columns)
+
+    def scores(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
+        """What a classifier gives, (n, K), as what is ranked: of several classes their log-probabilities."""
+        scores = np.asarray(logits, dtype=np.float64)
+        return np.asarray(log_softmax(scores, axis=1)) if self.kind == "multiclass" else scores
+
+    def probabilities(self, scores: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
+        """Logits (n, K) to probabilities (n, K): one for each label, or of several classes those that add up to 1."""
+        logits = np.asarray(scores, dtype=np.float64) / temperature
+        return np.asarray(softmax(logits, axis=1) if self.kind == "multiclass" else expit(logits))
+
+
+@dataclass(frozen=True, eq=False)
 class LabelTable:
     """Volumes that have a label.
 
     Attributes:
-        rows: their manifest rows in the manifest's order, with `split` ("train", "val", "test") and `y` (0 or 1).
-        column: the label column.
+        rows: their manifest rows in the manifest's order, with `split` ("train", "val", "test").
+        y: (n, K) of 0, 1 and, of a multi-label task, NaN where unknown; of several classes the one that it is has 1.
+        task: what the K columns of `y` mean.
+        groups: columns of the table that were asked for, as text, a row for each volume.
         key: the key column by which table and manifest were joined.
-        classes: what the table calls y = 0 and y = 1.
         split_source: the table's own split column, or the hash of each patient.
         unmatched_keys: raw keys in the table that match no volume; for `private/` only.
     """
 
     rows: pd.DataFrame
-    column: str
+    y: NDArray[np.float64]
+    task: Task
+    groups: pd.DataFrame
     key: str
-    classes: tuple[str, str]
     split_source: Literal["table", "patient hash"]
     unmatched_keys: tuple[str, ...]
 
@@ -69,8 +112,9 @@ def read_labels(
     path: Path,
     manifest: pd.DataFrame,
     pseudonymiser: Pseudonymiser,
-    label: str | None = None,
+    label: Sequence[str] = (),
     layout: TableLayout | None = None,
+    groups: Sequence[str] = (),
 ) -> LabelTable:
     """Join a label table to the volumes of a manifest.
 
@@ -83,27 +127,29 @@ def read_labels(
             MedMNIST set, for the labels in it; or the folder of scans, where its folders are named by their class.
         manifest: the volumes, under the same key as `pseudonymiser`.
         pseudonymiser: turns the table's keys into the manifest's.
-        label: the label column; None is the only column that is no key, split or domain.
+        label: the label columns: one of two classes or more, or several of two; none is the only column that is no
+            key, split, domain or group.
         layout: of a public set's own table: where the table has its key column, it is read by it.
+        groups: columns by which results are to be broken down, such as sex and age.
 
     Raises:
         UsageError: no such column, or several that could be meant.
-        DataError: no table, no match, conflicting rows, or other than two classes.
+        DataError: no table, no match, conflicting rows, a single class, or what is no class.
         LeakageError: a patient in two splits.
     """
-    table, column, classes = check_labels(path, label, layout)
-    labelled = table[table[column] != ""]
+    table, task = check_labels(path, label, layout, groups)
     key, matches = _join(table, manifest, pseudonymiser, path, layout)
-    labels = _one_value_each(labelled, column, key, matches, path)
-    if not labels:
-        raise DataError(f"{path.name}: no row with a {column!r} matches any of the {len(manifest):,} volumes")
-    if len(set(labels.values())) < 2:
+    values = [_one_value_each(table[table[column] != ""], column, key, matches, path) for column in task.columns]
+    positions = sorted(set().union(*values))
+    if not positions:
+        raise DataError(f"{path.name}: no row with a {task.name!r} matches any of the {len(manifest):,} volumes")
+    y = _matrix(task, values, positions)
+    if not any(len(set(column[~np.isnan(column)])) == 2 for column in y.T):
         raise DataError(
-            f"{path.name}: only one class of column {column!r} among the {len(labels):,} volumes that match; "
+            f"{path.name}: only one class of column {task.name!r} among the {len(positions):,} volumes that match; "
             "scan the volumes of the other, or label more"
         )
     splits, split_source = _splits(table, key, matches, manifest, pseudonymiser, path)
-    positions = sorted(labels)
     without = [position for position in positions if position not in splits]
     if without:
         raise DataError(
@@ -112,12 +158,13 @@ def read_labels(
         )
     rows = manifest.iloc[positions].reset_index(drop=True)
     rows["split"] = [splits[position] for position in positions]
-    rows["y"] = np.array([classes.index(labels[position]) for position in positions], dtype=np.int64)
+    of_groups = {name: _one_value_each(table[table[name] != ""], name, key, matches, path) for name in groups}
     return LabelTable(
         rows=rows,
-        column=column,
+        y=y,
+        task=task,
+        groups=pd.DataFrame({name: [found.get(at, "") for at in positions] for name, found in of_groups.items()}),
         key=key,
-        classes=classes,
         split_source=split_source,
         unmatched_keys=_unmatched(matches),
     )
@@ -138,21 +185,33 @@ def read_keyed(path: Path, layout: TableLayout | None = None) -> pd.DataFrame:
 
 
 def check_labels(
-    path: Path, label: str | None = None, layout: TableLayout | None = None
-) -> tuple[pd.DataFrame, str, tuple[str, str]]:
+    path: Path, label: Sequence[str] = (), layout: TableLayout | None = None, groups: Sequence[str] = ()
+) -> tuple[pd.DataFrame, Task]:
     """All that can be wrong with a label table before any volume is read; raises as `read_labels` does.
 
     Returns:
-        All cells as text, the label column, and its two classes.
+        All cells as text, and what they ask for.
     """
     table = read_keyed(path, layout)
-    column = _label_column(table, path, label, layout)
-    labelled = table.loc[table[column] != "", column]
-    if labelled.empty:
+    for name in groups:
+        if name not in table.columns:
+            raise UsageError(f"--groups {name}: no such column in {path.name}; it has {', '.join(table.columns)}")
+    columns = _label_columns(table, path, label, layout, groups)
+    blank = [column for column in columns if (table[column] == "").all()]
+    if blank:
         raise DataError(
-            f"{path.name}: column {column!r} is blank in all {len(table):,} rows; name another with --label"
+            f"{path.name}: column {blank[0]!r} is blank in all {len(table):,} rows; name another with --label"
         )
-    return table, column, _two_classes(labelled, path)
+    classes = [_classes(table.loc[table[column] != "", column], path) for column in columns]
+    if len(columns) == 1:
+        return table, Task("binary" if len(classes[0]) == 2 else "multiclass", columns, classes[0])
+    for column, found in zip(columns, classes, strict=True):
+        if len(found) > 2:
+            raise DataError(
+                f"{path.name}: column {column!r} has {len(found)} classes; of several --label columns each must have "
+                "two, and a blank where it is unknown"
+            )
+    return table, Task("multilabel", columns, tuple(found[1] for found in classes))
 
 
 def labels_hash(path: Path) -> str:
@@ -256,11 +315,12 @@ def nested_draws(
 ) -> dict[tuple[float, int], NDArray[np.intp]]:
     """Random subsets of the labelled patients, the smaller within the larger.
 
-    Patients are drawn whole and stratified by whether they have any positive. Both strata give at least one,
-    so that a draw has a positive and a negative wherever the data has them.
+    Patients are drawn whole and stratified: by whether they have any positive; of several classes or labels, by the
+    rarest that they have. Each stratum gives at least one, so that a draw has a positive and a negative wherever the
+    data has them, and one of each class.
 
     Args:
-        y: (n,) 0 or 1.
+        y: (n,) or (n, K) of 0, 1 and NaN (unknown).
         patients: (n,) patient of each label.
         fractions: shares of the patients, above 0 and at most 1.
         n_draws: draws a fraction.
@@ -269,23 +329,26 @@ def nested_draws(
     Returns:
         ascending positions into `y`, by (fraction, draw). The sizes of a fraction's draws are equal in patients.
     """
-    y = np.asarray(y)
+    y = np.asarray(y, dtype=np.float64)
+    y = y.reshape(len(y), -1)
     names, of_row = np.unique(np.asarray(patients), return_inverse=True)
-    n_positive = np.bincount(of_row, weights=y, minlength=len(names))
-    n_rows = np.bincount(of_row, minlength=len(names))
-    positive, negative = np.flatnonzero(n_positive > 0), np.flatnonzero(n_positive == 0)
-    mixed = n_positive < n_rows
+    has = np.zeros((len(names), y.shape[1]), dtype=bool)
+    np.logical_or.at(has, of_row, y == 1)
+    rarest_first = np.argsort(has.sum(axis=0), kind="stable")
+    stratum = np.where(has.any(axis=1), has[:, rarest_first].argmax(axis=1), y.shape[1])
+    lacks = np.zeros(len(names), dtype=bool)
+    np.logical_or.at(lacks, of_row, (y == 0).any(axis=1))
     draws: dict[tuple[float, int], NDArray[np.intp]] = {}
     for draw in range(n_draws):
         rng = np.random.default_rng([seed, draw])
-        orders = [rng.permutation(positive), rng.permutation(negative)]
-        if not len(negative) and mixed.any():
+        orders = [rng.permutation(np.flatnonzero(stratum == one)) for one in range(y.shape[1] + 1)]
+        if not len(orders[-1]) and lacks[orders[0]].any():
             # Negatives exist only beside positives: a patient with both goes first, so that every draw has one.
-            first = np.argmax(mixed[orders[0]])
+            first = np.argmax(lacks[orders[0]])
             orders[0] = np.concatenate([orders[0][[first]], np.delete(orders[0], first)])
         # One queue, in which each stratum is spread evenly from the very front: whatever is cut off its front is
         # stratified and begins with one of each, and the shorter lies within the longer.
-        places = [np.arange(len(order)) / len(order) for order in orders]
+        places = [np.arange(len(order)) / max(len(order), 1) for order in orders]
         queue = np.concatenate(orders)[np.argsort(np.concatenate(places), kind="stable")]
         least = sum(len(order) > 0 for order in orders)
         for fraction in fractions:
@@ -436,26 +499,32 @@ def _unmatched(matches: dict[str, list[int]]) -> tuple[str, ...]:
     return tuple(value for value, found in matches.items() if not found)
 
 
-def _label_column(table: pd.DataFrame, path: Path, label: str | None, layout: TableLayout | None) -> str:
-    others = (*KEYS, *_keys_of(table, layout), "split", *DOMAINS)
+def _label_columns(
+    table: pd.DataFrame, path: Path, label: Sequence[str], layout: TableLayout | None, groups: Sequence[str]
+) -> tuple[str, ...]:
+    others = (*KEYS, *_keys_of(table, layout), "split", *DOMAINS, *groups)
     candidates = [name for name in table.columns if name not in others]
-    if label is not None:
-        if label not in table.columns:
+    for name in label:
+        if name not in table.columns:
             found = f"it has {', '.join(candidates)}" if candidates else "it has no label column"
-            raise UsageError(f"--label {label}: no such column in {path.name}; {found}")
-        return label
+            raise UsageError(f"--label {name}: no such column in {path.name}; {found}")
+        if label.count(name) > 1:
+            raise UsageError(f"--label {name}: named twice")
+    if label:
+        return tuple(label)
     if not candidates:
         raise UsageError(f"label table {path.name}: only keys, split and domains; add a label column")
     if len(candidates) > 1:
         raise UsageError(
             f"label table {path.name}: {len(candidates)} columns may be the label; "
-            f"choose one with --label: {', '.join(candidates)}"
+            f"choose one or several with --label: {', '.join(candidates)}"
         )
-    return candidates[0]
+    return (candidates[0],)
 
 
-def _two_classes(labels: pd.Series, path: Path) -> tuple[str, str]:
-    values = sorted(labels.unique(), key=lambda value: (value.casefold(), value))
+def _classes(labels: pd.Series, path: Path) -> tuple[str, ...]:
+    """The classes of a column; of two, the negative one first."""
+    values = sorted(labels.unique(), key=_natural)
     # A column with about as many values as rows may hold names or ids, which no message may show.
     shown = f": {', '.join(values)}" if len(values) <= min(10, len(labels) // 3) else ""
     where = f"{path.name}: column {labels.name!r}"
@@ -463,13 +532,42 @@ def _two_classes(labels: pd.Series, path: Path) -> tuple[str, str]:
         raise DataError(f"{where} spells a class in several ways that differ in capitals only{shown}; make them one")
     if len(values) == 1:
         raise DataError(f"{where} has a single class in all {len(labels):,} labelled rows{shown}; two are needed")
-    if len(values) > 2:
+    if len(values) > 2 and (what := _no_classes(values)):
+        raise DataError(f"{where} holds {what}, not classes; put them into classes, or choose another with --label")
+    if len(values) > min(MOST_CLASSES, max(2, len(labels) // 3)):
         raise DataError(
-            f"{where} has {len(values):,} classes{shown}; two are needed. Choose another with --label, "
-            "or blank the rows of the others"
+            f"{where} has {len(values):,} classes in {len(labels):,} labelled rows{shown}; names or ids? Choose "
+            "another with --label, or blank the rows of those that are not wanted"
         )
-    negative = [value.casefold() in _NEGATIVE for value in values]
-    return (values[1], values[0]) if negative == [False, True] else (values[0], values[1])
+    if [value.casefold() in _NEGATIVE for value in values] == [False, True]:
+        values.reverse()
+    return tuple(values)
+
+
+def _natural(value: str) -> tuple[float, str, str]:
+    """Numbers by size, before texts."""
+    number = float(value) if re.fullmatch(r"-?\d+(\.\d+)?", value) else np.inf
+    return number, value.casefold(), value
+
+
+def _no_classes(values: Sequence[str]) -> str:
+    if all(re.fullmatch(r"\d{4}-\d\d?-\d\d?.*|\d\d?[./]\d\d?[./]\d{2,4}.*|(19|20)\d{6}", value) for value in values):
+        return "dates"
+    numbers = all(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value, re.IGNORECASE) for value in values)
+    whole = numbers and all(float(value).is_integer() for value in values)
+    return "measurements" if numbers and not whole else ""
+
+
+def _matrix(task: Task, values: Sequence[dict[int, str]], positions: Sequence[int]) -> NDArray[np.float64]:
+    """`LabelTable.y` of the volumes at these positions."""
+    if task.kind != "multilabel":
+        places = np.array([task.classes.index(values[0][position]) for position in positions])
+        one_hot = np.asarray(places[:, None] == np.arange(len(task.classes)), dtype=np.float64)
+        return one_hot[:, 1:] if task.kind == "binary" else one_hot
+    y = np.full((len(positions), len(values)), np.nan)
+    for column, (positive, found) in enumerate(zip(task.classes, values, strict=True)):
+        y[:, column] = [float(found[at] == positive) if at in found else np.nan for at in positions]
+    return y
 
 
 def _match(

@@ -13,11 +13,14 @@ def knn_scores(
 ) -> np.ndarray:
     """Share of positives among the k training rows nearest by cosine, each weighted by exp(cosine / temperature).
 
-    The weighted kNN of Wu et al. (2018, section 3.4). train_z: (n, D), train_y: (n,) of 0 and 1, test_z: (m, D).
-    Where there are fewer than k training rows, all of them vote. Returns (m,) in [0, 1].
+    The weighted kNN of Wu et al. (2018, section 3.4). train_z: (n, D), train_y: (n,) or (n, K) of 0, 1 and NaN
+    (unknown, no vote), test_z: (m, D). Where there are fewer than k training rows, all of them vote. Returns (m,) or
+    (m, K) in [0, 1]; 0.5 where none of the nearest is known.
     """
     train = _unit(train_z)
     k = min(k, len(train))
+    known = ~np.isnan(train_y)
+    positive = np.where(known, train_y, 0.0)
 
     def vote(block: np.ndarray) -> np.ndarray:
         cosine = block @ train.T
@@ -25,7 +28,9 @@ def knn_scores(
         cosine = np.take_along_axis(cosine, near, axis=1)
         # Relative to the nearest, or exp would overflow at a small temperature.
         weight = np.exp((cosine - cosine.max(axis=1, keepdims=True)) / temperature)
-        votes: np.ndarray = (weight * train_y[near]).sum(axis=1) / weight.sum(axis=1)
+        cast = np.einsum("mk,mk...->m...", weight, known[near].astype(float))
+        won = np.einsum("mk,mk...->m...", weight, positive[near])
+        votes: np.ndarray = np.divide(won, cast, out=np.full(won.shape, 0.5), where=cast > 0)
         return votes
 
     return _by_rows(vote, _unit(test_z), len(train))

@@ -1,4 +1,4 @@
-"""An encoder with a linear head: one logit for one binary label."""
+"""An encoder with a head that gives a logit for each label or class."""
 
 import json
 import os
@@ -17,30 +17,33 @@ from medclr.models.encoder import Architecture
 
 
 class Classifier(nn.Module):
-    """Images float32 (B, C, *patch) in [0, 1] to logits (B,).
+    """Images float32 (B, C, *patch) in [0, 1] to logits (B, K).
 
     Args:
-        encoder: gives features (B, feature_dim).
+        network: gives features (B, feature_dim).
         feature_dim: their length.
+        outputs: K.
+        dropout: share of the features that training leaves out before the head.
     """
 
-    def __init__(self, encoder: nn.Module, feature_dim: int) -> None:
+    def __init__(self, network: nn.Module, feature_dim: int, outputs: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(feature_dim, 1)
+        self.network = network
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(feature_dim, outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        logits: Tensor = self.head(self.encoder(images))
-        return logits.squeeze(1)
+        logits: Tensor = self.head(self.dropout(self.network(images)))
+        return logits
 
     @torch.no_grad()
-    def set_head(self, weight: NDArray[np.floating], bias: float) -> None:
-        """Take over a head that was fitted elsewhere: weight (F,) and bias of the logit."""
-        self.head.weight.copy_(torch.from_numpy(weight)[None])
-        self.head.bias.fill_(bias)
+    def set_head(self, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> None:
+        """Take over a head that was fitted elsewhere: weight (F, K) and bias (K,) of the logits."""
+        self.head.weight.copy_(torch.from_numpy(weight.T))
+        self.head.bias.copy_(torch.from_numpy(bias))
 
 
 def save_classifier(folder: Path, classifier: Classifier, architecture: Architecture, details: dict[str, Any]) -> None:

@@ -92,6 +92,12 @@ def build_encoder(architecture: Architecture) -> nn.Module:
     return encoder
 
 
+def stages(encoder: nn.Module) -> list[nn.Module]:
+    """The parts of `build_encoder`'s network with weights, from the stem to the last stage."""
+    part = dict(encoder.named_children())
+    return [nn.ModuleList([part["conv1"], part["bn1"]]), *(part[f"layer{number}"] for number in range(1, 5))]
+
+
 def channels_last(encoder: nn.Module, spatial_dims: int) -> None:
     """Lay the weights out channels-last, in place; convolutions then give their output the same layout."""
     encoder.to(memory_format=_CHANNELS_LAST[spatial_dims])  # type: ignore[call-overload]  # missing in torch's stubs

@@ -1,8 +1,6 @@
-"""Classifiers from labels: a linear head on frozen features, or the whole network; and the plain baseline."""
+"""A whole network trained on labels: from random weights, from an encoder, or from an encoder with a fitted head."""
 
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,126 +8,54 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
-from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from medclr.config import LabelsConfig
 from medclr.data.loader import Blocks, Steps, train_loader
 from medclr.data.slices import by_slice
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
-from medclr.metrics import auroc
 from medclr.models.classifier import Classifier
+from medclr.models.encoder import stages
 from medclr.training.encode import training_device
-from medclr.training.optim import adamw, warmup_cosine
+from medclr.training.optim import layerwise_adamw, warmup_cosine
+from medclr.training.probe import Linear
 from medclr.training.resume import SafeCheckpointIO
 from medclr.transforms.presets import Views
 
-Scores = NDArray[np.float64]
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation C that a linear head may choose
-FIXED_STRENGTH = 0.1  # where the labels are too few to choose
-FEWEST_PATIENTS = 10  # of each class, for the choice by inner cross-validation
-COMPONENTS = 50  # of the PCA baseline
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A logistic regression on features: score = features @ weight + bias.
-
-    Attributes:
-        weight: (F,); bias: of the logit; strength: the C that was used; chosen: by cross-validation, or fixed.
-    """
-
-    weight: Scores
-    bias: float
-    strength: float
-    chosen: bool
-
-    def scores(self, features: NDArray[np.floating]) -> Scores:
-        """Logits (n,) of features (n, F)."""
-        logits: Scores = features @ self.weight + self.bias
-        return logits
-
-
-def fit_linear(
-    features: NDArray[np.floating],
-    y: NDArray[np.integer],
-    patients: NDArray[np.object_],
-    seed: int,
-    strength: float | None = None,
-) -> Linear:
-    """Logistic regression on scaled features, its strength chosen by inner patient-grouped cross-validation.
-
-    All features are divided by one number, the largest of their standard deviations: dividing each by its own would
-    make the noise of the last principal component as large as the first.
-
-    Nothing but the rows given is used. With fewer than FEWEST_PATIENTS patients of a class, the strength is fixed.
-
-    Args:
-        features: (n, F).
-        y: (n,) of 0 and 1, both present.
-        patients: (n,) keys.
-        seed: of the folds.
-        strength: given, so that none is chosen.
-    """
-    mean, scale = features.mean(axis=0), float(features.std(axis=0).max()) or 1.0
-    scaled = (features - mean) / scale
-    per_class = [len(set(patients[y == value])) for value in (0, 1)]
-    chosen = strength is None and min(per_class) >= FEWEST_PATIENTS
-    if strength is None:
-        strength = _choose_strength(scaled, y, patients, seed) if chosen else FIXED_STRENGTH
-    model = _logistic(scaled, y, strength)
-    weight = model.coef_[0] / scale
-    return Linear(weight, float(model.intercept_[0] - weight @ mean), strength, chosen)
-
-
-def fit_pca(
-    unlabelled: NDArray[np.floating],
-) -> Callable[[NDArray[np.floating]], NDArray[np.floating]]:
-    """The baseline's features: principal components of the pixels of all training volumes, labelled or not.
-
-    Pre-training sees those volumes too, so the baseline may.
-
-    Args:
-        unlabelled: (n, voxels).
-
-    Returns:
-        A function from (m, voxels) to (m, components).
-    """
-    pca = PCA(min(COMPONENTS, *unlabelled.shape), svd_solver="randomized", random_state=0).fit(unlabelled)
-    return lambda pixels: np.asarray(pca.transform(pixels))
-
 
 def fit_full(
-    encoder: nn.Module,
+    network: nn.Sequential,
     feature_dim: int,
     rows: pd.DataFrame,
+    y: NDArray[np.floating],
     store: Store,
     spec: DataSpec,
     views: Views,
     config: LabelsConfig,
     seed: int,
+    exclusive: bool = False,
     head: Linear | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Classifier:
     """Train encoder and head together on labelled rows, for a number of steps that is known beforehand.
 
-    Binary cross-entropy with both classes weighted alike, AdamW, one epoch of warm-up and a cosine; there is no
-    stopping rule, so no label is needed to stop by.
+    Cross-entropy, with all classes weighted alike unless asked otherwise, AdamW, one epoch of warm-up and a cosine;
+    there is no stopping rule, so no label is needed to stop by.
 
     Args:
-        encoder: its weights are changed.
-        feature_dim: length of its features.
-        rows: labelled manifest rows, with `y`; where they are cut into slices, each has the label of its volume.
+        network: an encoder, and what is kept of its projector; its weights are changed.
+        feature_dim: length of the features that it gives.
+        rows: labelled manifest rows; where they are cut into slices, each has the label of its volume.
+        y: (n, K) of 0, 1 and NaN, which is unknown and counts for nothing.
         store, spec: where and how to read them.
         views: augmentations, one view a volume.
-        config: epochs, batch_size, lr, min_steps, max_steps, device.
-        seed: of the order and the views.
+        config: epochs, batch_size, lr, min_steps, max_steps, weight_decay, decay_to, layer_decay, dropout,
+            class_weight, device.
+        seed: of the order, the views and the dropout.
+        exclusive: the K columns are classes, of which each row has one.
         head: of a linear probe, to start from, so that features are not bent to suit a head that knows nothing (LP-FT,
             Kumar et al. 2022); else the head starts at zero.
         on_epoch: called with steps done and the mean loss of the epoch.
@@ -139,17 +65,26 @@ def fit_full(
         The classifier in evaluation mode, on the training device.
     """
     device = training_device(config.device)
-    rows = by_slice(rows) if spec.slices else rows
-    classifier = Classifier(encoder, feature_dim).to(device).train()
+    if spec.slices:
+        rows = by_slice(rows.assign(volume=np.arange(len(rows))))
+        y = y[rows["volume"]]
+    classifier = Classifier(network, feature_dim, y.shape[1], config.dropout).to(device).train()
     if head:
         classifier.set_head(head.weight, head.bias)
     loader = train_loader(Blocks(rows, store, spec, views, 1, seed), config.batch_size, 0, seed)
     order = loader.batch_sampler
     assert isinstance(order, Steps)
-    y = torch.tensor(rows["y"].to_numpy(), dtype=torch.float32, device=device)
-    balance = (1 - y).sum() / y.sum()
-    total = int(np.clip(config.epochs * len(loader), config.min_steps, config.max_steps))
-    optimizer = adamw(classifier, config.lr, weight_decay=1e-2)
+    target = torch.tensor(y, dtype=torch.float32, device=device)
+    weight = _class_weight(target, exclusive) if config.class_weight == "balanced" else None
+    total = steps_of(config, len(loader))
+    to_start = config.decay_to == "start"
+    optimizer = layerwise_adamw(
+        [*stages(network[0]), *list(network)[1:], classifier.head],
+        config.lr,
+        0.0 if to_start else config.weight_decay,
+        config.layer_decay,
+    )
+    start = [p.detach().clone() for p in network.parameters()] if to_start else []
     schedule = warmup_cosine(optimizer, min(len(loader), total // 10), total)
     state: dict[str, Any] = {"classifier": classifier, "optimizer": optimizer, "schedule": schedule}
     step, epoch = 0, 0
@@ -160,16 +95,22 @@ def fit_full(
             part.load_state_dict(saved[name])
     while step < total:
         order.set_epoch(epoch)
+        torch.manual_seed((seed + epoch) % 2**63)  # of the dropout, also where an interrupted run goes on
         losses = []
         for batch in loader:
             params = {name: value.flatten(0, 1).to(device) for name, value in batch["params"].items()}
             low, high = batch["low"].flatten().to(device), batch["high"].flatten().to(device)
             with torch.no_grad():
                 images = views.apply(batch["blocks"].flatten(0, 1).to(device), params, low, high)
-            loss = binary_cross_entropy_with_logits(classifier(images), y[batch["row"]], pos_weight=balance)
+            loss = _loss(classifier(images), target[batch["row"]], weight, exclusive)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            # L2-SP (Li et al. 2018): few labels should not undo what many scans have taught.
+            share = float(schedule.get_last_lr()[-1]) * config.weight_decay
+            with torch.no_grad():
+                for p, p0 in zip(network.parameters(), start, strict=False):
+                    p.lerp_(p0, share)
             schedule.step()
             losses.append(loss.item())
             step += 1
@@ -184,23 +125,23 @@ def fit_full(
     return classifier.eval()
 
 
-def _choose_strength(
-    features: NDArray[np.floating], y: NDArray[np.integer], patients: NDArray[np.object_], seed: int
-) -> float:
-    folds = list(StratifiedGroupKFold(5, shuffle=True, random_state=seed % 2**32).split(features, y, patients))
-
-    def quality(strength: float) -> float:
-        models = [_logistic(features[a], y[a], strength) for a, _ in folds]
-        per_fold = [
-            auroc(y[b], model.decision_function(features[b])) for model, (_, b) in zip(models, folds, strict=True)
-        ]
-        return float(np.nanmean(per_fold))
-
-    return max(STRENGTHS, key=quality)
+def steps_of(config: LabelsConfig, steps_per_epoch: int) -> int:
+    """Optimiser steps of one training: the epochs asked for, within the bounds that make its cost known."""
+    return int(np.clip(config.epochs * steps_per_epoch, config.min_steps, config.max_steps))
 
 
-def _logistic(features: NDArray[np.floating], y: NDArray[np.integer], strength: float) -> LogisticRegression:
-    with warnings.catch_warnings():
-        # At the weakest regularisation of separable labels there is no optimum to reach; the ranking is stable.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=strength, max_iter=1000, class_weight="balanced").fit(features, y)
+def _loss(logits: Tensor, y: Tensor, weight: Tensor | None, exclusive: bool) -> Tensor:
+    """Mean cross-entropy over the known labels of a batch; weight: of classes, or of the positives of each label."""
+    if exclusive:
+        return cross_entropy(logits, y, weight)
+    known = ~torch.isnan(y)
+    each = binary_cross_entropy_with_logits(logits, torch.where(known, y, 0.0), pos_weight=weight, reduction="none")
+    return (each * known).sum() / known.sum().clamp(min=1)
+
+
+def _class_weight(y: Tensor, exclusive: bool) -> Tensor:
+    """Weights (K,) under which all classes, or positives and negatives of each label, count the same."""
+    positive, negative = torch.nansum(y, dim=0), torch.nansum(1 - y, dim=0)
+    if exclusive:
+        return torch.where(positive > 0, len(y) / (positive * (positive > 0).sum()).clamp(min=1), 0.0)
+    return torch.where((positive > 0) & (negative > 0), negative / positive.clamp(min=1), 1.0)

@@ -15,9 +15,9 @@ from medclr.data.manifest import DOMAINS
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
 from medclr.errors import DataError, MedclrError
-from medclr.metrics import alignment, auroc, knn_scores, rankme, similarities, uniformity
-from medclr.training.classify import FEWEST_PATIENTS, FIXED_STRENGTH, fit_linear
+from medclr.metrics import alignment, auroc, knn_scores, label_aurocs, rankme, similarities, uniformity
 from medclr.training.encode import embed_rows, images
+from medclr.training.probe import FEWEST_PATIENTS, FIXED_STRENGTH, fit_linear
 from medclr.training.simclr import SimCLR
 from medclr.transforms.presets import Views
 
@@ -73,9 +73,11 @@ def health_check(
     domain = _domain(rows.iloc[sample], spec)
     train = val = None
     if labels is not None:
-        of = (labels.of(split) for split in ("train", "val"))
-        train, val = (labels.rows.iloc[places[_at_most(len(places), seed)]] for places in of)
-        if not (train["y"].nunique() == 2 and val["y"].nunique() == 2):
+        of = [labels.of(split) for split in ("train", "val")]
+        (train, y), (val, told) = (
+            (labels.rows.iloc[at], labels.y[at]) for at in (p[_at_most(len(p), seed)] for p in of)
+        )
+        if any(np.isnan(label_aurocs(part, part).mean) for part in (y, told)):
             train = val = None
     if every is None:
         # A training step passes each view forward once and backward for about twice that.
@@ -97,12 +99,14 @@ def health_check(
         if domain is not None:
             name, of_rows, known = domain
             measured[f"{name}_auroc"] = site_probe(features[known], of_rows[known], patients[known], seed)
-        if train is not None and val is not None:
+        if labels is not None and train is not None:
             labelled = _finite(embed_rows(module.encoder, pd.concat([train, val]), store, spec))
-            y, told = train["y"].to_numpy(), val["y"].to_numpy()
-            head = fit_linear(labelled[: len(y)], y, train["patient_key"].to_numpy(), seed, FIXED_STRENGTH)
-            measured["knn_auroc"] = auroc(told, knn_scores(labelled[: len(y)], y, labelled[len(y) :]))
-            measured["linear_auroc"] = auroc(told, head.scores(labelled[len(y) :]))
+            first, last = labelled[: len(y)], labelled[len(y) :]
+            head = fit_linear(
+                first, y, train["patient_key"].to_numpy(), seed, FIXED_STRENGTH, labels.task.kind == "multiclass"
+            )
+            measured["knn_auroc"] = label_aurocs(told, knn_scores(first, y, last)).mean
+            measured["linear_auroc"] = label_aurocs(told, head.scores(last)).mean
         return measured
 
     return measure
@@ -129,8 +133,8 @@ def site_probe(
         y = (sites == name).astype(np.int64)
         for fit, held in folds:
             if 0 < y[fit].sum() < len(fit):  # one patient may have most volumes of a site
-                head = fit_linear(features[fit], y[fit], patients[fit], seed, FIXED_STRENGTH)
-                aurocs.append(auroc(y[held], head.scores(features[held])))
+                head = fit_linear(features[fit], y[fit, None], patients[fit], seed, FIXED_STRENGTH)
+                aurocs.append(auroc(y[held], head.scores(features[held])[:, 0]))
     return float(np.nanmean(aurocs))
 
 

@@ -1,7 +1,7 @@
 """The optimisers and their schedule."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,8 +38,23 @@ def recipe(config: PretrainConfig, batch_size: int) -> tuple[str, float, float, 
 
 def adamw(module: nn.Module, lr: float, weight_decay: float) -> AdamW:
     """AdamW (Loshchilov and Hutter 2019) that decays weights, not biases and normalisation; fused on a GPU."""
-    fused = all(p.is_cuda for p in module.parameters())
-    return AdamW(_groups(module, weight_decay), lr=lr, fused=fused or None)
+    return _adamw(module, _groups(module, weight_decay), lr)
+
+
+def layerwise_adamw(parts: Sequence[nn.Module], lr: float, weight_decay: float, layer_decay: float) -> AdamW:
+    """AdamW that moves the last of `parts` by `lr`, and each part before it by `layer_decay` of the next.
+
+    What an encoder knows of edges and textures suits the new task better than its last layers do (Clark et al. 2020,
+    section 3.2, and Bao et al. 2022 for images).
+    """
+    whole = nn.ModuleList(parts)
+    groups = [
+        group | {"lr": lr * layer_decay ** (len(parts) - 1 - depth)}
+        for depth, part in enumerate(parts)
+        for group in _groups(part, weight_decay)
+        if group["params"]
+    ]
+    return _adamw(whole, groups, lr)
 
 
 class Lars(Optimizer):
@@ -99,6 +114,11 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> 
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return LambdaLR(optimizer, share)
+
+
+def _adamw(module: nn.Module, groups: Iterable[dict[str, Any]], lr: float) -> AdamW:
+    fused = all(p.is_cuda for p in module.parameters())
+    return AdamW(groups, lr=lr, fused=fused or None)
 
 
 def _groups(module: nn.Module, weight_decay: float) -> Iterable[dict[str, Any]]:

@@ -62,7 +62,7 @@ def table(tmp_path):
 
 
 def _values(found):
-    return dict(zip(found.rows["volume_id"], found.rows["y"], strict=True))
+    return dict(zip(found.rows["volume_id"], found.y[:, 0], strict=True))
 
 
 # Keys
@@ -71,7 +71,7 @@ def _values(found):
 def test_series_key(table, manifest):
     found = read_labels(table("series_uid,label", "1.1,0", "1.4,1", "1.6,1", "9.9,1", "9.8,"), manifest, NAMES)
     assert _values(found) == {"v0": 0, "v3": 1, "v5": 1}
-    assert (found.key, found.column, found.classes) == ("series_uid", "label", ("0", "1"))
+    assert (found.key, found.task.name, found.task.classes) == ("series_uid", "label", ("0", "1"))
     assert found.unmatched_keys == ("9.9", "9.8")
     unlabelled = manifest[~manifest["volume_id"].isin(found.rows["volume_id"])]
     assert unmatched_frame(found.key, found.unmatched_keys, unlabelled).to_numpy().tolist() == [
@@ -160,7 +160,11 @@ def test_bom_line_endings_blanks_and_quotes(table, manifest, encoding, ending):
     )
     found = read_labels(path, manifest, NAMES)
     assert _values(found) == {"v0": 1, "v3": 0, "v5": 1}
-    assert (found.column, found.classes, found.unmatched_keys) == ("label, as read", ("negative", "positive"), ())
+    assert (found.task.name, found.task.classes, found.unmatched_keys) == (
+        "label, as read",
+        ("negative", "positive"),
+        (),
+    )
 
 
 def test_text_that_pandas_would_take_for_missing_is_text(table, manifest):

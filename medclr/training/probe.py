@@ -1,0 +1,205 @@
+"""Classifiers of features that are there already: a linear head, the nearest neighbours; and the plain baseline."""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax, logit
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+
+from medclr.metrics import knn_scores, weighted_mean_auroc
+
+Scores = NDArray[np.float64]
+Key = TypeVar("Key")
+Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation C that a linear head may choose
+FIXED_STRENGTH = 0.1  # where the labels are too few to choose
+FEWEST_PATIENTS = 10  # of each class, for a choice by inner cross-validation
+FOLDS = 5
+NEIGHBOURS = 20
+COMPONENTS = 50  # of the PCA baseline
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A logistic regression on features: logits = features @ weight + bias.
+
+    Attributes:
+        weight: (F, K); bias: (K,); exclusive: the K columns are classes of which each row has one.
+        strength: the C that was used; chosen: by cross-validation, or fixed.
+        held_out: scores (n, K) of the rows it was fitted on, each from the fold that left its patient out; None where
+            nothing was chosen.
+    """
+
+    weight: Scores
+    bias: Scores
+    exclusive: bool
+    strength: float
+    chosen: bool = False
+    held_out: Scores | None = None
+
+    def scores(self, features: NDArray[np.floating]) -> Scores:
+        """Logits (n, K) of features (n, F); of exclusive classes log-probabilities, which are logits too."""
+        logits = np.asarray(features @ self.weight + self.bias)
+        return np.asarray(log_softmax(logits, axis=1)) if self.exclusive else logits
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The labelled rows nearest by cosine, which vote as in `knn_scores`.
+
+    Attributes:
+        features: (n, F); y: (n, K) of 0, 1 and NaN; exclusive: one class of several, rather than labels of their own.
+    """
+
+    features: NDArray[np.floating]
+    y: Scores
+    exclusive: bool
+
+    def scores(self, features: NDArray[np.floating]) -> Scores:
+        """Logits (m, K) of features (m, F), as if one more vote were spread evenly, so that none is infinite."""
+        k = min(NEIGHBOURS, len(self.features))
+        share = knn_scores(self.features, self.y, features, k)
+        if self.exclusive:
+            return np.asarray(np.log((share * k + 1 / share.shape[1]) / (k + 1)))
+        return np.asarray(logit((share * k + 0.5) / (k + 1)))
+
+
+def fit_linear(
+    features: NDArray[np.floating],
+    y: NDArray[np.floating],
+    patients: NDArray[np.object_],
+    seed: int,
+    strength: float | None = None,
+    exclusive: bool = False,
+    balanced: bool = True,
+) -> Linear:
+    """Logistic regression on scaled features, its strength chosen by inner patient-grouped cross-validation.
+
+    All features are divided by one number, the largest of their standard deviations: dividing each by its own would
+    make the noise of the last principal component as large as the first.
+
+    Nothing but the rows given is used. With fewer than FEWEST_PATIENTS patients of a class, the strength is fixed. A
+    label of which one class is known has a logit of 0 throughout.
+
+    Args:
+        features: (n, F).
+        y: (n, K) of 0, 1 and NaN (unknown, and left out).
+        patients: (n,) keys.
+        seed: of the folds.
+        strength: given, so that none is chosen.
+        exclusive: the K columns are classes, of which each row has one: a multinomial regression.
+        balanced: all classes count the same, however many rows they have.
+    """
+    mean, scale = features.mean(axis=0), float(features.std(axis=0).max()) or 1.0
+    scaled = (features - mean) / scale
+
+    def fit(rows: Any, strength: float) -> Linear:
+        return _logistic(scaled[rows], y[rows], strength, exclusive, balanced)
+
+    def judge(strength: float, own: NDArray[np.intp], held: NDArray[np.intp]) -> Scores:
+        return fit(own, strength).scores(scaled[held])
+
+    chosen = strength is None and enough_to_choose(y, patients)
+    held_out = None
+    if chosen:
+        folds = inner_folds(y, patients, seed)
+        strength, held_out = choose(STRENGTHS, judge, y, folds)
+    head = fit(slice(None), FIXED_STRENGTH if strength is None else strength)
+    weight = head.weight / scale
+    return replace(head, weight=weight, bias=head.bias - mean @ weight, chosen=chosen, held_out=held_out)
+
+
+def fit_pca(
+    unlabelled: NDArray[np.floating],
+) -> Callable[[NDArray[np.floating]], NDArray[np.floating]]:
+    """The baseline's features: principal components of the pixels of all training volumes, labelled or not.
+
+    Pre-training sees those volumes too, so the baseline may.
+
+    Args:
+        unlabelled: (n, voxels).
+
+    Returns:
+        A function from (m, voxels) to (m, components).
+    """
+    pca = PCA(min(COMPONENTS, *unlabelled.shape), svd_solver="randomized", random_state=0).fit(unlabelled)
+    return lambda pixels: np.asarray(pca.transform(pixels))
+
+
+def enough_to_choose(y: NDArray[np.floating], patients: NDArray[np.object_]) -> bool:
+    """Whether a label of y (n, K) has both its classes from FEWEST_PATIENTS patients, so that folds can tell."""
+    return any(min(len(set(patients[column == value])) for value in (0, 1)) >= FEWEST_PATIENTS for column in y.T)
+
+
+def inner_folds(y: NDArray[np.floating], patients: NDArray[np.object_], seed: int, n_folds: int = FOLDS) -> list[Fold]:
+    """Positions to fit and to judge by, with no patient on both sides, stratified by the class or the rarest label."""
+    rarest_first = np.argsort(np.nansum(y, axis=0), kind="stable")
+    has = y[:, rarest_first] == 1
+    stratum = np.where(has.any(axis=1), has.argmax(axis=1), y.shape[1])
+    with warnings.catch_warnings():
+        # Of a label so rare that some folds have none; those folds do not count for it.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
+        return list(folds.split(stratum, stratum, patients))
+
+
+def choose(
+    candidates: Iterable[Key],
+    scores_of: Callable[[Key, NDArray[np.intp], NDArray[np.intp]], Scores],
+    y: NDArray[np.floating],
+    folds: Sequence[Fold],
+) -> tuple[Key, Scores]:
+    """The candidate with the highest mean AUROC over folds, the first of equals; and its scores (n, K) out of fold.
+
+    Args:
+        candidates: in order.
+        scores_of: a candidate, positions to fit on and positions to judge by, to the scores of the latter.
+        y: (n, K).
+        folds: from `inner_folds`.
+    """
+    best: tuple[float, Key, Scores] | None = None
+    for candidate in candidates:
+        scores = np.empty(y.shape)
+        aurocs = []
+        for fit, held in folds:
+            scores[held] = scores_of(candidate, fit, held)
+            aurocs.append(weighted_mean_auroc(y[held], scores[held], np.ones((1, len(held))))[0])
+        quality = float(np.nanmean(aurocs))
+        if best is None or quality > best[0]:
+            best = quality, candidate, scores
+    assert best
+    return best[1:]
+
+
+def _logistic(
+    features: NDArray[np.floating], y: NDArray[np.floating], strength: float, exclusive: bool, balanced: bool
+) -> Linear:
+    """On features as they are: one regression of all classes, or one for each label."""
+    weight, bias = np.zeros((features.shape[1], y.shape[1])), np.zeros(y.shape[1])
+    with warnings.catch_warnings():
+        # At the weakest regularisation of separable labels there is no optimum to reach; the ranking is stable.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced" if balanced else None)
+        if exclusive:
+            classes = np.flatnonzero(y.any(axis=0))
+            model.fit(features, y.argmax(axis=1))
+            if len(classes) == 2:
+                weight[:, classes[1]], bias[classes[1]] = model.coef_[0], model.intercept_[0]
+            else:
+                weight[:, classes], bias[classes] = model.coef_.T, model.intercept_
+            # A class that no row has: as rare as if half a row had it.
+            bias[~y.any(axis=0)] = -np.log(2 * len(y))
+        else:
+            for label, column in enumerate(y.T):
+                known = ~np.isnan(column)
+                if len(set(column[known])) == 2:
+                    model.fit(features[known], column[known])
+                    weight[:, label], bias[label] = model.coef_[0], model.intercept_[0]
+    return Linear(weight, bias, exclusive, strength)
