@@ -218,7 +218,7 @@ def _subgroups(data: Labelled) -> pd.DataFrame:
     columns = data.table.groups.copy()
     for name in columns:
         years = pd.to_numeric(columns[name].str.extract(r"^0*(\d+)Y?$", expand=False))
-        if name.lower() == "age":
+        if str(name).lower() == "age":
             columns[name] = age_bands(years.to_numpy(float))
     rows = data.table.rows
     for name in ("manufacturer", "model"):
@@ -248,7 +248,7 @@ def _write(
     tables = {
         "curve": curve.points,
         "differences": curve.differences,
-        "measures": curve.measures,
+        "metrics": curve.measures,
         "calibration": curve.calibration,
         "subgroups": curve.subgroups,
     }
@@ -311,7 +311,6 @@ def _context(
                 "group": group,
                 "method": METHODS[encoder.bundle.details["method"]],
                 "seed": encoder.bundle.details["hyperparameters"]["seed"],
-                "fingerprint": encoder.bundle.digest[:16],
             }
             for group, encoders in groups.items()
             for encoder in encoders
@@ -356,36 +355,31 @@ def _methods(
     if task.kind != "binary":
         of = "classes, each against the rest" if task.kind == "multiclass" else "labels, where known"
         said.append(f"AUROC is the unweighted mean over {len(task.outputs)} {of}.")
-    few = (
-        f", and {2 * config.draws} times at {100 * FEW_LABELS:g}% and below"
-        if min(config.fractions) <= FEW_LABELS
-        else ""
-    )
-    chosen = (
-        f"is chosen by five-fold patient-grouped cross-validation inside the draw, or is C = {FIXED_STRENGTH:g} where"
-    )
+    few = f", and {2 * config.draws} times at {100 * FEW_LABELS:g}% and below"
     said += [
-        f"Each fraction of the labelled training patients was drawn {counted(config.draws, 'time')}{few}, the smaller "
+        f"Each fraction of the labelled training patients was drawn {counted(config.draws, 'time')}"
+        f"{few if min(config.fractions) <= FEW_LABELS else ''}, the smaller "
         "draws within the larger, stratified by whether a patient has any positive (by the rarest of several classes "
         "or labels); all arms use the same draws. At 100% the draws are seeds.",
         "Outside a draw no label was used for anything: not for stopping, tuning, calibration or the choice of an arm.",
-        f"Linear arms are logistic regressions on features scaled by one number; their regularisation {chosen} the draw "
-        f"has fewer than {FEWEST_PATIENTS} patients of a class.",
+        f"Linear arms are logistic regressions on features scaled by one number; their regularisation is chosen by "
+        f"five-fold patient-grouped cross-validation inside the draw, or is C = {FIXED_STRENGTH:g} where the draw has "
+        f"fewer than {FEWEST_PATIENTS} patients of a class.",
     ]
     if any(_method(arm) in ("full", "lp-ft", "auto") for arm in config.arms):
         bounds = f"{config.min_steps} to {config.max_steps} steps"
         said.append(
-            f"Whole networks are trained with AdamW at {config.lr:g} for {config.epochs} epochs, {bounds}, at batch size "
-            f"{config.batch_size}, without a stopping rule; lp-ft starts from the head of linear."
+            f"Whole networks are trained with AdamW at {config.lr:g} for {config.epochs} epochs, {bounds}, at batch "
+            f"size {config.batch_size}, without a stopping rule; lp-ft starts from the head of linear."
         )
     tuned = [arm for arm in config.arms if arm in config.tuned]
     if tuned:
         rates = ", ".join(f"{config.lr * rate:g}" for rate in RATES)
         said.append(
-            f"The learning rate of {' and '.join(tuned)} is one of {rates}, chosen inside the draw by {INNER_FOLDS}-fold "
-            f"patient-grouped cross-validation of {INNER_FOLDS} times shorter trainings, and {config.lr:g} where the draw "
-            f"has fewer than {FEWEST_PATIENTS} patients of a class; all other settings are the same for all arms, and "
-            "fixed."
+            f"The learning rate of {' and '.join(tuned)} is one of {rates}, chosen inside the draw by "
+            f"{INNER_FOLDS}-fold patient-grouped cross-validation with a third of the steps, and {config.lr:g} where the "
+            f"draw has fewer than {FEWEST_PATIENTS} patients of a class; all other settings are the same for all arms, "
+            "and fixed."
         )
     if "auto" in config.arms:
         said.append(f"auto chooses among {', '.join(AUTO)} by such cross-validation.")
