@@ -305,6 +305,7 @@ def _context(
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
         "label": {"column": table.task.name, "classes": list(table.task.classes)},
+        "classes": list(table.task.classes),
         "task": {"kind": table.task.kind, "columns": list(table.task.columns), "outputs": list(table.task.outputs)},
         "encoders": [
             {
