@@ -237,10 +237,9 @@ def _how_sure(
     more = []
     for row in compared[compared["claim"] == HELPS].to_dict("records"):
         if row["fraction"] in chosen.get(row["arm"], ()):
-            more.append(
-                f"{row['arm']} with {share(row['fraction'])}: {number(row['difference'], sign=True)} "
-                f"({span(row['low'], row['high'], sign=True)}) against {row['baseline']}, Holm's p {_equals(row['p_holm'])}."
-            )
+            effect = f"{number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)})"
+            against = f"against {row['baseline']}, Holm's p {_equals(row['p_holm'])}"
+            more.append(f"{row['arm']} with {share(row['fraction'])}: {effect} {against}.")
     if len(compared):
         counts = compared["claim"].value_counts()
         said = [f"{_COUNTED[claim]} in {counts[claim]}" for claim in _COUNTED if claim in counts]
