@@ -1,6 +1,7 @@
 """How well scores rank and predict, how sure that is, and how well an embedding is spread."""
 
 from medclr.metrics.calibration import (
+    LEAST_IN_BIN,
     Bin,
     Calibration,
     Temperature,
@@ -30,16 +31,19 @@ from medclr.metrics.ranking import (
     weighted_average_precision,
     weighted_label_aurocs,
     weighted_mean_auroc,
+    weighted_operating,
     weighted_sensitivity_at,
 )
-from medclr.metrics.resampling import bootstrap, bootstrap_auroc, holm, interval, patient_weights
+from medclr.metrics.resampling import Resamples, bootstrap, bootstrap_auroc, bootstrap_mean_auroc, holm, interval
 
 __all__ = [
+    "LEAST_IN_BIN",
     "Bin",
     "Calibration",
     "DeLong",
     "LabelAurocs",
     "PairedDifference",
+    "Resamples",
     "Temperature",
     "alignment",
     "auroc",
@@ -47,6 +51,7 @@ __all__ = [
     "average_precision",
     "bootstrap",
     "bootstrap_auroc",
+    "bootstrap_mean_auroc",
     "brier_score",
     "calibration",
     "delong",
@@ -58,7 +63,6 @@ __all__ = [
     "knn_scores",
     "label_aurocs",
     "paired_difference",
-    "patient_weights",
     "rankme",
     "sensitivity_at",
     "similarities",
@@ -68,6 +72,7 @@ __all__ = [
     "weighted_average_precision",
     "weighted_label_aurocs",
     "weighted_mean_auroc",
+    "weighted_operating",
     "weighted_sensitivity_at",
     "wilson_interval",
 ]

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, ndtr, ndtri
+from scipy.special import expit, ndtr, ndtri, stdtrit
 from scipy.stats import rankdata
 
 
@@ -94,14 +94,16 @@ def paired_difference(result: DeLong, first: int, second: int, level: float = 0.
     return PairedDifference(difference, se, max(difference - half, -1.0), min(difference + half, 1.0), p)
 
 
-def detectable(se: float, level: float = 0.95, power: float = 0.8) -> float:
+def detectable(se: float, level: float = 0.95, power: float = 0.8, freedom: float = math.inf) -> float:
     """The smallest true difference that a two-sided test finds with this power: (z_level + z_power) x se.
+
+    With quantiles of Student's t for those of the normal distribution where degrees of freedom are given.
 
     se: standard error of the difference, from `paired_difference` or as the standard deviation of its bootstrap; it
     is taken to be the same at that difference as where it was measured. With that of a single AUROC, the smallest
     distance from a fixed value. At a power of half or more, that the test errs in direction is of no account.
     """
-    return float(ndtri((1 + level) / 2) + ndtri(power)) * se
+    return float(stdtrit(freedom, (1 + level) / 2) + stdtrit(freedom, power)) * se
 
 
 def hanley_mcneil_se(auroc: float, n_positive: int, n_negative: int) -> float:

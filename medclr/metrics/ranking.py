@@ -1,8 +1,12 @@
 """How well scores rank positives above negatives: AUROC, average precision, sensitivity; one label or many."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+_BLOCK = 2**17  # numbers in one block of weights: 1 MB, which a processor has at hand
+_TINY = np.finfo(np.float64).tiny
 
 
 def auroc(y: np.ndarray, scores: np.ndarray) -> float:
@@ -51,11 +55,8 @@ def average_precision(y: np.ndarray, scores: np.ndarray) -> float:
 
 def weighted_average_precision(y: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Average precision under many weightings of the rows; takes and returns what `weighted_auroc` does."""
-    if np.isnan(scores).any():
-        return np.full(len(weights), np.nan)
-    true, false = _called(y, scores, weights)
-    precision = np.divide(true, true + false, out=np.zeros_like(true), where=true > 0)[:, 1:]
-    return _share(np.einsum("rg,rg->r", np.diff(true, axis=1), precision), true[:, -1], where=false[:, -1] > 0)
+    averages: np.ndarray = weighted_operating(y, scores, weights)[0]
+    return averages
 
 
 def sensitivity_at(y: np.ndarray, scores: np.ndarray, specificity: float) -> float:
@@ -76,11 +77,50 @@ def weighted_sensitivity_at(y: np.ndarray, scores: np.ndarray, weights: np.ndarr
 
     Takes and returns what `weighted_auroc` does.
     """
+    sensitivities: np.ndarray = weighted_operating(y, scores, weights, (specificity,))[1]
+    return sensitivities
+
+
+def weighted_operating(
+    y: np.ndarray, scores: np.ndarray, weights: np.ndarray, specificities: Sequence[float] = ()
+) -> np.ndarray:
+    """Average precision, and the sensitivity at each specificity, from one pass: (1 + specificities, R).
+
+    y, scores, weights: as for `weighted_auroc`. It is quickest where `weights.T` is contiguous.
+    """
+    for specificity in specificities:
+        _check(specificity)
+    out = np.full((1 + len(specificities), len(weights)), np.nan)
     if np.isnan(scores).any():
-        return np.full(len(weights), np.nan)
-    true, false = _called(y, scores, weights)
-    allowed = _within(false, specificity).sum(axis=1) - 1  # the last group that may still be called positive
-    return _share(true[np.arange(len(true)), allowed], true[:, -1], where=false[:, -1] > 0)
+        return out
+    order = np.argsort(-scores, kind="stable")
+    ordered, positive = scores[order], y[order] == 1
+    # Equal scores are called positive together: after each such group, so many positives and negatives have been.
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)[: len(order)])
+    positives, negatives = (np.append(0, np.cumsum(of_class)[ends]) for of_class in (positive, ~positive))
+    group = 1 + np.searchsorted(ends, np.flatnonzero(positive))
+    # Of the groups after which as many negatives have been called, the last has the most positives.
+    last = np.flatnonzero(np.append(np.diff(negatives) > 0, True))
+    step = max(1, _BLOCK // max(len(order), 1))
+    for start in range(0, len(weights), step):
+        block = slice(start, start + step)
+        of_rows = weights.T[:, block]
+        of_positives = of_rows[order[positive]]
+        true = np.zeros((len(of_positives) + 1, of_rows.shape[1]))
+        np.cumsum(of_positives, axis=0, out=true[1:])
+        false = np.zeros((len(order) - len(of_positives) + 1, of_rows.shape[1]))
+        np.cumsum(of_rows[order[~positive]], axis=0, out=false[1:])
+
+        there = (true[-1] > 0) & (false[-1] > 0)
+        called = true[positives[group]]
+        precision = called / np.maximum(called + false[negatives[group]], _TINY)
+        averaged = np.einsum("pr,pr->r", of_positives, precision)
+        np.divide(averaged, true[-1], out=out[0, block], where=there)
+        for found, specificity in zip(out[1:], specificities, strict=True):
+            within = false[negatives[last]] <= _allowed(specificity, false[-1])
+            sensitive = true[positives[last][within.sum(axis=0) - 1], np.arange(within.shape[1])]
+            np.divide(sensitive, true[-1], out=found[block], where=there)
+    return out
 
 
 def threshold_at(y: np.ndarray, scores: np.ndarray, specificity: float) -> float:
@@ -89,11 +129,14 @@ def threshold_at(y: np.ndarray, scores: np.ndarray, specificity: float) -> float
     inf where even the highest score may not, as too many negatives have it. y, scores, specificity, and NaN, as for
     `sensitivity_at`.
     """
-    if np.isnan(scores).any() or not (np.any(y == 1) and np.any(y == 0)):
+    _check(specificity)
+    negatives = np.sort(scores[y == 0])
+    if np.isnan(scores).any() or not len(negatives) or not np.any(y == 1):
         return float("nan")
-    _, false = _called(y, scores, np.ones((1, len(y))))
-    descending = np.append(np.inf, np.unique(scores)[::-1])
-    return float(descending[_within(false, specificity).sum() - 1])
+    ascending = np.unique(scores)
+    false = len(negatives) - np.searchsorted(negatives, ascending)
+    within = ascending[false <= _allowed(specificity, len(negatives))]
+    return float(within[0]) if len(within) else float("inf")
 
 
 class LabelAurocs(NamedTuple):
@@ -146,27 +189,14 @@ def weighted_mean_auroc(y: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
     return _mean(_columns(y, scores), scores, weighted_label_aurocs(y, scores, weights))
 
 
-def _called(y: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of positives, and of negatives, that have one of the g highest distinct scores: both (R, groups + 1)."""
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)[: len(order)])
-    positive = y[order] == 1
-    counts = []
-    for of_class in (positive, ~positive):
-        # Only the rows of the class: the others would add zeros.
-        below = np.zeros((len(weights), of_class.sum() + 1))
-        np.cumsum(weights[:, order[of_class]], axis=1, out=below[:, 1:])
-        counts.append(below[:, np.append(0, np.cumsum(of_class)[last])])
-    return counts[0], counts[1]
-
-
-def _within(false: np.ndarray, specificity: float) -> np.ndarray:
+def _check(specificity: float) -> None:
     if not 0 <= specificity <= 1:
         raise ValueError(f"specificity {specificity:g}: must be from 0 to 1")
+
+
+def _allowed(specificity: float, negatives: Any) -> Any:
     # The slack is for rounding: of 10 negatives, a specificity of 0.9 allows one to be called positive.
-    within: np.ndarray = false <= (1 - specificity + 1e-9) * false[:, -1:]
-    return within
+    return (1 - specificity + 1e-9) * negatives
 
 
 def _share(part: np.ndarray, of: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -8,21 +8,26 @@ from scipy.special import ndtr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medclr.metrics import (
+    Resamples,
     bootstrap,
     bootstrap_auroc,
     holm,
     interval,
-    patient_weights,
     resampling,
     weighted_average_precision,
     weighted_mean_auroc,
 )
 
 
+def patient_weights(patients: np.ndarray, strata: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    drawn = Resamples(patients, strata, resamples, np.random.default_rng(seed))
+    return np.concatenate([weights for _, weights in drawn.weights()])
+
+
 def test_patients_are_drawn_whole_and_within_their_stratum() -> None:
     patients = np.array(["b", "a", "b", "c", "d", "d", "e"])
     y = np.array([1, 0, 0, 0, 1, 1, 0])  # b and d have a positive; a, c and e have none
-    weights = patient_weights(patients, y, 400, np.random.default_rng(0))
+    weights = patient_weights(patients, y, 400, 0)
     assert weights.shape == (400, 7)
     assert (weights[:, 0] == weights[:, 2]).all()
     assert (weights[:, 4] == weights[:, 5]).all()
@@ -43,9 +48,8 @@ def test_resampling_in_blocks_pairs_all_scores_on_the_same_patients(monkeypatch:
     assert (out[0] == out[2]).all()
     assert not (out[0] == out[1]).all()
 
-    rng = np.random.default_rng(1)
-    blocks = [patient_weights(patients, y, size, rng) for size in (7,) * 7 + (1,)]
-    expected = [roc_auc_score(y, scores[0], sample_weight=row) for row in np.concatenate(blocks)]
+    monkeypatch.undo()
+    expected = [roc_auc_score(y, scores[0], sample_weight=row) for row in patient_weights(patients, y, 50, 1)]
     np.testing.assert_allclose(out[0], expected, atol=1e-12)
 
 
@@ -96,7 +100,7 @@ def test_other_statistics_see_the_same_resamples_under_the_same_seed() -> None:
     rng = np.random.default_rng(0)
     y, patients = np.tile([0, 1, 0], 10), np.repeat(np.arange(15), 2)
     scores = rng.normal(size=(2, 30)).round(1) + y
-    weights = patient_weights(patients, y, 8, np.random.default_rng(1))
+    weights = patient_weights(patients, y, 8, 1)
     for statistic, oracle in (
         (weighted_average_precision, average_precision_score),
         (lambda y, s, w: weighted_mean_auroc(y, np.stack([-s, s], axis=1), w), roc_auc_score),
@@ -109,7 +113,7 @@ def test_other_statistics_see_the_same_resamples_under_the_same_seed() -> None:
 def test_several_classes_and_labels_are_resampled_within_their_strata() -> None:
     patients = np.array(list("aabcdeff"))
     y = np.array([2, 0, 2, 1, 1, 1, 0, 0])  # a and b have a 2; c, d and e a 1; f neither
-    weights = patient_weights(patients, y, 200, np.random.default_rng(0))
+    weights = patient_weights(patients, y, 200, 0)
     assert (weights[:, 0] == weights[:, 1]).all()
     assert (weights[:, 0] + weights[:, 2] == 2).all()
     assert (weights[:, 3:6].sum(axis=1) == 3).all()
