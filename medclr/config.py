@@ -16,7 +16,8 @@ METHODS = {"simclr": "SimCLR", "moco": "MoCo"}  # as they are written
 _CROP_SCALE = "smallest and largest share of the patch that a view shows"
 _WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists them (default: none)"
 
-Arm = Literal["scratch", "simclr-linear", "simclr-lp-ft", "simclr-full", "pca"]
+Method = Literal["linear", "knn", "lp-ft", "full", "auto"]
+Arm = Literal["scratch", "pca", "linear", "knn", "lp-ft", "full", "auto"]
 
 
 def _say(default: Any, text: str) -> Any:
@@ -45,9 +46,9 @@ def _check_crop_scale(scale: list[float]) -> None:
         )
 
 
-def paths_of(config: Any) -> dict[str, Path | None]:
+def paths_of(config: Any) -> dict[str, Path | list[Path] | None]:
     """The fields of a config that name files or folders: they stay in `private/`, since a path can name a patient."""
-    return {f.name: getattr(config, f.name) for f in fields(config) if f.type in (Path, Path | None)}
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.type in (Path, Path | None, list[Path])}
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,6 @@ class LabelsConfig:
         "label table (.csv, .parquet, MedMNIST .npz) with a key column, a label column and maybe a split; or the "
         "folder of scans, where its folders are named by their class"
     )
-    encoder: Path | None = _say(None, "pretrain run or encoder bundle (default: the newest complete run under runs/)")
     data: Path | None = _say(None, "folder of scans, if other than those of the pretrain run")
     store: Path | None = _say(None, "folder of prepared volumes (default: the pretrain run's)")
     out: Path | None = _say(None, "run folder to write (default: runs/DATE-COMMAND)")
@@ -303,9 +303,14 @@ class LabelsConfig:
 class FinetuneConfig(LabelsConfig):
     """Turn labels into a classifier, and say how good it is on patients it never saw."""
 
-    method: Literal["linear", "lp-ft", "full"] = _say(
+    encoder: Path | None = _say(None, "pretrain run or encoder bundle (default: the newest complete run under runs/)")
+    method: Method = _say(
         "linear",
-        "train a linear head on frozen features, everything (full), or first that and then everything (lp-ft)",
+        "train a linear head on frozen features, everything (full), or first that and then everything (lp-ft); let the "
+        "nearest neighbours vote (knn); or choose by cross-validation within the training labels (auto)",
+    )
+    tuned: bool = _say(
+        False, "for full and lp-ft: choose the learning rate by such cross-validation, which takes four times as long"
     )
     init: Literal["encoder", "scratch"] = _say("encoder", "start from the encoder, or from random weights")
 
@@ -317,15 +322,35 @@ class EfficiencyConfig(LabelsConfig):
     fractions: list[float] = field(
         default_factory=lambda: [0.01, 0.1, 1.0], metadata={"help": "shares of the labelled training patients"}
     )
-    draws: int = _say(5, "random draws per fraction")
-    arms: list[Arm] = field(
-        default_factory=lambda: ["scratch", "simclr-linear", "simclr-full", "pca"],
-        metadata={"help": "ways of making a classifier"},
+    encoder: list[Path] = field(
+        default_factory=list,
+        metadata={
+            "help": "pretrain runs or encoder bundles; of those that differ in their seed alone an arm has the "
+            "mean (default: the newest complete run under runs/)"
+        },
     )
+    draws: int = _say(5, "random draws per fraction; twice as many at 1% and below")
+    arms: list[Arm] = field(
+        default_factory=lambda: ["scratch", "pca", "linear", "full"],
+        metadata={
+            "help": "ways of making a classifier: two baselines, and what finetune --method does with each encoder"
+        },
+    )
+    tuned: list[Arm] = field(
+        default_factory=lambda: ["scratch"],
+        metadata={
+            "help": "arms that choose their learning rate by cross-validation within the draw, which takes four times "
+            "as long; of those that train the whole network"
+        },
+    )
+    jobs: int | None = _say(None, "cells computed at a time (default: one per core, or one where there is a GPU)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_ranges(self, draws=1)
+        _check_ranges(self, draws=1, jobs=1)
+        for arm in self.tuned:
+            if arm not in ("scratch", "full", "lp-ft"):
+                raise UsageError(f"--tuned {arm}: it trains no whole network, so there is no learning rate to choose")
         if not self.fractions or not all(0 < f <= 1 for f in self.fractions):
             raise UsageError(f"--fractions {self.fractions}: each must be above 0 and at most 1")
         if not self.arms:

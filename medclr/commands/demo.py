@@ -57,7 +57,7 @@ def demo(config: DemoConfig) -> Path:
     finetune(labelling)
     curve = EfficiencyConfig(
         labels=labels,
-        encoder=encoder,
+        encoder=[encoder],
         out=folder / "efficiency",
         fractions=FRACTIONS,
         min_steps=STEPS,

@@ -1,27 +1,40 @@
 """`medclr efficiency`: the label-efficiency curve, its intervals and its report."""
 
+import io
 import json
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 from numpy.typing import NDArray
 
-from medclr.commands.finetune import Labelled, find_encoder, gather, sources
+from medclr.commands.finetune import Labelled, check_classes, find_encoders, gather, sources
 from medclr.commands.prepare import check_stock
-from medclr.config import METHODS, EfficiencyConfig
+from medclr.config import METHODS, Arm, EfficiencyConfig, LabelsConfig
 from medclr.data.phantoms import SCANNERS
-from medclr.errors import DataError
-from medclr.evaluation.efficiency import Arm, Cell, Curve, label_efficiency
+from medclr.data.pool import n_cores, worker_pool
+from medclr.evaluation.efficiency import BASELINES, Cell, Curve, Scores, label_efficiency
+from medclr.evaluation.subgroups import age_bands
+from medclr.metrics import label_aurocs
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.figures import efficiency_figure
 from medclr.reporting.html import efficiency_page
-from medclr.reporting.run import Run, hardware, versions
-from medclr.training.classify import FEWEST_PATIENTS, FIXED_STRENGTH, fit_full, fit_linear, fit_pca
-from medclr.training.encode import embed_rows, pixel_rows, training_device
+from medclr.reporting.run import FREE_FIELDS, Run, hardware, versions
+from medclr.training.encode import Encoder, pixel_rows
+from medclr.training.methods import AUTO, INNER_FOLDS, RATES, Material, Start, fit, trainings
+from medclr.training.probe import FEWEST_PATIENTS, FIXED_STRENGTH, NEIGHBOURS, fit_pca
 
 MOST_PCA_ROWS = 5000  # unlabelled volumes behind the components of the baseline
+FEW_LABELS = 0.01  # the fraction up to which twice as many draws are made, since there they differ most
+# Settings of pre-training in which the encoders of one arm may differ.
+_OF_A_SEED = {*FREE_FIELDS, "seed", "health_every", "label", "device"}
 
 
 def efficiency(config: EfficiencyConfig) -> Curve:
@@ -32,90 +45,186 @@ def efficiency(config: EfficiencyConfig) -> Curve:
     """
     run = Run.open("efficiency", config, config.out)
     say(f"run folder: {run.folder}")
-    data = gather(config, run, find_encoder(config, run))
-    table, rows = data.table, data.table.rows
+    data = gather(config, run, find_encoders(config, run, config.encoder))
+    groups = _groups(data.encoders)
+    table = data.table
     train, test = table.of("train"), table.of("test")
-    y, patients = rows["y"].to_numpy(), rows["patient_key"].to_numpy()
-    for split, at in (("train", train), ("test", test)):
-        if len(set(y[at])) < 2:
-            raise DataError(
-                f"{config.labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and not both "
-                f"classes of {table.column!r} ({' and '.join(table.classes)}); a curve needs both"
-            )
-    cells = len(config.arms) * len(set(config.fractions)) * config.draws
-    say(f"{len(config.arms)} arms x {len(set(config.fractions))} fractions x {config.draws} draws = {cells} cells")
+    check_classes(config, table, "train")
+    if np.isnan(label_aurocs(table.y[test], table.y[test]).mean):
+        check_classes(config, table, "test")
+    work = _Work(data.material(config), train, test, _starts(config, run, data, groups))
+    arms = {name: [partial(_cell, name, place) for place in range(len(starts))] for name, starts in work.starts.items()}
+    n_draws = {f: config.draws * (2 if f <= FEW_LABELS else 1) for f in sorted(set(config.fractions))}
+    cells = sum(map(len, arms.values())) * sum(n_draws.values())
+    steps = _steps(config, work, n_draws)
+    say(
+        f"{counted(len(arms), 'arm')}, {counted(len(data.encoders), 'encoder')}, "
+        f"{' + '.join(map(str, n_draws.values()))} draws: {counted(cells, 'cell')}"
+        + (f", at most {steps:,.0f} training steps in all" if steps else "")
+    )
+    patients = table.rows["patient_key"].to_numpy()
     done = _done(run)
-    with progress("cells") as show:
+    with _processes(config, work) as pool, progress("cells") as show:
 
         def on_cell(cell: Cell) -> None:
             run.write_json(f"cells/{cell.id.replace('|', '_')}.json", cell.to_dict())
             done[cell.id] = cell
             result = f"AUROC {cell.auroc:.3f}" if not cell.reason else f"n/a, because {cell.reason}"
-            say(f"{cell.arm} at {cell.fraction:g}, draw {cell.draw + 1}: {result} ({cell.seconds:.0f} s)")
+            seed = f", encoder {cell.encoder + 1}" if len(arms[cell.arm]) > 1 else ""
+            say(f"{cell.arm} at {cell.fraction:g}, draw {cell.draw + 1}{seed}: {result} ({cell.seconds:.0f} s)")
             show(len(done), cells)
 
         curve = label_efficiency(
-            y[train],
+            table.y[train],
             patients[train],
-            y[test],
+            table.y[test],
             patients[test],
-            _arms(config, data),
-            config.fractions,
-            config.draws,
+            arms,
+            n_draws,
             config.resamples,
             config.seed,
             dict(done),
             on_cell,
+            kind=table.task.kind,
+            groups=_subgroups(data).iloc[test].reset_index(drop=True),
+            pool=pool,
+            outputs=table.task.outputs,
         )
-    _write(config, run, data, curve)
+    _write(config, run, data, groups, curve)
     return curve
 
 
-def _arms(config: EfficiencyConfig, data: Labelled) -> Mapping[str, Arm]:
-    """Each arm as a function from training rows and a seed to the scores of the test rows."""
-    train_rows, test_rows = (
-        data.table.rows.iloc[data.table.of(split)].reset_index(drop=True) for split in ("train", "test")
-    )
-    y, patients = train_rows["y"].to_numpy(), train_rows["patient_key"].to_numpy()
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What every cell is made from, in this process or in one of several.
 
-    def on_features(of_train: NDArray[Any], of_test: NDArray[Any]) -> Arm:
-        def arm(drawn: NDArray[np.intp], seed: int) -> NDArray[np.float64]:
-            return fit_linear(of_train[drawn], y[drawn], patients[drawn], seed).scores(of_test)
+    material: all labelled volumes; train, test: positions in it; starts: by arm, one for each encoder.
+    """
 
-        return arm
+    material: Material
+    train: NDArray[np.intp]
+    test: NDArray[np.intp]
+    starts: Mapping[str, Sequence[Start]]
 
-    def whole_network(init: str, of_train: NDArray[Any] | None = None) -> Arm:
-        """`of_train`: features of the training rows, for a linear probe to start from."""
 
-        def arm(drawn: NDArray[np.intp], seed: int) -> NDArray[np.float64]:
-            network, width = data.network(init, seed)
-            labelled = train_rows.iloc[drawn].reset_index(drop=True)
-            head = None if of_train is None else fit_linear(of_train[drawn], y[drawn], patients[drawn], seed)
-            classifier = fit_full(network, width, labelled, data.store, data.spec, data.views, config, seed, head)
-            return embed_rows(classifier, test_rows, data.store, data.spec).astype(np.float64)
+_work: _Work | None = None  # of this process
 
-        return arm
 
-    @cache
-    def features() -> list[NDArray[Any]]:
-        network = data.network("encoder", config.seed)[0].to(training_device(config.device))
-        return [embed_rows(network, rows, data.store, data.spec) for rows in (train_rows, test_rows)]
+def _begin(work: _Work, threads: int) -> None:
+    global _work
+    _work = work
+    if threads:
+        torch.set_num_threads(threads)
 
-    arms: dict[str, Arm] = {}
-    for name in config.arms:
-        if name == "pca":
-            unlabelled = _unlabelled(data)
-            check_stock(unlabelled, data.spec, data.store, data.scans)
-            components = fit_pca(pixel_rows(unlabelled, data.store, data.spec))
-            pixels = (pixel_rows(part, data.store, data.spec) for part in (train_rows, test_rows))
-            arms[name] = on_features(*map(components, pixels))
-        elif name == "simclr-linear":
-            arms[name] = on_features(*features())
-        elif name == "simclr-lp-ft":
-            arms[name] = whole_network("encoder", features()[0])
-        else:
-            arms[name] = whole_network("scratch" if name == "scratch" else "encoder")
-    return arms
+
+def _cell(arm: str, encoder: int, drawn: NDArray[np.intp], seed: int) -> Scores:
+    assert _work
+    material, start = _work.material, _work.starts[arm][encoder]
+    tuned = _kind(arm) in _tuned(material.config)
+    fitted = fit(_method(arm), material, start, _work.train[drawn], seed, tuned)
+    return Scores(fitted.scores(_work.test), fitted.held_out, fitted.choice)
+
+
+@contextmanager
+def _processes(config: EfficiencyConfig, work: _Work) -> Iterator[Executor | None]:
+    """Processes with a thread each, which is quicker than threads within a cell; None to compute in this one."""
+    gpu = config.device != "cpu" and torch.cuda.is_available()
+    jobs = config.jobs or (1 if gpu else n_cores())
+    if jobs == 1 or not _steps(config, work, {1.0: 1}):
+        # Heads on features that are there take less time than processes do to start.
+        _begin(work, 0)
+        yield None
+        return
+    with worker_pool(jobs, "computes cells", partial(_begin, work, 1)) as pool:
+        yield pool
+
+
+def _kind(arm: str) -> str:
+    """What --arms calls an arm: without the group of its encoders."""
+    return arm if arm in BASELINES else arm.partition("-")[2]
+
+
+def _method(arm: str) -> str:
+    """What an arm does: a baseline is a method with a start of its own."""
+    return {"scratch": "full", "pca": "linear"}.get(arm) or _kind(arm)
+
+
+def _starts(
+    config: EfficiencyConfig, run: Run, data: Labelled, groups: Mapping[str, Sequence[Encoder]]
+) -> dict[str, list[Start]]:
+    """For each arm what it starts from, one for each encoder; features are computed once, here."""
+    starts: dict[str, list[Start]] = {}
+    methods = [arm for arm in config.arms if arm not in BASELINES]
+    if "scratch" in config.arms:
+        starts["scratch"] = [data.start(None, config)]
+    if "pca" in config.arms:
+        unlabelled = _unlabelled(data)
+        check_stock(unlabelled, data.spec, data.store, data.scans)
+        components = fit_pca(pixel_rows(unlabelled, data.store, data.spec))
+        starts["pca"] = [Start(components(pixel_rows(data.table.rows, data.store, data.spec)))]
+    for group, encoders in groups.items() if methods else ():
+        own = [data.start(encoder, config) for encoder in encoders]
+        if methods != ["full"]:
+            own = [replace(start, features=_features(run, data, start)) for start in own]
+        starts |= {f"{group}-{method}": own for method in methods}
+    return starts
+
+
+def _features(run: Run, data: Labelled, start: Start) -> NDArray[np.float32]:
+    """Features of all labelled volumes, kept in private/ so that a run that goes on need not compute them again."""
+    assert start.network
+    keys = [*data.table.rows["store_key"], *(str(p.double().sum().item()) for p in start.network.parameters())]
+    name = f"private/features-{blake2b('|'.join(keys).encode(), digest_size=8).hexdigest()}.npy"
+    if (run.folder / name).is_file():
+        kept: NDArray[np.float32] = np.load(run.folder / name, allow_pickle=False)
+        return kept
+    say(f"features of {counted(len(data.table.rows), 'labelled volume')}")
+    features = data.features(start)
+    content = io.BytesIO()
+    np.save(content, features, allow_pickle=False)
+    run.write_bytes(name, content.getvalue())
+    return features
+
+
+def _groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
+    """Encoders that differ in their seed alone, together, by the name of their method; a second group is numbered."""
+    groups: dict[str, list[Encoder]] = {}
+    kinds: dict[str, str] = {}
+    for encoder in encoders:
+        bundle = encoder.bundle
+        learned = {name: value for name, value in bundle.details["hyperparameters"].items() if name not in _OF_A_SEED}
+        kind = json.dumps([bundle.details["method"], learned, repr(bundle.architecture)], sort_keys=True)
+        if kind not in kinds:
+            method = bundle.details["method"]
+            number = sum(name.rstrip("0123456789") == method for name in groups) + 1
+            kinds[kind] = method if number == 1 else f"{method}{number}"
+        groups.setdefault(kinds[kind], []).append(encoder)
+    return groups
+
+
+def _tuned(config: LabelsConfig) -> list[Arm]:
+    assert isinstance(config, EfficiencyConfig)
+    return config.tuned
+
+
+def _steps(config: EfficiencyConfig, work: _Work, n_draws: Mapping[float, int]) -> float:
+    """The most steps of whole networks that all cells take together, known before the first."""
+    draws = sum(n_draws.values())
+    each = {arm: trainings(_method(arm), _kind(arm) in config.tuned) for arm in work.starts}
+    return sum(each[arm] * len(starts) * draws for arm, starts in work.starts.items()) * config.max_steps
+
+
+def _subgroups(data: Labelled) -> pd.DataFrame:
+    """The columns by which results are broken down: those of the table that were asked for, and the scanner."""
+    columns = data.table.groups.copy()
+    for name in columns:
+        years = pd.to_numeric(columns[name].str.extract(r"^0*(\d+)Y?$", expand=False))
+        if str(name).lower() == "age":
+            columns[name] = age_bands(years.to_numpy(float))
+    rows = data.table.rows
+    for name in ("manufacturer", "model"):
+        columns[name] = rows[name].to_numpy()
+    return columns
 
 
 def _unlabelled(data: Labelled) -> Any:
@@ -134,19 +243,26 @@ def _done(run: Run) -> dict[str, Cell]:
     return {cell.id: cell for cell in cells}
 
 
-def _write(config: EfficiencyConfig, run: Run, data: Labelled, curve: Curve) -> None:
-    run.write_frame("curve.csv", curve.points)
-    run.write_frame("differences.csv", curve.differences)
-    run.write_frame("metrics.csv", curve.points)
+def _write(
+    config: EfficiencyConfig, run: Run, data: Labelled, groups: Mapping[str, Sequence[Encoder]], curve: Curve
+) -> None:
+    tables = {
+        "curve": curve.points,
+        "differences": curve.differences,
+        "metrics": curve.measures,
+        "calibration": curve.calibration,
+        "subgroups": curve.subgroups,
+    }
+    for name, table in tables.items():
+        run.write_frame(f"{name}.csv", table)
     needed = {arm: str(found) for arm, found in curve.needed.items()}
-    title = f"Label efficiency: {data.table.column}"
-    efficiency_figure(curve.points, title, [run.folder / "curve.png", run.folder / "curve.svg"])
-    context = _context(config, run, data, title)
+    title = f"Label efficiency: {data.table.task.name}"
+    efficiency_figure(curve.points, title, [run.folder / f"curve.{kind}" for kind in ("png", "svg", "pdf")])
+    context = _context(config, run, data, groups, title)
     run.write_text("report.html", efficiency_page(curve, context))
     report = {
         "verdict": curve.verdict(),
-        "points": curve.points.to_dict("records"),
-        "differences": curve.differences.to_dict("records"),
+        **{name: table.to_dict("records") for name, table in tables.items()},
         "labels_needed": needed,
         "context": context,
     }
@@ -159,54 +275,28 @@ def _write(config: EfficiencyConfig, run: Run, data: Labelled, curve: Curve) -> 
     say(data.near_sentence)
     if context["phantoms"]:
         say("These are generated phantoms: the figures show that medclr runs, and say nothing about patients.")
-    say(f"wrote {run.folder}: report.html, report.json, curve.csv, curve.png, curve.svg, differences.csv")
+    say(f"wrote {run.folder}: report.html, report.json, curve.png, .svg and .pdf, and a .csv of each table")
     say(f"next: open {run.folder / 'report.html'} in a browser")
 
 
-def _context(config: EfficiencyConfig, run: Run, data: Labelled, title: str) -> dict[str, Any]:
-    rows = data.table.rows
+def _context(
+    config: EfficiencyConfig, run: Run, data: Labelled, groups: Mapping[str, Sequence[Encoder]], title: str
+) -> dict[str, Any]:
+    table, rows = data.table, data.table.rows
     known = bool(rows["patient_known"].all())
-    details = data.encoder.bundle.details
-    learned, method = details["hyperparameters"], METHODS[details["method"]]
-    a = data.architecture
 
     def counts(split: str) -> dict[str, int]:
-        part = rows.iloc[data.table.of(split)]
-        positive = int(part["y"].sum())
+        at = table.of(split)
+        positive = int((table.y[at] == 1).any(axis=1).sum())
         return {
-            "n_patients": int(part["patient_key"].nunique()),
+            "n_patients": int(rows["patient_key"].iloc[at].nunique()),
             "n_positive": positive,
-            "n_negative": len(part) - positive,
+            "n_negative": len(at) - positive,
         }
 
-    of_slices = f" of {data.spec.slices} slices, whose mean is the volume's" if data.spec.slices else ""
-    steps = f"{config.min_steps} to {config.max_steps} steps"
-    layers = counted(config.projector_layer, "hidden layer")
-    below = f"Classifiers keep {layers} of its projector below their head. " if config.projector_layer else ""
-    methods = [
-        f"The encoder is a {a.spatial_dims}D ResNet-{a.depth} of width {a.width} that sees "
-        f"{' × '.join(map(str, a.patch))} voxels{of_slices}; {method} trained it for {learned['epochs']} epochs at "
-        f"batch size {learned['batch_size']} and temperature {learned['temperature']}, without labels. {below}All "
-        "results are conditional on this one encoder.",
-        f"Each fraction of the labelled training patients was drawn {counted(config.draws, 'time')}, the smaller draws "
-        "within the larger, stratified by whether a patient has any positive; all arms use the same draws. At 100% the "
-        "draws are seeds.",
-        "Outside a draw no label was used for anything: not for stopping, tuning or the choice of an arm.",
-        "Linear arms are logistic regressions on features scaled by one number; their regularisation is chosen by "
-        f"five-fold patient-grouped cross-validation inside the draw, or is C = {FIXED_STRENGTH:g} where the draw has "
-        f"fewer than {FEWEST_PATIENTS} patients of a class.",
-        "scratch, simclr-full and simclr-lp-ft, which starts from the head of simclr-linear, train the whole network "
-        f"with AdamW at {config.lr:g} for {config.epochs} epochs, {steps}, at batch size {config.batch_size}; these "
-        "settings are fixed, the same for all, and not tuned.",
-        "pca is a logistic regression on the principal components of the pixels of all volumes outside the val and "
-        "test patients.",
-        f"Intervals are from {config.resamples:,} resamples of test {'patients' if known else 'images'} and draws "
-        "together, the same for all arms.",
-        f"The split is that of the {'label table' if data.table.split_source == 'table' else 'hash of each patient'}.",
-        *sources(config, data.encoder),
-    ]
     notes = [] if data.near == 0 else [data.near_sentence]
     notes += [] if known else ["Not every file names its patient: intervals are image-level, and may be too narrow."]
+    cited = sources(config, data.encoders[0])
     return {
         "title": title,
         "command": "efficiency",
@@ -215,11 +305,93 @@ def _context(config: EfficiencyConfig, run: Run, data: Labelled, title: str) -> 
         "leakage": data.verdict.sentence,
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
-        "label": {"column": data.table.column, "negative": data.table.classes[0], "positive": data.table.classes[1]},
+        "label": {"column": table.task.name},
+        "classes": list(table.task.classes),
+        "task": {"kind": table.task.kind, "columns": list(table.task.columns), "outputs": list(table.task.outputs)},
+        "encoders": [
+            {
+                "group": group,
+                "method": METHODS[encoder.bundle.details["method"]],
+                "seed": encoder.bundle.details["hyperparameters"]["seed"],
+            }
+            for group, encoders in groups.items()
+            for encoder in encoders
+        ],
         "test": counts("test"),
         "train": counts("train"),
-        "methods": methods,
+        "methods": [*_methods(config, data, groups, known), *cited],
+        "cite": [
+            f"medclr {versions()['medclr']}, label-efficiency report.",
+            "SimCLR: Chen T, Kornblith S, Norouzi M, Hinton G. A simple framework for contrastive learning of visual "
+            "representations. ICML 2020.",
+            *cited,
+        ],
         "versions": versions(),
         "hardware": hardware(),
         "notes": notes,
     }
+
+
+def _methods(
+    config: EfficiencyConfig, data: Labelled, groups: Mapping[str, Sequence[Encoder]], known: bool
+) -> list[str]:
+    """How the figures came about, a sentence or two on each thing that a reader must know to judge them."""
+    task, said = data.table.task, []
+    of_slices = f" of {data.spec.slices} slices, whose mean is the volume's" if data.spec.slices else ""
+    for group, encoders in groups.items():
+        a, details = encoders[0].bundle.architecture, encoders[0].bundle.details
+        learned = details["hyperparameters"]
+        said.append(
+            f"{group}: a {a.spatial_dims}D ResNet-{a.depth} of width {a.width} that sees "
+            f"{' × '.join(map(str, a.patch))} voxels{of_slices}; {METHODS[details['method']]} trained it for "
+            f"{learned['epochs']} epochs at batch size {learned['batch_size']} and temperature "
+            f"{learned['temperature']}, without labels, "
+            + (f"with {len(encoders)} seeds, over which results are means." if len(encoders) > 1 else "once.")
+        )
+    if config.projector_layer:
+        layers = counted(config.projector_layer, "hidden layer")
+        said.append(f"Classifiers keep {layers} of its projector below their head.")
+    single = [group for group, encoders in groups.items() if len(encoders) == 1]
+    if single:
+        said.append(f"Results of {' and '.join(single)} are conditional on one encoder.")
+    if task.kind != "binary":
+        of = "classes, each against the rest" if task.kind == "multiclass" else "labels, where known"
+        said.append(f"AUROC is the unweighted mean over {len(task.outputs)} {of}.")
+    few = f", and {2 * config.draws} times at {100 * FEW_LABELS:g}% and below"
+    said += [
+        f"Each fraction of the labelled training patients was drawn {counted(config.draws, 'time')}"
+        f"{few if min(config.fractions) <= FEW_LABELS else ''}, the smaller "
+        "draws within the larger, stratified by whether a patient has any positive (by the rarest of several classes "
+        "or labels); all arms use the same draws. At 100% the draws are seeds.",
+        "Outside a draw no label was used for anything: not for stopping, tuning, calibration or the choice of an arm.",
+        f"Linear arms are logistic regressions on features scaled by one number; their regularisation is chosen by "
+        f"five-fold patient-grouped cross-validation inside the draw, or is C = {FIXED_STRENGTH:g} where the draw has "
+        f"fewer than {FEWEST_PATIENTS} patients of a class.",
+    ]
+    if any(_method(arm) in ("full", "lp-ft", "auto") for arm in config.arms):
+        bounds = f"{config.min_steps} to {config.max_steps} steps"
+        said.append(
+            f"Whole networks are trained with AdamW at {config.lr:g} for {config.epochs} epochs, {bounds}, at batch "
+            f"size {config.batch_size}, without a stopping rule; lp-ft starts from the head of linear."
+        )
+    tuned = [arm for arm in config.arms if arm in config.tuned]
+    if tuned:
+        rates = ", ".join(f"{config.lr * rate:g}" for rate in RATES)
+        said.append(
+            f"The learning rate of {' and '.join(tuned)} is one of {rates}, chosen inside the draw by "
+            f"{INNER_FOLDS}-fold patient-grouped cross-validation with a third of the steps, and {config.lr:g} where the "
+            f"draw has fewer than {FEWEST_PATIENTS} patients of a class; all other settings are the same for all arms, "
+            "and fixed."
+        )
+    if "auto" in config.arms:
+        said.append(f"auto chooses among {', '.join(AUTO)} by such cross-validation.")
+    if "knn" in config.arms:
+        said.append(f"knn lets the {NEIGHBOURS} nearest by cosine vote, weighted by exp(cosine / 0.1).")
+    said += [
+        "pca is a logistic regression on the principal components of the pixels of all volumes outside the val and "
+        "test patients.",
+        f"Intervals are from {config.resamples:,} resamples of test {'patients' if known else 'images'}, draws and "
+        "encoders together, the same for all arms.",
+        f"The split is that of the {'label table' if data.table.split_source == 'table' else 'hash of each patient'}.",
+    ]
+    return said

@@ -1,7 +1,7 @@
 """`medclr finetune`: from a handful of labels to a classifier, and how good it is on patients it never saw."""
 
-import copy
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ from medclr.errors import BundleError, DataError, LeakageError, UsageError
 from medclr.metrics import bootstrap, interval, label_aurocs, weighted_mean_auroc
 from medclr.models.bundle import check_dims, fingerprint
 from medclr.models.classifier import Classifier, save_classifier
-from medclr.models.encoder import Architecture, build_encoder
+from medclr.models.encoder import Architecture
 from medclr.reporting.console import counted, say
 from medclr.reporting.run import Run, next_command, read_paths
-from medclr.training.classify import fit_full
 from medclr.training.encode import Encoder, embed_rows, load_encoder, training_device
-from medclr.training.probe import fit_linear
+from medclr.training.methods import Fitted, Material, Start, fit
+from medclr.training.probe import Linear
 from medclr.transforms.presets import Views, build_views
 
 FINETUNE_CROP = (0.7, 1.0)  # a view for a classifier must still show what the label is about
@@ -47,8 +47,7 @@ class Labelled:
 
     Attributes:
         table: labelled rows; manifest: all rows; store, spec: where and how to read them.
-        encoder: the pre-trained one; its architecture also serves a start from scratch.
-        projector_layer: hidden layers of its projector that a classifier keeps.
+        encoders: the pre-trained ones; the architecture of the first also serves a start from scratch.
         scans: what the volumes were prepared from, where that is known.
         verdict: of the leakage check.
         near: how many test images are near-duplicates of what pre-training saw; None where that is not known.
@@ -58,8 +57,7 @@ class Labelled:
     manifest: pd.DataFrame
     store: Store
     spec: DataSpec
-    encoder: Encoder
-    projector_layer: int
+    encoders: tuple[Encoder, ...]
     scans: Path | None
     verdict: Verdict
     near: int | None
@@ -78,23 +76,29 @@ class Labelled:
 
     @property
     def architecture(self) -> Architecture:
-        return self.encoder.bundle.architecture
+        return self.encoders[0].bundle.architecture
 
     @property
     def views(self) -> Views:
         """Augmentations for training a whole network on labels."""
         return build_views(self.spec.preset, self.spec.spatial_dims, self.spec.laterality, scale=FINETUNE_CROP)
 
-    def network(self, init: str, seed: int) -> tuple[torch.nn.Sequential, int]:
-        """What a head sits on, and the length of its features: a fresh copy of the encoder and the layers of the
-        projector that are kept, or an encoder of the same architecture with random weights.
-        """
-        if init == "encoder":
-            kept = self.encoder.bundle.middle(self.projector_layer)
-            widths = [layer.out_features for layer in kept if isinstance(layer, torch.nn.Linear)]
-            return copy.deepcopy(kept), [self.architecture.feature_dim, *widths][-1]
-        torch.manual_seed(seed)
-        return torch.nn.Sequential(build_encoder(self.architecture)), self.architecture.feature_dim
+    def material(self, config: LabelsConfig) -> Material:
+        """What methods of `medclr.training.methods` learn from: positions are those of `table.rows`."""
+        return Material(self.table.rows, self.table.y, self.table.task, self.store, self.spec, self.views, config)
+
+    def start(self, encoder: Encoder | None, config: LabelsConfig) -> Start:
+        """From an encoder and the layers of its projector that are kept, or from random weights."""
+        if encoder is None:
+            return Start(architecture=self.architecture, feature_dim=self.architecture.feature_dim)
+        kept = encoder.bundle.middle(config.projector_layer).to(training_device(config.device))
+        widths = [layer.out_features for layer in kept if isinstance(layer, torch.nn.Linear)]
+        return Start(network=kept, feature_dim=[encoder.bundle.architecture.feature_dim, *widths][-1])
+
+    def features(self, start: Start) -> NDArray[np.float32]:
+        """Of all labelled volumes, (n, F): one pass over them."""
+        assert start.network
+        return embed_rows(start.network, self.table.rows, self.store, self.spec)
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -105,24 +109,38 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """
     run = Run.open("finetune", config, config.out)
     say(f"run folder: {run.folder}")
-    source = find_encoder(config, run)
+    source = find_encoders(config, run, [config.encoder] if config.encoder else [])[0]
     if run.complete:
         say(f"{run.folder} is complete already; use another --out to train again")
         return run.outcome
-    data = gather(config, run, source)
+    data = gather(config, run, [source])
     table, rows = data.table, data.table.rows
     task, train, patients = table.task, table.of("train"), rows["patient_key"].to_numpy()
     check_classes(config, table, "train")
     say(f"training on {counted(len(train), 'volume')}, {_counts(task, table.y[train])}")
-    classifier, how = _classifier(config, run, data, train)
-    scores = task.scores(embed_rows(classifier, rows, data.store, data.spec))
-    metrics = {
+    start = data.start(None if config.init == "scratch" else data.encoders[0], config)
+    if config.method != "full":
+        start = replace(start, network=start.fresh(config.seed))
+        start = replace(start, features=data.features(start))
+    fitted = fit(
+        config.method,
+        data.material(config),
+        start,
+        train,
+        config.seed,
+        config.tuned,
+        lambda step, loss: say(f"step {step}: loss {loss:.3f}"),
+        run.folder / "checkpoints" / "last.ckpt",
+    )
+    scores = fitted.scores(np.arange(len(rows)))
+    metrics: dict[str, Any] = {
         "label": task.name,
         "task": task.kind,
         "outputs": list(task.outputs),
         "method": config.method,
         "init": config.init,
-        **how,
+        "n_train": len(train),
+        "choice": fitted.choice,
         "splits": {
             split: measured(task, table.y[at], scores[at], patients[at], bool(rows["patient_known"].all()), config)
             for split in ("val", "test")
@@ -132,9 +150,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
     }
-    save_classifier(run.folder / "classifier", classifier, data.architecture, {
+    save_classifier(run.folder / "classifier", _classifier(fitted, start, len(task.outputs)), data.architecture, {
         "spec": data.spec.to_dict(), "task": asdict(task),
-        "projector_layer": data.projector_layer if config.init == "encoder" else 0,
+        "projector_layer": config.projector_layer if config.init == "encoder" else 0,
     })  # fmt: skip
     run.write_json("metrics.json", metrics)
     run.write_frame("metrics.csv", pd.DataFrame([{"split": s, **m} for s, m in metrics["splits"].items()]))
@@ -144,26 +162,36 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     return metrics
 
 
-def find_encoder(config: LabelsConfig, run: Run) -> Path:
-    """Where the encoder is; refuses a run that was begun with another one, or with other labels."""
-    source = config.encoder or Run.newest("pretrain")
-    if source is None:
+def find_encoders(config: LabelsConfig, run: Run, given: Sequence[Path]) -> list[Path]:
+    """Where the encoders are; refuses a run that was begun with other ones, or with other labels."""
+    newest = None if given else Run.newest("pretrain")
+    sources = list(given) or ([newest] if newest else [])
+    if not sources:
         raise UsageError(
             "no complete pretrain run under runs/; run `medclr pretrain --data DIR`, or name one with --encoder"
         )
+    if newest:
+        say(f"no --encoder: {newest} is the newest complete pretrain run")
     # Now, not after hours of preparing volumes.
-    check_labels(config.labels, config.label, _layout(config, load_encoder(source)), config.groups)
-    run.pin({"labels": labels_hash(config.labels), "encoder": fingerprint(source)})
-    return source
+    check_labels(config.labels, config.label, _layout(config, load_encoder(sources[0])), config.groups)
+    run.pin({"labels": labels_hash(config.labels), "encoder": " ".join(map(fingerprint, sources))})
+    return sources
 
 
-def gather(config: LabelsConfig, run: Run, source: Path) -> Labelled:
-    """Load the encoder, find manifest and store, join the labels, and refuse a test set that pre-training saw."""
-    encoder = load_encoder(source)
-    encoder.bundle.middle(config.projector_layer)  # raises where there is no such layer
-    weights = len(encoder.bundle.encoder.state_dict()) + len(encoder.bundle.projector.state_dict())
-    found = "" if config.encoder else ", the newest complete pretrain run"
-    say(f"encoder: {source}{found}; all {weights} weights match")
+def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
+    """Load the encoders, find manifest and store, join the labels, and refuse a test set that pre-training saw.
+
+    Raises:
+        BundleError: an encoder is for volumes prepared in another way than those of the first.
+    """
+    source, encoder = given[0], _loaded(config, given[0])
+    encoders = [encoder, *(_loaded(config, path) for path in given[1:])]
+    for path, other in zip(given[1:], encoders[1:], strict=True):
+        if other.spec != encoder.spec:
+            raise BundleError(
+                f"--encoder {path}: was trained on volumes prepared in another way than {source}; compare encoders of "
+                "one spec, or run efficiency for each"
+            )
     paths = read_paths(source)
     names = load_key(config.key_file or paths.get("key_file"))
     spec, store, manifest = _volumes(config, run, encoder, source, paths)
@@ -181,11 +209,22 @@ def gather(config: LabelsConfig, run: Run, source: Path) -> Labelled:
     )
     if table.split_source == "patient hash":
         say("no split column: patients are split 70/10/20 into train, val and test by the hash of their pseudonym")
-    verdict = _leakage(config, table, encoder, names)
-    near = _nearly_seen(run, table, encoder, source)
+    # The worst of all: one encoder that saw test patients marks the whole result.
+    verdicts = [_leakage(config, table, one, names) for one in encoders]
+    verdict = min(verdicts, key=lambda one: ("leak", "patients not checkable", "clean").index(one.status))
+    nears = [_nearly_seen(run, table, one, path) for one, path in zip(encoders, given, strict=True)]
+    near = None if None in nears else max(filter(None, nears), default=0)
     scans = config.data or paths.get("data")
     check_stock(table.rows, spec, store, scans)
-    return Labelled(table, manifest, store, spec, encoder, config.projector_layer, scans, verdict, near)
+    return Labelled(table, manifest, store, spec, tuple(encoders), scans, verdict, near)
+
+
+def _loaded(config: LabelsConfig, path: Path) -> Encoder:
+    encoder = load_encoder(path)
+    encoder.bundle.middle(config.projector_layer)  # raises where there is no such layer
+    weights = len(encoder.bundle.encoder.state_dict()) + len(encoder.bundle.projector.state_dict())
+    say(f"encoder: {path}; all {weights} weights match")
+    return encoder
 
 
 def sources(config: LabelsConfig, encoder: Encoder) -> list[str]:
@@ -334,45 +373,13 @@ def _nearly_seen(run: Run, table: LabelTable, encoder: Encoder, source: Path) ->
     return len(set(i[other].tolist()))
 
 
-def _classifier(
-    config: FinetuneConfig, run: Run, data: Labelled, train: NDArray[np.intp]
-) -> tuple[Classifier, dict[str, Any]]:
-    rows, y = data.table.rows.iloc[train].reset_index(drop=True), data.table.y[train]
-    exclusive = data.table.task.kind == "multiclass"
-    network, width = data.network(config.init, config.seed)
-    head, how = None, dict[str, Any](n_train=len(rows))
-    if config.method != "full":
-        features = embed_rows(network.to(training_device(config.device)), rows, data.store, data.spec)
-        head = fit_linear(
-            features,
-            y,
-            rows["patient_key"].to_numpy(),
-            config.seed,
-            exclusive=exclusive,
-            balanced=config.class_weight == "balanced",
-        )
-        how |= {"strength": head.strength, "strength_chosen": head.chosen}
-    if config.method == "linear":
-        assert head
-        classifier = Classifier(network, width, y.shape[1])
-        classifier.set_head(head.weight, head.bias)
-        return classifier.to(next(network.parameters()).device).eval(), how
-    full = fit_full(
-        network,
-        width,
-        rows,
-        y,
-        data.store,
-        data.spec,
-        data.views,
-        config,
-        config.seed,
-        exclusive,
-        head,
-        lambda step, loss: say(f"step {step}: loss {loss:.3f}"),
-        run.folder / "checkpoints" / "last.ckpt",
-    )
-    return full, how
+def _classifier(fitted: Fitted, start: Start, outputs: int) -> Classifier:
+    if fitted.network is not None:
+        return fitted.network
+    assert isinstance(fitted.head, Linear) and start.network is not None
+    classifier = Classifier(start.network, start.feature_dim, outputs)
+    classifier.set_head(fitted.head.weight, fitted.head.bias)
+    return classifier.eval()
 
 
 def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:

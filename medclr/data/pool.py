@@ -18,17 +18,18 @@ _CONNECT_S = 10.0
 
 
 @contextmanager
-def worker_pool(n_workers: int, doing: str) -> Iterator[Executor]:
+def worker_pool(n_workers: int, doing: str, begin: Callable[[], None] | None = None) -> Iterator[Executor]:
     """Processes to hand work to.
 
     Args:
         n_workers: how many.
         doing: what they do, for the error: "reads headers".
+        begin: called in each of them first.
 
     Raises:
         DataError: one of them died.
     """
-    pool = ProcessPoolExecutor(n_workers, forkserver(), _attend_to_parent)
+    pool = ProcessPoolExecutor(n_workers, forkserver(), _begin, (begin,))
     try:
         yield pool
     except BrokenProcessPool:
@@ -118,9 +119,11 @@ class _DaskExecutor(Executor):
                     future.cancel()
 
 
-def _attend_to_parent() -> None:
+def _begin(begin: Callable[[], None] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if begin:
+        begin()
 
 
 def _end_with_parent() -> None:

@@ -1,7 +1,7 @@
 """The label-efficiency curve, drawn on matplotlib Axes that the caller has; no global state is read or set."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,16 +9,51 @@ import pandas as pd
 if TYPE_CHECKING:  # matplotlib is loaded by those who draw
     from matplotlib.axes import Axes
 
-INK, RULE = "#1b1f24", "#d9dce1"
-# Okabe and Ito's palette, told apart by any eye; shape and dash tell the arms apart without colour too.
-_STYLES: dict[str, tuple[str, str, str]] = {
-    "simclr-full": ("#0072b2", "o", "-"),
-    "simclr-linear": ("#d55e00", "s", "-"),
-    "simclr-lp-ft": ("#cc79a7", "v", "-."),
-    "scratch": ("#606060", "^", "--"),
-    "pca": ("#009e73", "D", ":"),
+INK, RULE, PAPER = "#1b1f24", "#d9dce1", "#ffffff"
+PRETRAINED_METHODS = ("linear", "knn", "lp-ft", "full", "auto")
+# By method, after Okabe and Ito's palette; shapes differ too, so that print without colour and any eye tell them apart.
+_METHODS = {
+    "linear": ("#d55e00", "s"),
+    "knn": ("#8a7100", "P"),
+    "lp-ft": ("#b0568a", "v"),
+    "full": ("#0072b2", "o"),
+    "auto": (INK, "X"),
+    "scratch": ("#606060", "^"),
+    "pca": ("#007a5a", "D"),
 }
-_SPARE_STYLES = [("#56b4e9", "P", "-"), ("#e69f00", "X", "--"), ("#8a7f00", "*", ":")]
+_DASHES = ("-", "--", "-.")  # by group of encoders
+_SPARE = [("#56a0d8", "p"), ("#b07000", "*"), ("#707000", "h")]
+
+
+class Style(NamedTuple):
+    """How an arm is drawn: colour and marker by its method, dash and filling by its group of encoders."""
+
+    colour: str
+    marker: str
+    dash: str
+    filled: bool
+
+
+def arm_styles(arms: Sequence[str]) -> dict[str, Style]:
+    """A style for each arm: baselines are dotted, the first group of encoders solid and filled, the second dashed."""
+    parts = {arm: group_and_method(arm) for arm in arms}
+    groups = list(dict.fromkeys(group for group, method in parts.values() if group))
+    others = [arm for arm, (_, method) in parts.items() if method not in _METHODS]
+    styles = {}
+    for arm, (group, method) in parts.items():
+        place = groups.index(group) if group else 0
+        colour, marker = _METHODS[method] if method in _METHODS else _SPARE[others.index(arm) % len(_SPARE)]
+        dash = ":" if arm in _METHODS else _DASHES[place % len(_DASHES)]
+        styles[arm] = Style(colour, marker, dash, filled=place % 2 == 0)
+    return styles
+
+
+def group_and_method(arm: str) -> tuple[str, str]:
+    """("simclr", "lp-ft") of simclr-lp-ft; ("", the arm) of a baseline."""
+    for method in PRETRAINED_METHODS:
+        if arm.endswith(f"-{method}"):
+            return arm.removesuffix(f"-{method}"), method
+    return "", arm
 
 
 def draw_curve(axes: "Axes", points: pd.DataFrame, narrow: bool = False) -> None:
@@ -31,25 +66,37 @@ def draw_curve(axes: "Axes", points: pd.DataFrame, narrow: bool = False) -> None
     known = points.dropna(subset=["auroc"])
     arms = list(dict.fromkeys(points["arm"]))
     fractions = sorted(set(points["fraction"]))
-    styles = _styles(arms)
-    # Side by side, a hair apart, so that intervals can be read where arms agree.
-    step = 0.02 * max(np.log10(fractions[-1] / fractions[0]), 0.6) if fractions else 0.0
-    for place, arm in enumerate(arms):
+    styles = arm_styles(arms)
+    shifts = _shifts(fractions, len(arms))
+    for arm, shift in zip(arms, shifts, strict=True):
         rows = known[known["arm"] == arm].sort_values("fraction")
-        colour, marker, dash = styles[arm]
-        x = rows["fraction"].to_numpy(float) * 10 ** ((place - (len(arms) - 1) / 2) * step)
+        colour, marker, dash, filled = styles[arm]
+        x = rows["fraction"].to_numpy(float) * 10**shift
         y, low, high = (rows[name].to_numpy(float) for name in ("auroc", "low", "high"))
-        axes.vlines(x, low, high, color=colour, linewidth=1.6, alpha=0.55)
+        axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.5)
         axes.plot(
-            x, y, color=colour, marker=marker, linestyle=dash, linewidth=1.9, markersize=6,
-            label=arm,
+            x, y, color=colour, marker=marker, linestyle=dash, linewidth=1.3, markersize=5, label=arm,
+            markerfacecolor=colour if filled else PAPER, markeredgecolor=PAPER if filled else colour,
+            markeredgewidth=0.5 if filled else 1.1,
         )  # fmt: skip
     _frame(axes, points, known, fractions, narrow)
+    if fractions:
+        margin = shifts.max() + max(0.04 * np.log10(fractions[-1] / fractions[0]), 0.03)
+        axes.set_xlim(fractions[0] / 10**margin, fractions[-1] * 10**margin)
     if arms:
+        size = 7.5 if narrow else 8.5
+        fits = (42 if narrow else 84) // (max(map(len, arms)) + 7)
         axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=2 if narrow else 4, frameon=False, handlelength=2.4,
-            columnspacing=1.5, borderaxespad=0, fontsize=9 if narrow else 9.5,
+            loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=min(max(fits, 1), 4), frameon=False, handlelength=2.6,
+            columnspacing=1.5, borderaxespad=0, fontsize=size,
         )  # fmt: skip
+
+
+def _shifts(fractions: Sequence[float], n_arms: int) -> np.ndarray:
+    """How far (in decades) each arm stands from its fraction: a hair, so that intervals can be read where arms agree."""
+    gaps = np.diff(np.log10(fractions))
+    step = min(0.02 * max(gaps.sum(), 0.6), 0.7 * gaps.min() / n_arms) if len(gaps) else 0.02
+    return step * (np.arange(n_arms) - (n_arms - 1) / 2)
 
 
 def _frame(axes: "Axes", points: pd.DataFrame, known: pd.DataFrame, fractions: Sequence[float], narrow: bool) -> None:
@@ -58,13 +105,10 @@ def _frame(axes: "Axes", points: pd.DataFrame, known: pd.DataFrame, fractions: S
     for fraction in fractions:
         # Its own text, not a second line of the tick: SVG then centres it in whatever font the page has.
         axes.annotate(
-            _number(points, fraction), (fraction, 0), xycoords=("data", "axes fraction"), xytext=(0, -28),
-            textcoords="offset points", ha="center",
+            _number(points, fraction, narrow), (fraction, 0), xycoords=("data", "axes fraction"), xytext=(0, -2.8),
+            textcoords="offset fontsize", ha="center",
         )  # fmt: skip
     axes.minorticks_off()
-    if fractions:
-        margin = (fractions[-1] / fractions[0]) ** 0.07 if len(fractions) > 1 else 2.0
-        axes.set_xlim(fractions[0] / margin, fractions[-1] * margin)
     lows = known[["auroc", "low"]].to_numpy(float)
     lowest = float(np.nanmin(lows)) if np.isfinite(lows).any() else 0.5
     # Chance stays in sight: an axis cut off above it makes small gains look large.
@@ -72,12 +116,12 @@ def _frame(axes: "Axes", points: pd.DataFrame, known: pd.DataFrame, fractions: S
     axes.axhline(0.5, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
     axes.annotate(
         "chance", (1, 0.5), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
-        ha="right", fontsize=8.5,
+        ha="right", fontsize="smaller",
     )  # fmt: skip
     if known.empty:
         axes.text(0.5, 0.6, "no point could be computed", transform=axes.transAxes, ha="center")
-    label = "labelled training patients" if narrow else "labelled training patients: share and number"
-    axes.set_xlabel(label, labelpad=20)
+    axes.set_xlabel(f"labelled {'' if narrow else 'training '}patients: share and number")
+    axes.xaxis.labelpad = 2 * axes.xaxis.label.get_size()  # below the numbers
     axes.set_ylabel("AUROC on test patients")
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -86,11 +130,6 @@ def _frame(axes: "Axes", points: pd.DataFrame, known: pd.DataFrame, fractions: S
     axes.spines["bottom"].set_linewidth(0.8)
 
 
-def _number(points: pd.DataFrame, fraction: float) -> str:
+def _number(points: pd.DataFrame, fraction: float, narrow: bool) -> str:
     counts = points.loc[points["fraction"] == fraction, "n_patients"].dropna()
-    return "" if counts.empty else f"n = {counts.iloc[0]:,.0f}"
-
-
-def _styles(arms: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    others = [arm for arm in arms if arm not in _STYLES]
-    return _STYLES | {arm: _SPARE_STYLES[i % len(_SPARE_STYLES)] for i, arm in enumerate(others)}
+    return "" if counts.empty else f"{'' if narrow else 'n = '}{counts.iloc[0]:,.0f}"

@@ -1,52 +1,68 @@
-"""The label-efficiency figure: as a file for a manuscript, and as SVG that takes its colours from the page around it.
+"""The label-efficiency figure: as a file for a paper, and as SVG that takes its colours from the page around it.
 
 Nothing here touches matplotlib's global state, and the same points give the same bytes.
 """
 
 import io
 import re
-import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.path import Path as Outline
+from matplotlib.transforms import Affine2D
 
-from medclr.evaluation.plot import INK, RULE, draw_curve
+from medclr.evaluation.plot import INK, PAPER, RULE, arm_styles, draw_curve
 from medclr.reporting.run import write_atomic, writing
 
 # In a page each colour is a property of its style sheet, so that a dark page lightens it.
 _PAGE_COLOURS = {
     INK: "currentColor",
     RULE: "var(--rule)",
+    PAPER: "var(--paper)",
     "#0072b2": "var(--blue)",
     "#d55e00": "var(--vermilion)",
     "#606060": "var(--grey)",
-    "#009e73": "var(--green)",
+    "#007a5a": "var(--green)",
+    "#b0568a": "var(--purple)",
+    "#8a7100": "var(--ochre)",
 }
+_COLUMN, _PAGE = 3.5, 7.2  # inches: one and two columns of most journals
+_MOST_IN_COLUMN = 6  # arms
 
 
 def efficiency_figure(points: pd.DataFrame, title: str, paths: list[Path]) -> None:
     """AUROC against the share of labelled patients, one line per arm with its 95% intervals, written to files.
 
+    As wide as one column of a paper, or as two where there are more than 6 arms; its title is in the metadata, for a
+    paper has captions.
+
     points: columns arm, fraction, n_patients, auroc, low, high (`Curve.points`; a point without a number is left
-    out); title: plain text; paths: each .png or .svg. Raises MedclrError where a file cannot be written.
+    out); title: plain text; paths: each .png, .svg or .pdf. Raises MedclrError where a file cannot be written.
     """
+    arms = points["arm"].unique()
+    # A row of the legend takes room of its own.
+    size = (_COLUMN, 3.0 + 0.13 * len(arms)) if len(arms) <= _MOST_IN_COLUMN else (_PAGE, 4.4)
     for path in paths:
         with writing(path.parent):
-            write_atomic(path, _rendered(points, title, (7.2, 4.6), path.suffix.lstrip("."), text_as_shapes=True))
+            write_atomic(path, _rendered(points, title, size, path.suffix.lstrip(".")))
 
 
 def efficiency_svg(points: pd.DataFrame, narrow: bool = False) -> str:
-    """The same figure as an <svg> element for a page that defines --rule, --blue, --vermilion, --grey and --green.
+    """The same figure as an <svg> element for a page that defines the colours of `_PAGE_COLOURS`; without a legend.
 
     narrow: drawn for the width of a phone. Text stays text, in the page's own font and colour.
     """
-    size = (3.6, 3.9) if narrow else (7.4, 4.3)
-    text = _rendered(points, "", size, "svg", text_as_shapes=False).decode()
+    size = (3.6, 3.6) if narrow else (7.4, 4.0)
+    text = _rendered(points, "", size, "").decode()
     text = text[text.index("<svg") :]
     for colour, name in _PAGE_COLOURS.items():
         text = text.replace(colour, name)
@@ -64,14 +80,39 @@ def efficiency_svg(points: pd.DataFrame, narrow: bool = False) -> str:
     )
 
 
-def _rendered(points: pd.DataFrame, title: str, size: tuple[float, float], suffix: str, text_as_shapes: bool) -> bytes:
-    if suffix not in ("png", "svg"):
-        raise ValueError(f"figure of kind {suffix!r}; png and svg are known")
+def arm_swatches(arms: Sequence[str]) -> dict[str, str]:
+    """Of each arm a piece of its line with its marker, as <svg> for the same page: the legend of `efficiency_svg`."""
+    swatches = {}
+    for arm, (colour, marker, dash, filled) in arm_styles(arms).items():
+        shape = MarkerStyle(marker)
+        path = shape.get_path().transformed(shape.get_transform() + Affine2D().scale(7.5, -7.5).translate(18, 6))
+        outline = "".join(
+            f"{_SVG_STEPS[code]}{' '.join(f'{value:.1f}' for value in ends)}" for ends, code in path.iter_segments()
+        )
+        ink = _PAGE_COLOURS.get(colour, colour)
+        swatches[arm] = (
+            f'<svg class="swatch" width="36" height="12" aria-hidden="true"><path d="M1 6H35" stroke="{ink}" '
+            f'stroke-width="1.7" stroke-dasharray="{_SVG_DASHES[dash]}"/><path d="{outline}" stroke="{ink}" '
+            f'stroke-width="1.4" fill="{ink if filled else _PAGE_COLOURS[PAPER]}"/></svg>'
+        )
+    return swatches
+
+
+_SVG_STEPS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C", Outline.CLOSEPOLY: "Z"}
+_SVG_DASHES = {"-": "none", "--": "6 3", "-.": "7 3 1.5 3", ":": "1.5 2.5"}
+
+
+def _rendered(points: pd.DataFrame, title: str, size: tuple[float, float], kind: str) -> bytes:
+    """kind: png, svg or pdf: of a file; empty: SVG for a page."""
+    if kind not in ("png", "svg", "pdf", ""):
+        raise ValueError(f"figure of kind {kind!r}; png, svg and pdf are known")
+    narrow = size[0] < 5
     settings: dict[Any, Any] = {
         "font.family": "DejaVu Sans",
-        "font.size": 9.5,
-        "svg.fonttype": "path" if text_as_shapes else "none",
+        "font.size": 7.5 if narrow and kind else 8.5 if kind else 9.5,
+        "svg.fonttype": "path" if kind else "none",
         "svg.hashsalt": f"medclr {size[0]:g}",  # ids that are the same every time, and other in each figure of a page
+        "pdf.fonttype": 42,  # TrueType, embedded: journals refuse Type 3
         "text.color": INK,
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
@@ -80,16 +121,26 @@ def _rendered(points: pd.DataFrame, title: str, size: tuple[float, float], suffi
         "text.parse_math": False,
     }
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=size, layout="constrained")
-        draw_curve(figure.add_subplot(), points, narrow=size[0] < 5)
-        if title:
-            figure.suptitle(textwrap.fill(title, 80), x=0.02, ha="left", fontsize=11, fontweight="bold")
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        axes = figure.add_subplot()
+        draw_curve(axes, points, narrow)
+        if not kind:
+            figure.patch.set_visible(False)
+            if legend := axes.get_legend():
+                legend.remove()
         buffer = io.BytesIO()
-        if suffix == "png":
-            figure.set_facecolor("white")
-            FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=200, metadata={"Software": None})
-        else:
-            figure.patch.set_visible(text_as_shapes)
-            metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-            FigureCanvasSVG(figure).print_figure(buffer, format="svg", metadata=metadata)
+        canvas, dpi, metadata = _FORMATS[kind]
+        named = {"Title": title} if title else {}
+        canvas(figure).print_figure(
+            buffer, format=kind or "svg", dpi=dpi, facecolor="auto", metadata=metadata | named
+        )
         return buffer.getvalue()
+
+
+_NO_SVG_DATES = {"Date": None, "Creator": None, "Format": None, "Type": None}
+_FORMATS: dict[str, tuple[type[FigureCanvasBase], float, dict[str, Any]]] = {
+    "png": (FigureCanvasAgg, 300, {"Software": None}),
+    "svg": (FigureCanvasSVG, 72, _NO_SVG_DATES),
+    "pdf": (FigureCanvasPdf, 72, {"CreationDate": None, "Creator": None, "Producer": None}),
+    "": (FigureCanvasSVG, 72, _NO_SVG_DATES),
+}

@@ -1,103 +1,195 @@
 """Reports as one self-contained page: it loads nothing, runs nothing, and escapes all that it is given."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from medclr.reporting.figures import efficiency_svg
+from medclr.evaluation.plot import group_and_method
+from medclr.reporting.figures import arm_swatches, efficiency_svg
+from medclr.reporting.findings import BASELINES, BETTER, Curve, findings, with_claims
+from medclr.reporting.numbers import because, count, listed, number, p, share, span
 
 _MEANINGS = {
     "scratch": "the same network trained from random weights",
-    "simclr-linear": "logistic regression on the frozen features of the encoder",
-    "simclr-lp-ft": "the whole network fine-tuned from the encoder and the head of simclr-linear",
-    "simclr-full": "the whole network fine-tuned from the encoder",
     "pca": "logistic regression on principal components of the pixels, without any network",
+    "linear": "logistic regression on the frozen features of the encoder",
+    "knn": "the nearest labelled neighbours in the frozen features of the encoder",
+    "lp-ft": "the whole network fine-tuned from the encoder and the head of the linear arm",
+    "full": "the whole network fine-tuned from the encoder",
+    "auto": "whichever of these ways cross-validation inside the draw chose",
 }
-_FOREST_WIDTH = 104  # of the little interval plots in the table of differences, in px
+_CALIBRATION = {"ECE": "as trained", "ECE after temperature scaling": "after scaling", "temperature": "temperature"}
+_FOREST_PX = 104  # the width of the little interval plots in tables
+_PANEL_PX = 100  # the side of a reliability diagram, without its margins
 
-
-class Curve(Protocol):
-    """What a page needs of `medclr.evaluation.efficiency.Curve`."""
-
-    @property
-    def points(self) -> pd.DataFrame: ...
-
-    @property
-    def differences(self) -> pd.DataFrame: ...
-
-    @property
-    def needed(self) -> Mapping[str, object]: ...
-
-    def verdict(self) -> str: ...
+Records = list[dict[Hashable, Any]]
 
 
 def efficiency_page(curve: Curve, context: Mapping[str, Any]) -> str:
     """The label-efficiency report as HTML.
 
-    curve: points and differences as tables, labels needed by arm, and the verdict. context: title, command_line,
-    phantoms, leakage, transductive, test and train (each n_patients, n_positive, n_negative), methods and notes (lists
-    of sentences), versions; and, where known, hardware and label (column, negative, positive). Nothing in it may name
-    a patient.
+    curve: its tables, labels needed by arm, and the verdict. context: title, command_line, phantoms, leakage,
+    transductive, task (kind, columns, outputs), classes, test and train (each n_patients, n_positive, n_negative),
+    encoders (each group, method, seed, fingerprint), methods, notes and cite (lists of sentences), versions and
+    hardware. Nothing in it may name a patient.
     """
-    arms = list(dict.fromkeys(curve.points["arm"]))
+    points = curve.points
+    arms, top = list(dict.fromkeys(points["arm"])), points["fraction"].max()
+    found = findings(curve, context)
+    first = _first_arms(points[points["fraction"] == top], found.arm)
+    differences = _forest(_by_arm(curve.differences), "difference", zero=0.0)
+    subgroups = _forest(_by_arm(_with_overall(curve.subgroups, points)), "auroc", zero="overall")
+    measures, outputs = _measures(curve.measures)
     return TEMPLATES.get_template("efficiency.html").render(
         context,
-        label=context.get("label"),
-        machine={**context["versions"], **context.get("hardware", {})},
+        machine={**context["versions"], **context["hardware"]},
+        found=found,
         verdict=curve.verdict(),
-        # The one thing that is not escaped here: matplotlib has escaped its texts.
-        figure=Markup(efficiency_svg(curve.points)),
-        narrow_figure=Markup(efficiency_svg(curve.points, narrow=True)),
-        arms=[(arm, _MEANINGS[arm]) for arm in arms if arm in _MEANINGS],
-        points=_by_fraction(curve.points),
-        differences=_by_fraction(_forest(curve.differences)),
+        # What is not escaped here holds no text, or matplotlib has escaped it.
+        figure=Markup(efficiency_svg(points)),
+        narrow_figure=Markup(efficiency_svg(points, narrow=True)),
+        swatches={arm: Markup(svg) for arm, svg in arm_swatches(arms).items()},
+        meanings=_meanings(arms),
+        top=top,
+        # One row of each fraction, for what all arms share there.
+        draws=points.drop_duplicates("fraction").sort_values("fraction").to_dict("records"),
+        heads={fraction: share(fraction) for fraction in points["fraction"]},
+        encoders_differ=points["n_encoders"].max() > 1,
+        aurocs=_grid(points.rename(columns={"auroc": "value"}).assign(measure="AUROC")),
         needed={arm: str(needed) for arm, needed in curve.needed.items() if arm != "scratch"},
-        forest_width=_FOREST_WIDTH,
+        better=_by_fraction(with_claims(differences, points)),
+        each=_by_fraction(differences[differences["versus"] != BETTER]),
+        panels=_panels(curve.calibration[curve.calibration["fraction"] == top], curve.measures, arms, top),
+        ece=_at_top(curve.measures, top),
+        calibrations=_grid(curve.measures[curve.measures["measure"].isin(_CALIBRATION)]),
+        measures=[_grid(rows) for rows in _split(measures, first)],
+        outputs=[_grid(rows) for rows in _split(outputs, first)],
+        thresholds=measures["measure"].str.startswith("sensitivity").any(),
+        prevalence=_prevalence(context),
+        subgroups=[_by_column(rows) for rows in _split(subgroups, first)],
+        forest_px=_FOREST_PX,
+        panel_px=_PANEL_PX,
     )
 
 
-def _by_fraction(frame: pd.DataFrame) -> list[list[dict[Hashable, Any]]]:
+def _meanings(arms: Sequence[str]) -> list[tuple[list[str], str]]:
+    """Arms of one method together, with what they do."""
+    found: dict[str, list[str]] = {}
+    for arm in arms:
+        found.setdefault(_MEANINGS.get(group_and_method(arm)[1], ""), []).append(arm)
+    return [(names, meaning) for meaning, names in found.items()]
+
+
+def _first_arms(at_top: pd.DataFrame, arm: str) -> list[str]:
+    """Arms whose details stand open: all where they are few, else the one to use and the better baseline."""
+    if len(at_top) <= 3:
+        return list(at_top["arm"])
+    baselines = at_top[at_top["arm"].isin(BASELINES)].sort_values("auroc", kind="stable", na_position="first")
+    return list(dict.fromkeys([arm, *baselines["arm"].iloc[-1:]]) if arm else at_top["arm"])
+
+
+def _split(rows: pd.DataFrame, first: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    of_first = rows["arm"].isin(first)
+    return rows[of_first], rows[~of_first]
+
+
+def _measures(measures: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All but calibration: those of the task, and the AUROCs of single outputs."""
+    others = measures[~measures["measure"].isin(_CALIBRATION)]
+    single = others["measure"].str.startswith("AUROC ")
+    return others[~single], others[single].assign(measure=others.loc[single, "measure"].str.removeprefix("AUROC "))
+
+
+def _prevalence(context: Mapping[str, Any]) -> float:
+    """The mean share of positives of the outputs: the average precision of chance. NaN of several labels."""
+    kind, test = context["task"]["kind"], context["test"]
+    if kind == "binary":
+        return float(test["n_positive"] / (test["n_positive"] + test["n_negative"]))
+    return 1 / len(context["task"]["outputs"]) if kind == "multiclass" else math.nan
+
+
+def _grid(frame: pd.DataFrame, across: str = "fraction") -> dict[str, Any]:
+    """Values by measure (groups of rows) and arm (rows), across fractions, or `across` something else.
+
+    Reasons are gathered and numbered, as a cell has no room for them.
+    """
+    keys = sorted(set(frame[across])) if across == "fraction" else list(dict.fromkeys(frame[across]))
+    reasons = {reason: i + 1 for i, reason in enumerate(filter(None, dict.fromkeys(frame["reason"])))}
+    groups = []
+    for name, of_measure in frame.groupby("measure", sort=False):
+        rows = []
+        for arm, of_arm in of_measure.groupby("arm", sort=False):
+            cells = {cell[across]: cell for cell in of_arm.to_dict("records")}
+            rows.append((arm, [cells[key] | {"mark": reasons.get(cells[key]["reason"])} for key in keys]))
+        groups.append((name, rows))
+    return {"keys": keys, "groups": groups, "reasons": reasons}
+
+
+def _at_top(measures: pd.DataFrame, top: float) -> dict[str, Any]:
+    """Calibration before and after, side by side, with all labels that there were."""
+    rows = measures[(measures["fraction"] == top) & measures["measure"].isin(_CALIBRATION)]
+    return _grid(rows.assign(across=rows["measure"].map(_CALIBRATION), measure="ECE"), "across")
+
+
+def _panels(bins: pd.DataFrame, measures: pd.DataFrame, arms: Sequence[str], top: float) -> list[dict[str, Any]]:
+    """A reliability diagram for each arm: its bins in px, or why it has none."""
+    ece = measures[(measures["fraction"] == top) & (measures["measure"] == "ECE")].set_index("arm")["reason"]
+    places = bins.assign(
+        x=(_PANEL_PX * bins["predicted"]).round(1),
+        **{name: (_PANEL_PX * (1 - bins[name])).round(1) for name in ("observed", "low", "high")},
+        bar=(12 * bins["n"] / max(bins["n"].max(), 1)).round(1),
+    )
+    found = []
+    for arm in arms:
+        own = places[places["arm"] == arm]
+        sides = [(scaled, own[own["scaled"] == scaled].to_dict("records")) for scaled in (False, True)]
+        found.append({"arm": arm, "sides": sides, "n": sorted(set(own["n"])), "reason": ece[arm]})
+    return found
+
+
+def _by_fraction(frame: pd.DataFrame) -> list[Records]:
     return [group.to_dict("records") for _, group in frame.groupby("fraction", sort=True)]
 
 
-def _forest(differences: pd.DataFrame) -> pd.DataFrame:
-    """The differences, arm by arm, with the places (px) of zero and of their ends on one scale."""
-    arms = list(dict.fromkeys(differences["arm"]))
-    rows = differences.sort_values("arm", key=lambda column: column.map(arms.index), kind="stable")
-    names = ["low", "high", "difference"]
-    ends = rows[names].to_numpy(float)
-    known = np.append(ends[np.isfinite(ends)], 0.0)
-    pixels = (_FOREST_WIDTH - 12) / (np.ptp(known) or 1.0)
-    places = np.column_stack([ends, np.zeros(len(ends))])
-    places = np.round(6 + pixels * (places - known.min()), 1)
-    return rows.assign(**{f"{name}_px": places[:, i] for i, name in enumerate([*names, "zero"])})
+def _by_column(subgroups: pd.DataFrame) -> list[tuple[str, list[Records]]]:
+    """By column, and in it by group."""
+    return [
+        (str(column), [rows.to_dict("records") for _, rows in of_column.groupby("group", sort=False)])
+        for column, of_column in subgroups.groupby("column", sort=False)
+    ]
 
 
-def _number(value: float, sign: bool = False) -> str:
-    """Three decimals, as AUROC is usually given; a true minus, so that signs line up."""
-    return f"{value:{'+' if sign else ''}.3f}".replace("-", "−")
+def _by_arm(frame: pd.DataFrame) -> pd.DataFrame:
+    arms = list(dict.fromkeys(frame["arm"]))
+    return frame.sort_values("arm", key=lambda column: column.map(arms.index), kind="stable")
 
 
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+def _with_overall(subgroups: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """With the AUROC of the same arm and fraction on all test rows."""
+    overall = points.set_index(["arm", "fraction"])["auroc"]
+    keys = pd.MultiIndex.from_frame(subgroups[["arm", "fraction"]])
+    return subgroups.assign(overall=overall.reindex(keys).to_numpy(float))
 
 
-def _share(fraction: float) -> str:
-    return f"{100 * fraction:g}%"
+def _forest(rows: pd.DataFrame, value: str, zero: float | str) -> pd.DataFrame:
+    """With the places (px) of low, high, value and of the line to read them against, on one scale for all rows.
 
-
-def _count(n: float) -> str:
-    return f"{n:,.0f}"
-
-
-def _because(reason: str) -> str:
-    return reason if reason.startswith("n/a") else f"n/a, because {reason}"
+    zero: where that line stands, or the column that says so.
+    """
+    line = rows[zero].to_numpy(float) if isinstance(zero, str) else np.full(len(rows), zero)
+    ends = np.column_stack([rows[["low", "high", value]].to_numpy(float), line])
+    known = ends[np.isfinite(ends)]
+    if not len(known):
+        return rows.assign(low_px=math.nan, high_px=math.nan, value_px=math.nan, zero_px=math.nan)
+    pixels = (_FOREST_PX - 12) / (np.ptp(known) or 1.0)
+    places = np.round(6 + pixels * (ends - known.min()), 1)
+    return rows.assign(**{f"{name}_px": places[:, i] for i, name in enumerate(("low", "high", "value", "zero"))})
 
 
 TEMPLATES = jinja2.Environment(
@@ -107,5 +199,7 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters |= {"number": _number, "p": _p, "share": _share, "count": _count, "because": _because}
+TEMPLATES.filters |= {
+    "number": number, "span": span, "p": p, "share": share, "count": count, "because": because, "listed": listed
+}  # fmt: skip
 TEMPLATES.tests["nan"] = math.isnan

@@ -33,7 +33,7 @@ from medclr.errors import MedclrError, UsageError
 
 # They say where and with how many hands, and what of it is shown and to whom, not what is computed: a run may go on
 # with others.
-_HANDS = ("out", "workers", "scheduler", "checkpoint_minutes", "requeue", "logger", "tracking_uri")
+_HANDS = ("out", "workers", "jobs", "scheduler", "checkpoint_minutes", "requeue", "logger", "tracking_uri")
 ADDRESSES = ("scheduler", "tracking_uri")  # they name machines, so no file of a run has them
 FREE_FIELDS = (*_HANDS, "report", "share_images")
 # What spreadsheets take for the start of a formula, with the full-width forms that some of them accept.
@@ -184,7 +184,7 @@ def read_paths(folder: Path) -> dict[str, Path | None]:
     """The absolute paths that a run was given, by field; empty where its private/ is not at hand."""
     path = folder / "private" / "paths.yaml"
     stored = _read_yaml(path) if path.exists() else {}
-    return {name: None if text is None else Path(text) for name, text in stored.items()}
+    return {name: Path(text) if text else None for name, text in stored.items() if not isinstance(text, list)}
 
 
 @contextmanager
@@ -215,12 +215,19 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 def command_line(command: str, config: Any) -> str:
     """The command with every setting that is not its default; a path becomes the name of its flag in capitals."""
+    paths = paths_of(config)
     shown = {
-        field.name: field.name.upper() if field.name in paths_of(config) else getattr(config, field.name)
+        field.name: _placeholder(field.name, value) if field.name in paths else value
         for field in fields(config)
-        if field.name not in _HANDS and getattr(config, field.name) != _default(field)
+        if field.name not in _HANDS and (value := getattr(config, field.name)) != _default(field)
     }
     return shlex.join(["medclr", command, *_flags(shown)])
+
+
+def _placeholder(name: str, given: Any) -> str | list[str]:
+    return (
+        [f"{name.upper()}-{number}" for number in range(1, len(given) + 1)] if isinstance(given, list) else name.upper()
+    )
 
 
 def next_command(command: str, config: Any, carried: Iterable[str], **given: Any) -> str:
@@ -292,7 +299,7 @@ def _lock(folder: Path) -> int:
 
 
 def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
-    paths = {name: _absolute(name, path) for name, path in paths_of(config).items()}
+    paths = {name: _stored(name, given) for name, given in paths_of(config).items()}
     hidden = {*paths, *ADDRESSES}
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in hidden}
     if (folder / "run.json").exists():
@@ -316,7 +323,7 @@ def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
     return run
 
 
-def _refuse_other(folder: Path, settings: Mapping[str, Any], paths: Mapping[str, str | None]) -> None:
+def _refuse_other(folder: Path, settings: Mapping[str, Any], paths: Mapping[str, Any]) -> None:
     """UsageError that names the fields in which the run in the folder differs."""
     stored = _read_yaml(folder / "config.yaml")
     names = [*settings, *sorted(set(stored) - set(settings))]
@@ -343,9 +350,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return stored
 
 
-def _absolute(name: str, path: Path | None) -> str | None:
-    if path is None:
+def _stored(name: str, given: Path | list[Path] | None) -> str | list[str] | None:
+    if given is None:
         return None
+    return [_absolute(name, path) for path in given] if isinstance(given, list) else _absolute(name, given)
+
+
+def _absolute(name: str, path: Path) -> str:
     # A spec that is no file is the name of one that ships, wherever the command is started.
     return str(path) if name == "spec" and not path.exists() else os.path.abspath(path)
 

@@ -110,7 +110,8 @@ def fit_linear(
     held_out = None
     if chosen:
         folds = inner_folds(y, patients, seed)
-        strength, held_out = choose(STRENGTHS, judge, y, folds)
+        best, held_out = choose(STRENGTHS, judge, y, folds)
+        strength = best
     head = fit(slice(None), FIXED_STRENGTH if strength is None else strength)
     weight = head.weight / scale
     return replace(head, weight=weight, bias=head.bias - mean @ weight, chosen=chosen, held_out=held_out)

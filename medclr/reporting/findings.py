@@ -1,0 +1,291 @@
+"""What a label-efficiency curve says, in plain words: which arm, with how many labels, how sure, and what is missing.
+
+No claim here is stronger than that of the verdict: an arm helps only where it beats every baseline, after Holm's
+correction and by its interval; without both baselines nothing helps.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import pandas as pd
+
+from medclr.reporting.console import counted
+from medclr.reporting.numbers import count, listed, number, p, share, span
+
+BASELINES = ("scratch", "pca")
+BETTER = "better baseline"
+HELPS, AHEAD, HURTS, OPEN, MISSING = "helps", "is ahead", "hurts", "not resolved", "n/a"
+_ALPHA = 0.05
+_MOST_ITEMS = 8
+
+
+class Curve(Protocol):
+    """What a page needs of `medclr.evaluation.efficiency.Curve`."""
+
+    @property
+    def points(self) -> pd.DataFrame: ...
+
+    @property
+    def differences(self) -> pd.DataFrame: ...
+
+    @property
+    def measures(self) -> pd.DataFrame: ...
+
+    @property
+    def calibration(self) -> pd.DataFrame: ...
+
+    @property
+    def subgroups(self) -> pd.DataFrame: ...
+
+    @property
+    def needed(self) -> Mapping[str, object]: ...
+
+    def verdict(self) -> str: ...
+
+
+class Answer(NamedTuple):
+    """A question of every reader: its answer in a line, and what a careful one adds."""
+
+    question: str
+    short: str
+    more: list[str]
+
+
+class Findings(NamedTuple):
+    answers: list[Answer]
+    glance: list[dict[str, Any]]  # by fraction: the highest pre-trained arm against the better baseline
+    arm: str  # of which details are shown first: the one to use, else the highest with most labels; "" without a result
+
+
+def findings(curve: Curve, context: Mapping[str, Any]) -> Findings:
+    """Answers to what a reader asks first, computed from the tables of a curve.
+
+    context: as `efficiency_page` takes it.
+    """
+    points, claims = curve.points, with_claims(curve.differences, curve.points)
+    known = points[points["reason"] == ""]
+    helping = claims.loc[claims["claim"] == HELPS, ["arm", "fraction"]]
+    best = _highest(known[~known["arm"].isin(BASELINES)]) | _highest(known.merge(helping))
+    glance = _glance(points, claims, best, _highest(known[known["arm"].isin(BASELINES)]))
+    chosen = _chosen(claims, points)
+    arms = list(chosen) or [best[max(best)]["arm"]] if best else []
+    answers = [
+        _which(points, claims, chosen, glance),
+        _how_many(curve, chosen, arms),
+        _how_sure(points, claims, chosen, context),
+        _left_out(curve, context),
+    ]
+    return Findings(answers, glance, arms[0] if arms else "")
+
+
+def with_claims(differences: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """The differences from the better baseline, with a column `claim`: helps, is ahead, hurts, not resolved or n/a."""
+    rows = differences[differences["versus"] == BETTER]
+    ahead = HELPS if set(BASELINES) <= set(points["arm"]) else AHEAD
+    claims = [_claim(row, ahead) for row in rows.to_dict("records")]
+    return rows.assign(claim=pd.Series(claims, index=rows.index, dtype=object))
+
+
+def _claim(row: Mapping[Any, Any], ahead: str) -> str:
+    if row["reason"]:
+        return MISSING
+    if row["p_holm"] >= _ALPHA or row["low"] <= 0 <= row["high"]:
+        return OPEN
+    return ahead if row["difference"] > 0 else HURTS
+
+
+def _highest(rows: pd.DataFrame) -> dict[float, dict[Any, Any]]:
+    """By fraction, the row with the highest AUROC."""
+    return {row["fraction"]: row for row in rows.sort_values("auroc", kind="stable").to_dict("records")}
+
+
+def _glance(
+    points: pd.DataFrame, claims: pd.DataFrame, best: Mapping[float, Any], baseline: Mapping[float, Any]
+) -> list[dict[str, Any]]:
+    compared = {(row["arm"], row["fraction"]): row for row in claims.to_dict("records")}
+    rows = []
+    for fraction, of_fraction in points.groupby("fraction", sort=True):
+        arm = best.get(float(fraction))  # type: ignore[arg-type]
+        rows.append(
+            {
+                "fraction": fraction,
+                "n_patients": of_fraction["n_patients"].iloc[0],
+                "arm": arm,
+                "baseline": baseline.get(float(fraction)),  # type: ignore[arg-type]
+                "difference": compared.get((arm["arm"], fraction)) if arm else None,
+            }
+        )
+    return rows
+
+
+def _chosen(claims: pd.DataFrame, points: pd.DataFrame) -> dict[str, list[float]]:
+    """As few arms as cover every fraction at which any helps: the one that helps at most fractions comes first."""
+    auroc = points.set_index(["arm", "fraction"])["auroc"]
+    helping = claims[claims["claim"] == HELPS]
+    left: set[float] = set(helping["fraction"])
+    chosen: dict[str, list[float]] = {}
+    while left:
+        gains = helping[helping["fraction"].isin(left)].groupby("arm")["fraction"].agg(sorted)
+        arm = max(gains.index, key=lambda name: (len(gains[name]), auroc[name][gains[name]].mean()))
+        chosen[str(arm)] = gains[arm]
+        left -= set(gains[arm])
+    return chosen
+
+
+def _which(
+    points: pd.DataFrame, claims: pd.DataFrame, chosen: Mapping[str, list[float]], glance: list[dict[str, Any]]
+) -> Answer:
+    question = "Which arm to use?"
+    arms = list(points["arm"].unique())
+    baselines = [arm for arm in BASELINES if arm in arms]
+    n_compared = len(set(claims.loc[claims["claim"] != MISSING, "arm"]))
+    more = []
+    if chosen:
+        short = f"{'; '.join(f'{arm}, with {_shares(where)} of the labels' for arm, where in chosen.items())}."
+        more.append(
+            f"There {'it' if len(chosen) == 1 else 'each'} beats {' and '.join(BASELINES)} after Holm's correction, and its "
+            "interval against the better of them leaves out 0."
+        )
+        more += _others(chosen, claims)
+    elif not n_compared:
+        short = "Not known: there is nothing to compare."
+    elif len(baselines) < len(BASELINES):
+        absent = next(arm for arm in BASELINES if arm not in baselines)
+        short = f"Not known: {absent} was not run, so nothing is said to help."
+        ahead = claims[claims["claim"] == AHEAD]
+        more += [f"{row.arm} is ahead of {row.baseline} with {share(row.fraction)}." for row in ahead.itertuples()]
+    else:
+        short = "No pre-trained arm is shown to beat the better baseline, so the simpler baseline is the safer choice."
+        more += _baselines(glance)
+    covered = {fraction for where in chosen.values() for fraction in where}
+    rest = [row["fraction"] for row in glance if row["fraction"] not in covered]
+    if chosen and rest:
+        more.append(f"With {_shares(rest)} no pre-trained arm is shown to beat the better baseline.")
+        more += _baselines([row for row in glance if row["fraction"] in rest])
+    if n_compared > 1:
+        more.append(
+            f"The figures of the highest of {n_compared} arms are optimistic, because the same test set ranked them; "
+            "the claims are corrected for all comparisons, the AUROCs are not. Expect a little less on new patients."
+        )
+    if any(arm.endswith("-auto") for arm in arms):
+        more.append("An auto arm chose its way of training inside each draw, without the test set.")
+    return Answer(question, short, more)
+
+
+def _others(chosen: Mapping[str, list[float]], claims: pd.DataFrame) -> list[str]:
+    """Where else arms help, and where those to use fall behind."""
+    said = []
+    for arm, rows in claims[claims["claim"] == HELPS].groupby("arm", sort=False):
+        where = sorted(set(rows["fraction"]) - set(chosen.get(str(arm), ())))
+        said += [f"{arm} with {_shares(where)}"] if where else []
+    found = [f"So {'do' if len(said) > 1 else 'does'} {listed(said)}."] if said else []
+    for arm, rows in claims[(claims["claim"] == HURTS) & claims["arm"].isin(list(chosen))].groupby("arm", sort=False):
+        found.append(f"{arm} falls behind the better baseline with {_shares(list(rows['fraction']))}.")
+    return found
+
+
+def _baselines(glance: list[dict[str, Any]]) -> list[str]:
+    """Which baseline is the better one at which fractions."""
+    where: dict[str, list[float]] = {}
+    for row in glance:
+        if row["baseline"]:
+            where.setdefault(row["baseline"]["arm"], []).append(row["fraction"])
+    said = [f"{arm} with {_shares(fractions)}" for arm, fractions in where.items()]
+    return [f"The better baseline is {listed(said)}."] if said else []
+
+
+def _how_many(curve: Curve, chosen: Mapping[str, list[float]], arms: list[str]) -> Answer:
+    question = "With how many labels?"
+    points = {(row["arm"], row["fraction"]): row for row in curve.points.to_dict("records")}
+    more = []
+    for arm in arms:
+        if arm in curve.needed:
+            more.append(f"To match scratch with all labels, {arm}: {curve.needed[arm]}.")
+    if not curve.needed:
+        more.append("Labels needed to match scratch with all of them are not known: that takes scratch at 100% and less.")
+    if not chosen:
+        return Answer(question, "No number of labels is shown at which pre-training helps.", more)
+    said = []
+    for arm, fractions in chosen.items():
+        rows = [points[arm, fraction] for fraction in fractions]
+        patients = listed([count(row["n_patients"]) for row in rows])
+        said.append(f"{arm} helps with {patients} labelled patients ({_shares(fractions)})")
+        aurocs = [f"{number(row['auroc'])} ({span(row['low'], row['high'])}) with {share(row['fraction'])}" for row in rows]
+        more.insert(len(said) - 1, f"AUROC of {arm}: {listed(aurocs)}.")
+    return Answer(question, f"{'; '.join(said)}.", more)
+
+
+def _how_sure(
+    points: pd.DataFrame, claims: pd.DataFrame, chosen: Mapping[str, list[float]], context: Mapping[str, Any]
+) -> Answer:
+    question = "How sure?"
+    compared = claims[claims["claim"] != MISSING]
+    more = []
+    for row in compared[compared["claim"] == HELPS].itertuples():
+        if row.fraction in chosen.get(row.arm, ()):
+            more.append(
+                f"{row.arm} with {share(row.fraction)}: {number(row.difference, sign=True)} "
+                f"({span(row.low, row.high, sign=True)}) against {row.baseline}, Holm's p {_equals(row.p_holm)}."
+            )
+    if len(compared):
+        counts = compared["claim"].value_counts()
+        said = [f"{_COUNTED[claim]} in {counts[claim]}" for claim in _COUNTED if claim in counts]
+        short = f"Of {counted(len(compared), 'comparison')} with the better baseline, {listed(said)}."
+    else:
+        short = "No comparison could be made."
+    unresolved = compared[compared["claim"] == OPEN]
+    if len(unresolved):
+        ends = sorted({number(unresolved["detectable"].min()), number(unresolved["detectable"].max())})
+        more.append(
+            f"Not resolved is not equal: where it says so, true differences below {listed(ends, 'to')} would often "
+            "have gone unseen (80% power, tested alone)."
+        )
+    encoders = sorted(set(points.loc[~points["arm"].isin(BASELINES), "n_encoders"]))
+    of_encoders = f", and {listed([str(n) for n in encoders], 'or')} encoders of each group" if max(encoders, default=0) > 1 else ""
+    more.append(
+        f"Intervals are 95%, over {count(context['test']['n_patients'])} test patients and "
+        f"{listed([str(n) for n in sorted(set(points['n_draws']))], 'or')} draws of labels{of_encoders}."
+    )
+    if 1 in encoders:
+        more.append("Results of a single encoder are conditional on it: another pre-training may do better or worse.")
+    return Answer(question, short, more)
+
+
+_COUNTED = {HELPS: "pre-training helps", AHEAD: "pre-training is ahead", HURTS: "pre-training hurts", OPEN: "no difference is resolved"}
+
+
+def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
+    question = "What was left out, or could not be computed?"
+    missing = curve.points[curve.points["reason"] != ""]
+    more = [context["leakage"], *context["notes"]]
+    for reason, rows in missing.groupby("reason", sort=False):
+        where = rows.groupby("arm", sort=False)["fraction"].agg(_shares)
+        alike = where.reset_index().groupby("fraction", sort=False)
+        said = [f"{_arms(arms)} with {fractions}" for fractions, arms in alike]
+        more.append(f"AUROC of {listed(said)}: {reason}.")
+    known = curve.points.loc[curve.points["reason"] == "", ["arm", "fraction"]]
+    measures = curve.measures[curve.measures["reason"] != ""].merge(known)
+    for reason, rows in measures.groupby("reason", sort=False):
+        names = list(dict.fromkeys(rows["measure"]))
+        more.append(f"{listed(names)} of {_arms(rows)} with {_shares(sorted(set(rows['fraction'])))}: {reason}.")
+    for reason, rows in curve.subgroups[curve.subgroups["reason"] != ""].groupby("reason", sort=False):
+        groups = list(dict.fromkeys(f"{row.column} {row.group}" for row in rows.itertuples()))
+        more.append(f"Subgroup {listed(groups)} ({_arms(rows)}): {reason}.")
+    if len(more) > _MOST_ITEMS:
+        more[_MOST_ITEMS - 1 :] = [f"{len(more) - _MOST_ITEMS + 1} more; each stands where its number would, below."]
+    n = len(curve.points)
+    short = f"{len(missing)} of {n} points of the curve." if len(missing) else f"Nothing of the curve: it has all its {n} points."
+    return Answer(question, short, more)
+
+
+def _arms(rows: pd.DataFrame) -> str:
+    arms = list(dict.fromkeys(rows["arm"]))
+    return listed(arms) if len(arms) <= 3 else f"{len(arms)} arms"
+
+
+def _shares(fractions: Iterable[float]) -> str:
+    return listed([share(fraction) for fraction in sorted(fractions)])
+
+
+def _equals(value: float) -> str:
+    return p(value) if value < 0.001 else f"= {p(value)}"

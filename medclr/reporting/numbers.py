@@ -1,0 +1,34 @@
+"""Numbers as a report shows them."""
+
+from collections.abc import Sequence
+
+
+def number(value: float, sign: bool = False, digits: int = 3) -> str:
+    """Three decimals, as AUROC is usually given; a true minus, so that signs line up."""
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def span(low: float, high: float, sign: bool = False, digits: int = 3) -> str:
+    """An interval: 0.912 to 0.951."""
+    return f"{number(low, sign, digits)} to {number(high, sign, digits)}"
+
+
+def p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def share(fraction: float) -> str:
+    return f"{100 * fraction:g}%"
+
+
+def count(n: float) -> str:
+    return f"{n:,.0f}"
+
+
+def because(reason: str) -> str:
+    return reason if reason.startswith("n/a") else f"n/a, because {reason}"
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """a, b and c"""
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
