@@ -29,8 +29,8 @@ from medclr.data.identity import load_key
 from medclr.data.labels import read_labels
 from medclr.data.store import Store
 from medclr.evaluation.efficiency import label_efficiency
-from medclr.training.classify import fit_linear
 from medclr.training.encode import embed_rows, load_encoder
+from medclr.training.probe import fit_linear
 
 SEEDS = 3
 EPOCHS = 8
@@ -118,7 +118,7 @@ def train(data: Path, labels: Path, out: Path, name: str, seed: int) -> str:
 
 
 def load(labels: Path, out: Path, name: str, seed: int) -> tuple[Any, ...]:
-    """Labels (n,), patients (n,), where training and validation rows are, and features (n, F) of one encoder."""
+    """Labels (n, 1), patients (n,), where training and validation rows are, and features (n, F) of one encoder."""
     run = folder(out, name, seed)
     kept = stocked(run)
     assert kept
@@ -126,7 +126,7 @@ def load(labels: Path, out: Path, name: str, seed: int) -> tuple[Any, ...]:
     table = read_labels(labels, manifest, load_key(out / "key"))
     rows = table.rows
     features = embed_rows(load_encoder(run).network, rows, Store(out / "store"), spec)
-    return rows["y"].to_numpy(), rows["patient_key"].to_numpy(), table.of("train"), table.of("val"), features
+    return table.y, rows["patient_key"].to_numpy(), table.of("train"), table.of("val"), features
 
 
 def folder(out: Path, name: str, seed: int) -> Path:

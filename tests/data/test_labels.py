@@ -81,8 +81,8 @@ def test_series_key(table, manifest):
     ]
     assert list(found.rows.index) == [0, 1, 2]
     assert set(manifest.columns) < set(found.rows.columns)
-    assert found.rows["y"].dtype == np.int64
-    assert "y" not in manifest.columns, "the caller's manifest stays as it was"
+    assert (found.y.dtype, found.y.shape, found.task.kind) == (np.float64, (3, 1), "binary")
+    assert "split" not in manifest.columns, "the caller's manifest stays as it was"
 
 
 def test_a_study_labels_every_series_under_it(table, manifest):
@@ -173,7 +173,7 @@ def test_text_that_pandas_would_take_for_missing_is_text(table, manifest):
 
 
 def test_an_index_column_without_a_name_is_no_label(table, manifest):
-    assert read_labels(table(",series_uid,label", "0,1.1,1", "1,1.4,0"), manifest, NAMES).column == "label"
+    assert read_labels(table(",series_uid,label", "0,1.1,1", "1,1.4,0"), manifest, NAMES).task.name == "label"
 
 
 @pytest.mark.parametrize(
@@ -245,12 +245,12 @@ def test_parquet_of_any_type_is_read_as_text(tmp_path, manifest):
     frame = pd.DataFrame({"patient_id": ["A", "B", "C", "007"], "label": [1.0, 0.0, np.nan, 1.0]})
     frame.to_parquet(tmp_path / "float.parquet")
     found = read_labels(tmp_path / "float.parquet", manifest, NAMES)
-    assert found.classes == ("0", "1")
+    assert found.task.classes == ("0", "1")
     assert _values(found) == {"v0": 1, "v1": 1, "v2": 1, "v3": 0, "v5": 1}
 
     frame[:2].assign(label=[False, True]).set_index("patient_id").to_parquet(tmp_path / "bool.parquet")
     found = read_labels(tmp_path / "bool.parquet", manifest, NAMES)
-    assert (found.classes, _values(found)["v3"]) == (("False", "True"), 1)
+    assert (found.task.classes, _values(found)["v3"]) == (("False", "True"), 1)
 
     numbers = manifest.assign(patient_key=[NAMES.pseudonym("patient", str(i)) for i in range(6)])
     pd.DataFrame({"patient_id": [1, 4], "label": ["no", "yes"]}, index=[5, 6]).to_parquet(tmp_path / "int.parquet")
@@ -262,15 +262,15 @@ def test_parquet_of_any_type_is_read_as_text(tmp_path, manifest):
 
 def test_the_label_column_is_the_only_one_or_named(table, manifest):
     path = table("series_uid,patient_id,split,site,kernel,lesion", "1.1,A,train,X,B,0", "1.4,B,test,X,B,1")
-    assert read_labels(path, manifest, NAMES).column == "lesion"
-    assert read_labels(path, manifest, NAMES, label="split").classes == ("test", "train")
+    assert read_labels(path, manifest, NAMES).task.name == "lesion"
+    assert read_labels(path, manifest, NAMES, label=["split"]).task.classes == ("test", "train")
 
     path = table("series_uid,lesion,sex", "1.1,0,F", "1.4,1,M")
-    with pytest.raises(UsageError, match="2 columns may be the label; choose one with --label: lesion, sex"):
+    with pytest.raises(UsageError, match="2 columns may be the label; choose one or several with --label: lesion, sex"):
         read_labels(path, manifest, NAMES)
-    assert read_labels(path, manifest, NAMES, label="sex").classes == ("F", "M")
+    assert read_labels(path, manifest, NAMES, label=["sex"]).task.classes == ("F", "M")
     with pytest.raises(UsageError, match=r"--label leison: no such column in labels\.csv; it has lesion, sex"):
-        read_labels(path, manifest, NAMES, label="leison")
+        read_labels(path, manifest, NAMES, label=["leison"])
 
     with pytest.raises(UsageError, match="add a label column"):
         read_labels(table("series_uid,split", "1.1,train"), manifest, NAMES)
@@ -292,7 +292,7 @@ def test_the_label_column_is_the_only_one_or_named(table, manifest):
 )
 def test_which_class_is_positive(table, manifest, one, other, classes):
     found = read_labels(table("series_uid,label", f"1.1,{one}", f"1.4,{other}"), manifest, NAMES)
-    assert found.classes == classes
+    assert found.task.classes == classes
     assert _values(found) == {"v0": classes.index(one), "v3": classes.index(other)}
 
 
@@ -303,10 +303,7 @@ def _rows(*values):
 def test_one_class_or_many(table, manifest):
     with pytest.raises(DataError, match="a single class in all 4 labelled rows: healthy; two"):
         read_labels(table(*_rows(*["healthy"] * 4, "", "")), manifest, NAMES)
-    path = table("series_uid,label", *(f"{i},{'abc'[i % 3]}" for i in range(30)))
-    with pytest.raises(DataError, match="has 3 classes: a, b, c; two are needed"):
-        read_labels(path, manifest, NAMES)
-    with pytest.raises(DataError, match="differ in capitals only"):
+    with pytest.raises(DataError, match="differ in capitals or digits only"):
         read_labels(table(*_rows("Yes", "yes", "no", "no")), manifest, NAMES)
 
 
@@ -444,7 +441,7 @@ def test_folders_named_by_their_class_are_a_table(tmp_path, manifest):
     assert labels_hash(tmp_path / "scans") != before
     manifest.at[3, "source"] = ["train/SICK/a.png"]
     found = read_labels(tmp_path / "scans", manifest, NAMES)
-    assert found.classes == ("NORMAL", "SICK")
+    assert found.task.classes == ("NORMAL", "SICK")
     assert _values(found) == {"v2": 0, "v3": 1, "v4": 1, "v5": 0}
     assert found.rows["split"].tolist() == ["train", "train", "val", "test"]
     (tmp_path / "flat/train").mkdir(parents=True)
