@@ -268,10 +268,9 @@ def measured(
     if len(task.outputs) > 1:
         found["by_label"] = {}
         for column, output in enumerate(task.outputs):
-            own = ~np.isnan(y[:, column])
-            found["by_label"][output] = _measured(
-                y[own, column, None], scores[own, column, None], patients[own], config
-            )
+            told = ~np.isnan(y[:, column])
+            of_label = (part[told, column, None] for part in (y, scores))
+            found["by_label"][output] = _measured(*of_label, patients[told], config)
     return found
 
 

@@ -41,24 +41,9 @@ _PSEUDONYMS = {
 # Of two values, one of these is the class 0.
 _NEGATIVE = {"0", "0.0", "false", "f", "no", "n", "negative", "neg", "-", "absent", "none", "normal", "no finding"}
 # Beside two classes or more, what is written where the class is not known.
-_UNKNOWN = {
-    "?",
-    "na",
-    "n/a",
-    "nan",
-    "null",
-    "nd",
-    "unknown",
-    "uncertain",
-    "unclear",
-    "missing",
-    "not known",
-    "undefined",
-}
-_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
-_DATE = re.compile(
-    r"[0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}.*|[0-9]{1,2}[-/.][0-9]{1,2}[-/.][0-9]{2,4}.*|(19|20)[0-9]{6}"
-)
+_UNKNOWN = {"?", "na", "n/a", "nan", "null", "unknown", "not known", "uncertain", "unclear", "missing"}
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+_DATE = re.compile(r"(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})\b.*|(19|20)\d{6}", re.ASCII)
 MOST_CLASSES = 30  # a column of more values holds names, ids or measurements
 
 
@@ -169,7 +154,8 @@ def read_labels(
     of_volume = manifest["patient_key"].to_numpy()[positions]
     if task.kind == "multiclass" and all(len(set(of_volume[column == 1])) < 2 for column in y.T):
         raise DataError(
-            f"{path.name}: no class of column {task.name!r} is of two patients; names or ids? Choose another with --label"
+            f"{path.name}: no class of column {task.name!r} is of two patients; names or ids? Choose another with "
+            "--label"
         )
     splits, split_source = _splits(table, key, matches, manifest, pseudonymiser, path)
     without = [position for position in positions if position not in splits]

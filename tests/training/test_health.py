@@ -21,6 +21,7 @@ from medclr.transforms.presets import Views, build_views
 
 SPLIT = ["train"] * 20 + ["val"] * 10 + ["test"] * 10
 VIEWS = build_views("xray", 2)
+BINARY = Task("binary", ("y",), ("0", "1"))
 SPREAD = {"alignment", "uniformity", "positive_similarity", "negative_similarity", "rankme"}
 
 
@@ -56,7 +57,7 @@ class Constant(nn.Module):
         return self.weight.expand(len(images), 8)
 
 
-def table(rows, y, split, task=Task("binary", ("y",), ("0", "1"))):
+def table(rows, y, split, task=BINARY):
     return LabelTable(rows.assign(split=split), y, task, pd.DataFrame(), "series_uid", "table", ())
 
 
