@@ -203,7 +203,7 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
     unlabelled = manifest[~manifest["volume_id"].isin(table.rows["volume_id"])]
     run.write_frame("private/unmatched.csv", unmatched_frame(table.key, table.unmatched_keys, unlabelled))
     say(
-        f"labels: {counted(len(table.rows), 'volume')} by {table.key}, column {table.task.name!r}; "
+        f"labels: {counted(len(table.rows), 'volume')} by {table.key}, {_columns(table.task)}; "
         f"{counted(len(table.unmatched_keys), 'key')} without a volume and "
         f"{counted(len(unlabelled), 'volume')} without a label (listed in private/unmatched.csv)"
     )
@@ -243,7 +243,7 @@ def check_classes(config: LabelsConfig, table: LabelTable, split: str) -> None:
             fix = "or leave it out of --label" if task.kind == "multilabel" else "at least one of each"
             raise DataError(
                 f"{config.labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and no "
-                f"{' and no '.join(absent)} of {output!r} (column {task.name!r}); label some, {fix}"
+                f"{' and no '.join(absent)} of {output!r} ({_columns(task)}); label some, {fix}"
             )
 
 
@@ -282,7 +282,7 @@ def predictions(
     single = len(task.outputs) == 1
     for column, output in enumerate(task.outputs):
         if y is not None:
-            table["y" if single else f"y {output}"] = y[:, column]
+            table["y" if single else f"y {output}"] = pd.array(y[:, column], dtype="Int64")
         table["probability" if single else f"probability {output}"] = task.probabilities(scores)[:, column]
     return table
 
@@ -318,7 +318,11 @@ def _by_split(metrics: dict[str, Any]) -> pd.DataFrame:
         whole = {name: value for name, value in m.items() if name != "by_label"}
         rows += [{"split": split, "output": "mean" if of_label else metrics["outputs"][0], **whole}]
         rows += [{"split": split, "output": name, **whole, **one} for name, one in of_label.items()]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"n_positive": "Int64", "n_negative": "Int64"})
+
+
+def _columns(task: Task) -> str:
+    return f"columns {task.name}" if task.kind == "multilabel" else f"column {task.name!r}"
 
 
 def _counts(task: Task, y: NDArray[np.float64]) -> str:
@@ -424,7 +428,8 @@ def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:
             say(f"{split}: AUROC {m['reason']} ({counts})")
             continue
         told = {name: one["auroc"] for name, one in by_label.items() if one["auroc"] is not None}
-        mean = f"mean AUROC over {len(told)} of {len(by_label)} outputs" if by_label else "AUROC"
+        what = "classes" if metrics["task"] == "multiclass" else "labels"
+        mean = f"mean AUROC over {len(told)} of {len(by_label)} {what}" if by_label else "AUROC"
         say(
             f"{split}: {mean} {m['auroc']:.3f} (95% interval {m['low']:.3f} to {m['high']:.3f}, "
             f"by {m['interval_level']}; {counts})"
@@ -436,5 +441,5 @@ def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:
     say(metrics["leakage"])
     say(metrics["near_duplicates"]["sentence"])
     say(f"wrote {run.folder}: metrics.json, predictions.csv, classifier/")
-    carried = ("labels", "encoder", "data", "store", "key_file", "label", "spec", "transductive", "device")
+    carried = ("labels", "encoder", "data", "store", "key_file", "label", "groups", "spec", "transductive", "device")
     say(f"next: {next_command('efficiency', config, carried)}")

@@ -43,7 +43,7 @@ _NEGATIVE = {"0", "0.0", "false", "f", "no", "n", "negative", "neg", "-", "absen
 # Beside two classes or more, what is written where the class is not known.
 _UNKNOWN = {"?", "na", "n/a", "nan", "null", "unknown", "not known", "uncertain", "unclear", "missing"}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
-_DATE = re.compile(r"(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})\b.*|(19|20)\d{6}", re.ASCII)
+_DATE = re.compile(r"(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})(?!\d).*|(19|20)\d{6}", re.ASCII)
 MOST_CLASSES = 30  # a column of more values holds names, ids or measurements
 
 
@@ -171,7 +171,9 @@ def read_labels(
         rows=rows,
         y=y,
         task=task,
-        groups=pd.DataFrame({name: [found.get(at, "") for at in positions] for name, found in of_groups.items()}),
+        groups=pd.DataFrame(
+            {name: [found.get(at, "") for at in positions] for name, found in of_groups.items()}, index=rows.index
+        ),
         key=key,
         split_source=split_source,
         unmatched_keys=_unmatched(matches),
@@ -557,7 +559,7 @@ def _classes(labels: pd.Series, path: Path) -> tuple[str, ...]:
         )
     if len(values) > min(MOST_CLASSES, max(2, len(labels) // 3)):
         raise DataError(
-            f"{where} has {len(values):,} classes in {len(labels):,} labelled rows{shown}; names or ids? Choose "
+            f"{where} has {len(values):,} classes in {len(labels):,} labelled rows{shown}; names or numbers? Choose "
             "another with --label, or blank the rows of those that are not wanted"
         )
     if [value.casefold() in _NEGATIVE for value in values] == [False, True]:

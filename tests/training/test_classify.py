@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from medclr.config import LabelsConfig
@@ -13,7 +14,7 @@ from medclr.errors import UsageError
 from medclr.metrics import auroc
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.training import classify
-from medclr.training.classify import fit_full
+from medclr.training.classify import _class_weight, _loss, fit_full
 from medclr.training.encode import embed_rows
 from medclr.training.probe import Linear
 from medclr.transforms.presets import build_views
@@ -60,7 +61,8 @@ def test_full_is_deterministic_for_a_seed(full):
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_full_goes_on_where_it_was_stopped(full, tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.5, "decay_to": "start", "layer_decay": 0.7}])
+def test_full_goes_on_where_it_was_stopped(full, tmp_path, settings):
     """Ended after the third of four epochs, the second call gives the very weights of an uninterrupted one."""
 
     class Stopped(Exception):
@@ -71,14 +73,13 @@ def test_full_goes_on_where_it_was_stopped(full, tmp_path):
         if len(seen) == 3:
             raise Stopped
 
-    seen = []
+    seen, told, settings = [], [], settings | {"epochs": 4}
     checkpoint = tmp_path / "last.ckpt"
     with pytest.raises(Stopped):
-        full(epochs=4, on_epoch=stop, checkpoint=checkpoint)
-    told = []
-    resumed = full(epochs=4, on_epoch=lambda step, loss: told.append(step), checkpoint=checkpoint).state_dict()
+        full(on_epoch=stop, checkpoint=checkpoint, **settings)
+    resumed = full(on_epoch=lambda step, loss: told.append(step), checkpoint=checkpoint, **settings).state_dict()
     assert (seen, told) == ([5, 10, 15], [20])
-    whole = full(epochs=4).state_dict()
+    whole = full(**settings).state_dict()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -173,3 +174,162 @@ def test_the_encoder_given_is_the_one_trained(full):
 def test_fewest_steps_above_most_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="--max-steps 3"):
         LabelsConfig(labels=tmp_path, min_steps=8, max_steps=3)
+
+
+# Several classes, several labels
+
+
+def test_the_loss_of_classes_by_hand():
+    rng = np.random.default_rng(0)
+    logits, of, weight = rng.normal(0, 3, (7, 3)), np.array([0, 1, 2, 2, 1, 2, 2]), np.array([2.0, 1.0, 0.5])
+    share = [np.log(np.exp(row[c]) / np.exp(row).sum()) for row, c in zip(logits, of, strict=True)]
+    logits, y = torch.from_numpy(logits), torch.from_numpy(np.eye(3)[of])
+    assert _loss(logits, y, None, True).item() == pytest.approx(-np.mean(share))
+    assert _loss(logits, y, torch.from_numpy(weight), True).item() == pytest.approx(-np.mean(weight[of] * share))
+
+
+def test_the_loss_of_labels_by_hand():
+    rng = np.random.default_rng(0)
+    logits, weight = torch.from_numpy(rng.normal(0, 3, (8, 3))).requires_grad_(), torch.tensor([2.0, 1.0, 0.5])
+    y = (rng.random((8, 3)) < 0.5).astype(float)
+    y[rng.random((8, 3)) < 0.4] = np.nan
+    for positives in (None, weight):
+        by_hand = []
+        for (row, label), value in np.ndenumerate(y):
+            p = 1 / (1 + np.exp(-logits[row, label].item()))
+            if value == 1:
+                by_hand.append(-np.log(p) * (1 if positives is None else positives[label].item()))
+            elif value == 0:
+                by_hand.append(-np.log(1 - p))
+        loss = _loss(logits, torch.from_numpy(y), positives, False)
+        assert loss.item() == pytest.approx(np.mean(by_hand))
+    loss.backward()
+    assert (logits.grad[torch.from_numpy(np.isnan(y))] == 0).all(), "what is unknown moves nothing"
+    assert torch.isfinite(logits.grad).all()
+    assert _loss(logits, torch.full((8, 3), torch.nan), None, False).item() == 0
+
+
+def test_weights_under_which_all_classes_count_the_same():
+    y = np.eye(3)[[0, 0, 0, 0, 0, 1, 1, 2]]
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=y.argmax(1))
+    np.testing.assert_allclose(_class_weight(torch.from_numpy(y), True), expected)
+    with_none = torch.from_numpy(np.insert(y, 1, 0, axis=1))
+    np.testing.assert_allclose(_class_weight(with_none, True), np.insert(expected, 1, 0))
+    labels = torch.tensor([[1, torch.nan, 1], [0, 0, 1], [0, 1, torch.nan], [0, 1, 1]])
+    np.testing.assert_allclose(_class_weight(labels, False), [3, 0.5, 1])
+
+
+@pytest.mark.parametrize(("exclusive", "chance"), [(True, np.log(3)), (False, np.log(2))])
+def test_full_trains_a_logit_for_each_output(full, material, exclusive, chance):
+    y = np.column_stack([material.y, 1 - material.y, np.zeros(40)])
+    if not exclusive:
+        y[::3, 1] = np.nan
+    losses = []
+    train, test, settings = np.arange(24), np.arange(24, 40), {"epochs": 10, "batch_size": 12, "lr": 5e-3}
+    classifier = full(
+        rows=material.rows[:24],
+        y=y[train],
+        exclusive=exclusive,
+        class_weight="none",
+        on_epoch=lambda step, loss: losses.append(loss),
+        **settings,
+    )
+    scores = embed_rows(classifier, material.rows.iloc[test], material.store, material.spec)
+    assert scores.shape == (16, 3)
+    assert losses[0] < chance
+    assert auroc(material.y[test, 0], scores[:, 0]) > 0.95
+    assert auroc(1 - material.y[test, 0], scores[:, 1]) > 0.95
+    assert (scores[:, 2] < scores[:, :2].max(axis=1)).all(), "no row has the third"
+
+
+def test_the_first_loss_is_that_of_knowing_nothing(full, material):
+    """A new head is zero: ln K for classes, ln 2 for each label that is known, when nothing weighs."""
+    settings = {"epochs": 1, "batch_size": 40, "max_steps": 1, "class_weight": "none"}
+    y = np.column_stack([material.y, 1 - material.y, np.zeros(40)])
+    y[5, 2] = np.nan
+    for exclusive, expected in ((True, np.log(3)), (False, np.log(2))):
+        losses = []
+        labels = np.nan_to_num(y) if exclusive else y
+        full(y=labels, exclusive=exclusive, on_epoch=lambda step, loss, to=losses: to.append(loss), **settings)
+        assert losses == [pytest.approx(expected, rel=1e-6)]
+
+
+def bundle_like():
+    """An encoder, and two layers of a projector, as `EncoderBundle.middle` keeps them."""
+    torch.manual_seed(1)
+    projector = [nn.Linear(64, 20, bias=False), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU()]
+    return nn.Sequential(build_encoder(ARCHITECTURE), *projector)
+
+
+@pytest.mark.parametrize(("network", "width", "stem"), [(None, 64, 5), (bundle_like, 10, 6)])
+def test_earlier_stages_move_less(full, monkeypatch, network, width, stem):
+    """The projector is one stage, whatever it is made of; without one there is none."""
+    made, optimizer = [], classify.layerwise_adamw
+    monkeypatch.setattr(classify, "layerwise_adamw", lambda *how: made.append(optimizer(*how)) or made[0])
+    settings = {"epochs": 1, "lr": 0.1, "layer_decay": 0.5, "weight_decay": 0.3}
+    classifier = full(network=network and network(), width=width, **settings)
+    groups = made[0].param_groups
+    rates = {id(p): (g["initial_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in groups) == len(rates) == len(list(classifier.parameters()))
+    expected = {"conv1": stem, "bn1": stem, **{f"layer{number}": stem - number for number in (1, 2, 3, 4)}}
+    for name, p in classifier.named_parameters():
+        part = name.split(".")[2] if name.startswith("network.0.") else name.split(".")[0]
+        below = {"network": 1, "head": 0}.get(part, expected.get(part))
+        assert rates[id(p)] == pytest.approx((0.1 * 0.5**below, 0.3 if p.ndim > 1 else 0)), name
+
+
+class Pushed(torch.optim.SGD):
+    """Adds one to every number in every step, whatever the gradient."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p += 1
+
+
+@pytest.mark.parametrize("head", [None, Linear(np.ones((64, 1)), np.ones(1), False, 1.0)])
+def test_decay_to_start_draws_the_weights_back_by_the_rate(full, monkeypatch, head):
+    asked = []
+    monkeypatch.setattr(
+        classify,
+        "layerwise_adamw",
+        lambda parts, lr, decay, layer_decay: asked.append(decay) or Pushed(nn.ModuleList(parts).parameters(), lr),
+    )
+    network = nn.Sequential(build_encoder(ARCHITECTURE))
+    before = [p.detach().clone() for p in network.parameters()]
+    settings = {"lr": 0.5, "weight_decay": 0.4, "epochs": 4, "batch_size": 40, "max_steps": 4}
+    classifier = full(network=network, head=head, decay_to="start", **settings)
+    away = 0.0
+    for step in range(4):  # of four, none is for warm-up
+        away = (away + 1) * (1 - 0.4 * 0.5 * (1 + np.cos(np.pi * step / 4)) / 2)
+    assert asked == [0.0]
+    for p, start in zip(network.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach() - start, torch.full_like(p, away), rtol=1e-4, atol=1e-5)
+    started = 0.0 if head is None else 1.0
+    torch.testing.assert_close(classifier.head.weight.detach(), torch.full((1, 64), started + away))
+    full(decay_to="zero", **settings)
+    assert asked[1] == 0.4
+
+
+def test_dropout_changes_training_and_nothing_else(full):
+    plain, left_out, again = (full(dropout=share) for share in (0.0, 0.5, 0.5))
+    images = torch.rand(2, 1, 12, 12)
+    assert torch.equal(left_out(images), left_out(images))
+    assert torch.equal(left_out(images), again(images))
+    assert not torch.equal(left_out(images), plain(images))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer_decay": 0.0}, "--layer-decay 0.0: must be above 0 and at most 1"),
+        ({"layer_decay": 1.5}, "--layer-decay 1.5: must be above 0"),
+        ({"dropout": 1.0}, "--dropout 1.0: must be 0 or more, and below 1"),
+        ({"dropout": -0.1}, "--dropout -0.1: must be 0 or more"),
+        ({"weight_decay": -1.0}, "--weight-decay -1.0"),
+    ],
+)
+def test_settings_out_of_range(tmp_path, settings, message):
+    with pytest.raises(UsageError, match=message):
+        LabelsConfig(labels=tmp_path, **settings)

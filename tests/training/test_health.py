@@ -15,7 +15,7 @@ from medclr.metrics import alignment, auroc, knn_scores, rankme, similarities, u
 from medclr.training import health
 from medclr.training.encode import embed_rows
 from medclr.training.health import check_views, health_check, site_probe, symptoms
-from medclr.training.probe import FIXED_STRENGTH
+from medclr.training.probe import FIXED_STRENGTH, fit_linear
 from medclr.training.simclr import SimCLR
 from medclr.transforms.presets import Views, build_views
 
@@ -139,6 +139,22 @@ def test_without_labels_or_with_a_single_class_there_are_no_probes(material, mod
     assert set(check()(module)) == SPREAD
     for split in (["train"] * 40, ["train" if y else "val" for y in material.y]):
         assert set(check(40, table(material.rows, material.y, split))(module)) == SPREAD
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_probes_of_several_outputs_are_their_mean(material, module, check, kind):
+    rng = np.random.default_rng(0)
+    y = np.eye(3)[np.where(material.y[:, 0] == 1, 1, rng.permutation(40) % 2 * 2)]
+    if kind == "multilabel":
+        y[[1, 22]] = np.nan
+    task = Task(kind, ("a",) if kind == "multiclass" else ("a", "b", "c"), ("x", "y", "z"))
+    measured = check(20, table(material.rows, y, SPLIT, task))(module)
+    z = embed_rows(module.encoder, material.rows, material.store, material.spec)
+    head = fit_linear(z[:20], y[:20], np.arange(20).astype(str).astype(object), 0, FIXED_STRENGTH, kind == "multiclass")
+    known = ~np.isnan(y[20:30, 0])
+    for name, scores in (("linear", head.scores(z[20:30])), ("knn", knn_scores(z[:20], y[:20], z[20:30]))):
+        expected = np.mean([auroc(y[20:30, c][known], scores[known, c]) for c in range(3)])
+        assert measured[f"{name}_auroc"] == pytest.approx(expected)
 
 
 def test_collapse_by_closed_form(check):
