@@ -313,6 +313,7 @@ def _context(
                 "group": group,
                 "method": METHODS[encoder.bundle.details["method"]],
                 "seed": encoder.bundle.details["hyperparameters"]["seed"],
+                "fingerprint": encoder.bundle.digest[:16],
             }
             for group, encoders in groups.items()
             for encoder in encoders
@@ -379,8 +380,8 @@ def _methods(
         rates = ", ".join(f"{config.lr * rate:g}" for rate in RATES)
         said.append(
             f"The learning rate of {' and '.join(tuned)} is one of {rates}, chosen inside the draw by "
-            f"{INNER_FOLDS}-fold patient-grouped cross-validation with a third of the steps, and {config.lr:g} where the "
-            f"draw has fewer than {FEWEST_PATIENTS} patients of a class; all other settings are the same for all arms, "
+            f"{INNER_FOLDS}-fold patient-grouped cross-validation with a third of the steps, and {config.lr:g} where "
+            f"the draw has fewer than {FEWEST_PATIENTS} patients of a class; all other settings are the same for all arms, "
             "and fixed."
         )
     if "auto" in config.arms:
