@@ -269,8 +269,8 @@ def measured(
         found["by_label"] = {}
         for column, output in enumerate(task.outputs):
             told = ~np.isnan(y[:, column])
-            of_label = (part[told, column, None] for part in (y, scores))
-            found["by_label"][output] = _measured(*of_label, patients[told], config)
+            own, ranked = y[told, column, None], scores[told, column, None]
+            found["by_label"][output] = _measured(own, ranked, patients[told], config)
     return found
 
 
@@ -282,7 +282,7 @@ def predictions(
     single = len(task.outputs) == 1
     for column, output in enumerate(task.outputs):
         if y is not None:
-            table["y" if single else f"y {output}"] = pd.array(y[:, column], dtype="Int64")
+            table["y" if single else f"y {output}"] = pd.Series(y[:, column], dtype="Int64")
         table["probability" if single else f"probability {output}"] = task.probabilities(scores)[:, column]
     return table
 
