@@ -202,7 +202,9 @@ def _how_many(curve: Curve, chosen: Mapping[str, list[float]], arms: list[str]) 
         if arm in curve.needed:
             more.append(f"To match scratch with all labels, {arm}: {curve.needed[arm]}.")
     if not curve.needed:
-        more.append("Labels needed to match scratch with all of them are not known: that takes scratch at 100% and less.")
+        more.append(
+            "Labels needed to match scratch with all of them are not known: that takes scratch at 100% and less."
+        )
     if not chosen:
         return Answer(question, "No number of labels is shown at which pre-training helps.", more)
     said = []
@@ -210,7 +212,9 @@ def _how_many(curve: Curve, chosen: Mapping[str, list[float]], arms: list[str]) 
         rows = [points[arm, fraction] for fraction in fractions]
         patients = listed([count(row["n_patients"]) for row in rows])
         said.append(f"{arm} helps with {patients} labelled patients ({_shares(fractions)})")
-        aurocs = [f"{number(row['auroc'])} ({span(row['low'], row['high'])}) with {share(row['fraction'])}" for row in rows]
+        aurocs = [
+            f"{number(row['auroc'])} ({span(row['low'], row['high'])}) with {share(row['fraction'])}" for row in rows
+        ]
         more.insert(len(said) - 1, f"AUROC of {arm}: {listed(aurocs)}.")
     return Answer(question, f"{'; '.join(said)}.", more)
 
@@ -241,7 +245,11 @@ def _how_sure(
             "have gone unseen (80% power, tested alone)."
         )
     encoders = sorted(set(points.loc[~points["arm"].isin(BASELINES), "n_encoders"]))
-    of_encoders = f", and {listed([str(n) for n in encoders], 'or')} encoders of each group" if max(encoders, default=0) > 1 else ""
+    of_encoders = (
+        f", and {listed([str(n) for n in encoders], 'or')} encoders of each group"
+        if max(encoders, default=0) > 1
+        else ""
+    )
     more.append(
         f"Intervals are 95%, over {count(context['test']['n_patients'])} test patients and "
         f"{listed([str(n) for n in sorted(set(points['n_draws']))], 'or')} draws of labels{of_encoders}."
@@ -251,7 +259,12 @@ def _how_sure(
     return Answer(question, short, more)
 
 
-_COUNTED = {HELPS: "pre-training helps", AHEAD: "pre-training is ahead", HURTS: "pre-training hurts", OPEN: "no difference is resolved"}
+_COUNTED = {
+    HELPS: "pre-training helps",
+    AHEAD: "pre-training is ahead",
+    HURTS: "pre-training hurts",
+    OPEN: "no difference is resolved",
+}
 
 
 def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
@@ -274,7 +287,11 @@ def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
     if len(more) > _MOST_ITEMS:
         more[_MOST_ITEMS - 1 :] = [f"{len(more) - _MOST_ITEMS + 1} more; each stands where its number would, below."]
     n = len(curve.points)
-    short = f"{len(missing)} of {n} points of the curve." if len(missing) else f"Nothing of the curve: it has all its {n} points."
+    short = (
+        f"{len(missing)} of {n} points of the curve."
+        if len(missing)
+        else f"Nothing of the curve: it has all its {n} points."
+    )
     return Answer(question, short, more)
 
 
