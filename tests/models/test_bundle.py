@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from medclr.errors import BundleError, MedclrError, UsageError
 from medclr.models import Architecture, build_encoder, build_projector, check_dims, load_bundle, save_bundle
-from medclr.models.bundle import _digest
+from medclr.models.sealed import digest_of
 
 ARCHITECTURE = Architecture(depth=10, width=8, spatial_dims=2, channels=1, norm="batch", patch=(16, 16))
 DETAILS = {
@@ -54,7 +54,7 @@ def alter(folder, **changes):
 
 def sign(folder, record):
     """Write a record as `save_bundle` would, had it been given that."""
-    (folder / "encoder.json").write_text(json.dumps(record | {"digest": _digest(record)}))
+    (folder / "encoder.json").write_text(json.dumps(record | {"digest": digest_of(record)}))
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_a_record_that_is_no_json_is_named(bundle, junk):
 
 def test_a_record_of_something_else_is_named(bundle):
     (bundle / "encoder.json").write_text("[1]")
-    refused(bundle, "not an encoder's")
+    refused(bundle, "is not the record of one")
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
