@@ -410,7 +410,8 @@ def _classifier(fitted: Fitted, start: Start, task: Task) -> Classifier:
     if fitted.network is not None:
         return fitted.network
     head = fitted.head
-    assert head is not None and start.network is not None
+    assert head is not None
+    assert start.network is not None
     voting = NeighboursHead(head.features, head.y, NEIGHBOURS, head.exclusive) if isinstance(head, Neighbours) else None
     classifier = Classifier(start.network, start.feature_dim, len(task.outputs), head=voting)
     if isinstance(head, Linear):

@@ -27,12 +27,14 @@ class Bundle:
         architecture: what both were built from.
         details: plain JSON types; keys spec, axis_order, method, hyperparameters, code_version,
             manifest_hash, holdout, seen.
+        digest: of all of it, hexadecimal; `fingerprint` is its beginning.
     """
 
     encoder: nn.Module
     projector: nn.Sequential
     architecture: Architecture
     details: dict[str, Any]
+    digest: str
 
     def middle(self, layers: int = 1) -> nn.Sequential:
         """The encoder and the projector's first layers, from where SimCLRv2 fine-tunes (Chen et al. 2020b, section 2).
@@ -80,11 +82,12 @@ def load_bundle(path: Path) -> Bundle:
     """
     pair, record = read_sealed(ENCODER, path, _build)
     architecture = Architecture.of(record.pop("architecture"))
+    digest = record.pop("digest")
     del record["projector"]
     # Making room anew drops the layout where there is a single input channel.
     channels_last(pair.encoder, architecture.spatial_dims)
     assert isinstance(pair.projector, nn.Sequential)
-    return Bundle(pair.encoder, pair.projector, architecture, record)
+    return Bundle(pair.encoder, pair.projector, architecture, record, digest)
 
 
 def fingerprint(path: Path) -> str:

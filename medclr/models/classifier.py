@@ -117,6 +117,7 @@ class LoadedClassifier:
         details: plain JSON types; keys temperature, encoder (fingerprint of the bundle that it came from, or None),
             seen ("training" and "pretraining"), domains (the modalities and manufacturers that it was trained on),
             method, code_version.
+        digest: of all of it, hexadecimal.
     """
 
     classifier: Classifier
@@ -127,6 +128,7 @@ class LoadedClassifier:
     trained_on: Seen
     pretrained_on: Seen | None
     details: dict[str, Any]
+    digest: str
 
 
 def save_classifier(
@@ -187,6 +189,7 @@ def load_classifier(path: Path | str) -> LoadedClassifier:
         Seen.from_dict(record["seen"]["training"]),
         None if before is None else Seen.from_dict(before),
         {key: record[key] for key in record if key in _DETAILS},
+        record["digest"],
     )
 
 

@@ -104,7 +104,7 @@ def read_sealed(kind: Kind, path: Path, build: Callable[[dict[str, Any]], Networ
         build: a record to the network that it describes.
 
     Returns:
-        The network in evaluation mode, on the CPU, and the record without the seal.
+        The network in evaluation mode, on the CPU; and the record, of whose seal only `digest` is left.
 
     Raises:
         BundleError: it is missing, damaged, from another version, or its weights do not fit the network.
@@ -122,7 +122,7 @@ def read_sealed(kind: Kind, path: Path, build: Callable[[dict[str, Any]], Networ
     _compare(kind, folder, network.state_dict(), tensors)
     network.to_empty(device="cpu")
     network.load_state_dict(tensors)
-    return network.eval(), {key: value for key, value in record.items() if key not in _OWN}
+    return network.eval(), {key: record[key] for key in record if key == "digest" or key not in _OWN}
 
 
 def digest_of(record: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from medclr.errors import BundleError, MedclrError, UsageError
 from medclr.models import Architecture, build_encoder, build_projector, check_dims, load_bundle, save_bundle
+from medclr.models.bundle import fingerprint
 from medclr.models.sealed import digest_of
 
 ARCHITECTURE = Architecture(depth=10, width=8, spatial_dims=2, channels=1, norm="batch", patch=(16, 16))
@@ -135,6 +136,8 @@ def test_it_holds_all_that_new_data_need_in_strict_json_and_two_files(saved):
     loaded = load_bundle(saved)
     assert loaded.details.keys() == DETAILS.keys()
     assert loaded.details["seen"] == DETAILS["seen"]
+    assert loaded.digest == record["digest"]
+    assert loaded.digest.startswith(fingerprint(saved))
     names = load_file(saved / "encoder.safetensors")
     assert {name.partition(".")[0] for name in names} == {"encoder", "projector"}
 

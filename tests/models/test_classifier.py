@@ -110,6 +110,7 @@ def test_what_is_loaded_computes_what_was_saved(tmp_path, spec, layers, norm):
     assert loaded.trained_on.patients == {"p1"}
     assert loaded.pretrained_on.patients == {"p1", "p2"}
     assert loaded.details == DETAILS
+    assert loaded.digest == json.loads((tmp_path / "classifier" / "classifier.json").read_text())["digest"]
     for name, parameter in classifier.network[0].named_parameters():
         assert loaded.classifier.network[0].get_parameter(name).stride() == parameter.stride(), name
 
