@@ -115,6 +115,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         say(f"{run.folder} is complete already; use another --out to train again")
         return run.outcome
     data = gather(config, run, [source])
+    run.found(key_file=_key_file(config, source))
     table, rows = data.table, data.table.rows
     task, train, patients = table.task, table.of("train"), rows["patient_key"].to_numpy()
     check_classes(config, table, "train")
@@ -355,6 +356,23 @@ def _volumes(
         )
         manifest, _, spec, store = stock(reading, run, encoder.spec)
         return spec, store, manifest
+    return pretrained_volumes(config.store, encoder, source, paths)
+
+
+def pretrained_volumes(
+    root: Path | None, encoder: Encoder, source: Path, paths: dict[str, Path | None]
+) -> tuple[DataSpec, Store, pd.DataFrame]:
+    """The volumes of the pretrain run that an encoder is from: how they were read, the store, the manifest.
+
+    Args:
+        root: of the store, if it is another than that of the run.
+        encoder, source: the encoder, and where it was loaded from.
+        paths: of that run.
+
+    Raises:
+        UsageError: the run itself is not at hand.
+        BundleError: its spec is not the encoder's.
+    """
     kept = stocked(source)
     if kept is None:
         raise UsageError(
@@ -366,7 +384,7 @@ def _volumes(
             f"--encoder {source}: its spec.yaml is not the spec that the encoder was trained with; restore it, or give "
             "--data to prepare the volumes anew"
         )
-    return kept[1], Store(config.store or paths.get("store") or source.parent / "store"), kept[0]
+    return kept[1], Store(root or paths.get("store") or source.parent / "store"), kept[0]
 
 
 def _leakage(config: LabelsConfig, table: LabelTable, encoder: Encoder, names: Pseudonymiser) -> Verdict:
@@ -419,9 +437,13 @@ def _classifier(fitted: Fitted, start: Start, task: Task) -> Classifier:
     return classifier.eval()
 
 
+def _key_file(config: LabelsConfig, source: Path) -> Path | None:
+    return config.key_file or read_paths(source).get("key_file")
+
+
 def _details(config: FinetuneConfig, data: Labelled, source: Path, trained: pd.DataFrame) -> dict[str, Any]:
     """What a classifier carries beside weights, task and spec; trained: the rows that it was trained on."""
-    names = load_key(config.key_file or read_paths(source).get("key_file"))
+    names = load_key(_key_file(config, source))
     pretrained = config.init == "encoder"
     return {
         "temperature": 1.0,
