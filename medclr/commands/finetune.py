@@ -1,7 +1,7 @@
 """`medclr finetune`: from a handful of labels to a classifier, and how good it is on patients it never saw."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from medclr import __version__
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
 from medclr.config import FinetuneConfig, LabelsConfig, StoreConfig
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
@@ -29,13 +30,13 @@ from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
 from medclr.metrics import bootstrap, interval, label_aurocs, weighted_mean_auroc
 from medclr.models.bundle import check_dims, fingerprint
-from medclr.models.classifier import Classifier, save_classifier
+from medclr.models.classifier import Classifier, NeighboursHead, save_classifier
 from medclr.models.encoder import Architecture
 from medclr.reporting.console import counted, say
 from medclr.reporting.run import Run, next_command, read_paths
 from medclr.training.encode import Encoder, embed_rows, load_encoder, training_device
 from medclr.training.methods import Fitted, Material, Start, fit
-from medclr.training.probe import Linear
+from medclr.training.probe import NEIGHBOURS, Linear, Neighbours
 from medclr.transforms.presets import Views, build_views
 
 FINETUNE_CROP = (0.7, 1.0)  # a view for a classifier must still show what the label is about
@@ -114,6 +115,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         say(f"{run.folder} is complete already; use another --out to train again")
         return run.outcome
     data = gather(config, run, [source])
+    run.found(key_file=_key_file(config, source))
     table, rows = data.table, data.table.rows
     task, train, patients = table.task, table.of("train"), rows["patient_key"].to_numpy()
     check_classes(config, table, "train")
@@ -150,10 +152,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
     }
-    save_classifier(run.folder / "classifier", _classifier(fitted, start, len(task.outputs)), data.architecture, {
-        "spec": data.spec.to_dict(), "task": asdict(task),
-        "projector_layer": config.projector_layer if config.init == "encoder" else 0,
-    })  # fmt: skip
+    classifier = _classifier(fitted, start, task)
+    details = _details(config, data, source, rows.iloc[train])
+    save_classifier(run.folder / "classifier", classifier, data.architecture, task, data.spec, details)
     run.write_json("metrics.json", metrics)
     run.write_frame("metrics.csv", _by_split(metrics))
     run.write_frame("predictions.csv", predictions(rows, task, scores, table.y))
@@ -355,6 +356,23 @@ def _volumes(
         )
         manifest, _, spec, store = stock(reading, run, encoder.spec)
         return spec, store, manifest
+    return pretrained_volumes(config.store, encoder, source, paths)
+
+
+def pretrained_volumes(
+    root: Path | None, encoder: Encoder, source: Path, paths: dict[str, Path | None]
+) -> tuple[DataSpec, Store, pd.DataFrame]:
+    """The volumes of the pretrain run that an encoder is from: how they were read, the store, the manifest.
+
+    Args:
+        root: of the store, if it is another than that of the run.
+        encoder, source: the encoder, and where it was loaded from.
+        paths: of that run.
+
+    Raises:
+        UsageError: the run itself is not at hand.
+        BundleError: its spec is not the encoder's.
+    """
     kept = stocked(source)
     if kept is None:
         raise UsageError(
@@ -366,7 +384,7 @@ def _volumes(
             f"--encoder {source}: its spec.yaml is not the spec that the encoder was trained with; restore it, or give "
             "--data to prepare the volumes anew"
         )
-    return kept[1], Store(config.store or paths.get("store") or source.parent / "store"), kept[0]
+    return kept[1], Store(root or paths.get("store") or source.parent / "store"), kept[0]
 
 
 def _leakage(config: LabelsConfig, table: LabelTable, encoder: Encoder, names: Pseudonymiser) -> Verdict:
@@ -406,13 +424,38 @@ def _nearly_seen(run: Run, table: LabelTable, encoder: Encoder, source: Path) ->
     return len(set(i[other].tolist()))
 
 
-def _classifier(fitted: Fitted, start: Start, outputs: int) -> Classifier:
+def _classifier(fitted: Fitted, start: Start, task: Task) -> Classifier:
     if fitted.network is not None:
         return fitted.network
-    assert isinstance(fitted.head, Linear) and start.network is not None
-    classifier = Classifier(start.network, start.feature_dim, outputs)
-    classifier.set_head(fitted.head.weight, fitted.head.bias)
+    head = fitted.head
+    assert head is not None
+    assert start.network is not None
+    voting = NeighboursHead(head.features, head.y, NEIGHBOURS, head.exclusive) if isinstance(head, Neighbours) else None
+    classifier = Classifier(start.network, start.feature_dim, len(task.outputs), head=voting)
+    if isinstance(head, Linear):
+        classifier.set_head(head.weight, head.bias)
     return classifier.eval()
+
+
+def _key_file(config: LabelsConfig, source: Path) -> Path | None:
+    return config.key_file or read_paths(source).get("key_file")
+
+
+def _details(config: FinetuneConfig, data: Labelled, source: Path, trained: pd.DataFrame) -> dict[str, Any]:
+    """What a classifier carries beside weights, task and spec; trained: the rows that it was trained on."""
+    names = load_key(_key_file(config, source))
+    pretrained = config.init == "encoder"
+    return {
+        "temperature": 1.0,
+        "encoder": fingerprint(source) if pretrained else None,
+        "seen": {
+            "training": Seen.of(names.fingerprint, trained).to_dict(),
+            "pretraining": data.encoders[0].bundle.details["seen"] if pretrained else None,
+        },
+        "domains": {name: sorted(set(trained[name])) for name in ("modality", "manufacturer")},
+        "method": config.method,
+        "code_version": __version__,
+    }
 
 
 def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:

@@ -70,6 +70,16 @@ def test_a_logit_for_each_output():
     torch.testing.assert_close(logits, expected)
 
 
+def test_a_head_from_elsewhere_gives_its_logits():
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(ARCHITECTURE.feature_dim, 3)), rng.normal(size=3)
+    classifier = build()
+    classifier.set_head(weight, bias)
+    images = torch.rand(2, 1, 16, 16)
+    features = classifier.network(images).detach().numpy()
+    np.testing.assert_allclose(classifier(images).detach().numpy(), features @ weight + bias, rtol=1e-4, atol=1e-5)
+
+
 def test_dropout_is_of_training_alone():
     """Of features of one, what is left is scaled up by what is left out, and the head adds it up."""
     made = Classifier(nn.Flatten(), 1000, 1, dropout=0.3)
