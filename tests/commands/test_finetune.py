@@ -74,7 +74,7 @@ def test_without_all_signatures_it_is_not_known(count, without):
     ],
 )
 def test_it_is_said(n, words):
-    labelled = module.Labelled(None, None, None, None, None, 0, None, None, n)
+    labelled = module.Labelled(None, None, None, None, (), None, None, n)
     assert words in labelled.near_sentence
 
 
