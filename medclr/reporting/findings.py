@@ -15,7 +15,7 @@ from medclr.reporting.numbers import count, listed, number, p, share, span
 BASELINES = ("scratch", "pca")
 BETTER = "better baseline"
 HELPS, AHEAD, HURTS, OPEN, MISSING = "helps", "is ahead", "hurts", "not resolved", "n/a"
-_ALPHA = 0.05
+_ALPHA = 1 - 0.95  # to the bit as the verdict has it
 _MOST_ITEMS = 8
 
 
@@ -76,6 +76,12 @@ def findings(curve: Curve, context: Mapping[str, Any]) -> Findings:
         _left_out(curve, context),
     ]
     return Findings(answers, glance, arms[0] if arms else "")
+
+
+def applicable(measures: pd.DataFrame, context: Mapping[str, Any]) -> pd.DataFrame:
+    """Without what only a single binary label has, where there are more: it is not missing, it does not exist."""
+    single = measures["measure"].str.startswith("sensitivity")
+    return measures if context["task"]["kind"] == "binary" else measures[~single]
 
 
 def with_claims(differences: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
@@ -142,9 +148,10 @@ def _which(
     more = []
     if chosen:
         short = f"{'; '.join(f'{arm}, with {_shares(where)} of the labels' for arm, where in chosen.items())}."
+        there = "There it" if len(chosen) == 1 else "There each"
         more.append(
-            f"There {'it' if len(chosen) == 1 else 'each'} beats {' and '.join(BASELINES)} after Holm's correction, and its "
-            "interval against the better of them leaves out 0."
+            f"{there} beats {' and '.join(BASELINES)} after Holm's correction, and its interval against the better of "
+            "them leaves out 0."
         )
         more += _others(chosen, claims)
     elif not n_compared:
@@ -153,7 +160,10 @@ def _which(
         absent = next(arm for arm in BASELINES if arm not in baselines)
         short = f"Not known: {absent} was not run, so nothing is said to help."
         ahead = claims[claims["claim"] == AHEAD]
-        more += [f"{row.arm} is ahead of {row.baseline} with {share(row.fraction)}." for row in ahead.itertuples()]
+        more += [
+            f"{row['arm']} is ahead of {row['baseline']} with {share(row['fraction'])}."
+            for row in ahead.to_dict("records")
+        ]
     else:
         short = "No pre-trained arm is shown to beat the better baseline, so the simpler baseline is the safer choice."
         more += _baselines(glance)
@@ -225,11 +235,11 @@ def _how_sure(
     question = "How sure?"
     compared = claims[claims["claim"] != MISSING]
     more = []
-    for row in compared[compared["claim"] == HELPS].itertuples():
-        if row.fraction in chosen.get(row.arm, ()):
+    for row in compared[compared["claim"] == HELPS].to_dict("records"):
+        if row["fraction"] in chosen.get(row["arm"], ()):
             more.append(
-                f"{row.arm} with {share(row.fraction)}: {number(row.difference, sign=True)} "
-                f"({span(row.low, row.high, sign=True)}) against {row.baseline}, Holm's p {_equals(row.p_holm)}."
+                f"{row['arm']} with {share(row['fraction'])}: {number(row['difference'], sign=True)} "
+                f"({span(row['low'], row['high'], sign=True)}) against {row['baseline']}, Holm's p {_equals(row['p_holm'])}."
             )
     if len(compared):
         counts = compared["claim"].value_counts()
@@ -237,9 +247,9 @@ def _how_sure(
         short = f"Of {counted(len(compared), 'comparison')} with the better baseline, {listed(said)}."
     else:
         short = "No comparison could be made."
-    unresolved = compared[compared["claim"] == OPEN]
-    if len(unresolved):
-        ends = sorted({number(unresolved["detectable"].min()), number(unresolved["detectable"].max())})
+    detectable = compared.loc[compared["claim"] == OPEN, "detectable"].dropna()
+    if len(detectable):
+        ends = sorted({number(detectable.min()), number(detectable.max())})
         more.append(
             f"Not resolved is not equal: where it says so, true differences below {listed(ends, 'to')} would often "
             "have gone unseen (80% power, tested alone)."
@@ -277,7 +287,8 @@ def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
         said = [f"{_arms(arms)} with {fractions}" for fractions, arms in alike]
         more.append(f"AUROC of {listed(said)}: {reason}.")
     known = curve.points.loc[curve.points["reason"] == "", ["arm", "fraction"]]
-    measures = curve.measures[curve.measures["reason"] != ""].merge(known)
+    measures = applicable(curve.measures, context)
+    measures = measures[measures["reason"] != ""].merge(known)
     for reason, rows in measures.groupby("reason", sort=False):
         names = list(dict.fromkeys(rows["measure"]))
         more.append(f"{listed(names)} of {_arms(rows)} with {_shares(sorted(set(rows['fraction'])))}: {reason}.")
