@@ -121,7 +121,7 @@ def _frame(axes: "Axes", points: pd.DataFrame, known: pd.DataFrame, fractions: S
     if known.empty:
         axes.text(0.5, 0.6, "no point could be computed", transform=axes.transAxes, ha="center")
     axes.set_xlabel(f"labelled {'' if narrow else 'training '}patients: share and number")
-    axes.xaxis.labelpad = 2 * axes.xaxis.label.get_fontsize()  # below the numbers
+    axes.xaxis.labelpad = 2 * float(axes.xaxis.label.get_fontsize())  # below the numbers
     axes.set_ylabel("AUROC on test patients")
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
