@@ -63,6 +63,8 @@ def efficiency(config: EfficiencyConfig) -> Curve:
         + (f", at most {steps:,.0f} training steps in all" if steps else "")
     )
     patients = table.rows["patient_key"].to_numpy()
+    subgroups = _subgroups(data).iloc[test].reset_index(drop=True)
+    run.write_frame("private/test.csv", _test_rows(data, test).join(subgroups))
     done = _done(run)
     with _processes(config, work) as pool, progress("cells") as show:
 
@@ -86,7 +88,7 @@ def efficiency(config: EfficiencyConfig) -> Curve:
             dict(done),
             on_cell,
             kind=table.task.kind,
-            groups=_subgroups(data).iloc[test].reset_index(drop=True),
+            groups=subgroups,
             pool=pool,
             outputs=table.task.outputs,
         )
@@ -225,6 +227,13 @@ def _subgroups(data: Labelled) -> pd.DataFrame:
     for name in ("manufacturer", "model"):
         columns[name] = rows[name].to_numpy()
     return columns
+
+
+def _test_rows(data: Labelled, test: NDArray[np.intp]) -> pd.DataFrame:
+    """The test volumes in the order of the scores in cells/, for whoever wants to compute something else from them."""
+    rows = data.table.rows.iloc[test].reset_index(drop=True)
+    labels = pd.DataFrame(data.table.y[test], columns=[f"y {output}" for output in data.table.task.outputs])
+    return rows[["volume_id", "patient_key"]].join(labels)
 
 
 def _unlabelled(data: Labelled) -> Any:
