@@ -29,8 +29,8 @@ from medclr.data.identity import load_key
 from medclr.data.labels import read_labels
 from medclr.data.store import Store
 from medclr.evaluation.efficiency import Arm, Scores, label_efficiency
-from medclr.training.classify import fit_linear
 from medclr.training.encode import embed_rows, load_encoder
+from medclr.training.probe import fit_linear
 
 SEEDS = 3
 DRAWS = 3

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medclr.commands.efficiency import efficiency
+    from medclr.commands.embed import embed
     from medclr.commands.finetune import finetune
     from medclr.commands.leakage import leakage
+    from medclr.commands.predict import predict
     from medclr.commands.prepare import prepare
     from medclr.commands.pretrain import pretrain
     from medclr.commands.preview import preview
     from medclr.commands.scan import scan
     from medclr.config import (
         EfficiencyConfig,
+        EmbedConfig,
         FinetuneConfig,
         LeakageConfig,
+        PredictConfig,
         PrepareConfig,
         PretrainConfig,
         PreviewConfig,
@@ -25,23 +29,29 @@ if TYPE_CHECKING:
     )
     from medclr.data.phantoms import write_phantoms
     from medclr.errors import MedclrError
+    from medclr.models.classifier import load_classifier
     from medclr.training.encode import load_encoder
 
 __version__ = "0.1.0"
 
 _HOME = {
     "EfficiencyConfig": "medclr.config",
+    "EmbedConfig": "medclr.config",
     "FinetuneConfig": "medclr.config",
     "LeakageConfig": "medclr.config",
     "MedclrError": "medclr.errors",
+    "PredictConfig": "medclr.config",
     "PrepareConfig": "medclr.config",
     "PretrainConfig": "medclr.config",
     "PreviewConfig": "medclr.config",
     "ScanConfig": "medclr.config",
     "efficiency": "medclr.commands.efficiency",
+    "embed": "medclr.commands.embed",
     "finetune": "medclr.commands.finetune",
     "leakage": "medclr.commands.leakage",
+    "load_classifier": "medclr.models.classifier",
     "load_encoder": "medclr.training.encode",
+    "predict": "medclr.commands.predict",
     "prepare": "medclr.commands.prepare",
     "pretrain": "medclr.commands.pretrain",
     "preview": "medclr.commands.preview",
@@ -51,18 +61,23 @@ _HOME = {
 
 __all__ = [
     "EfficiencyConfig",
+    "EmbedConfig",
     "FinetuneConfig",
     "LeakageConfig",
     "MedclrError",
+    "PredictConfig",
     "PrepareConfig",
     "PretrainConfig",
     "PreviewConfig",
     "ScanConfig",
     "__version__",
     "efficiency",
+    "embed",
     "finetune",
     "leakage",
+    "load_classifier",
     "load_encoder",
+    "predict",
     "prepare",
     "pretrain",
     "preview",

@@ -26,8 +26,10 @@ from medclr.config import (
     DemoConfig,
     DoctorConfig,
     EfficiencyConfig,
+    EmbedConfig,
     FinetuneConfig,
     LeakageConfig,
+    PredictConfig,
     PrepareConfig,
     PretrainConfig,
     PreviewConfig,
@@ -56,6 +58,8 @@ COMMANDS = {
     "prepare": Command(PrepareConfig, "medclr.commands.prepare"),
     "pretrain": Command(PretrainConfig, "medclr.commands.pretrain"),
     "finetune": Command(FinetuneConfig, "medclr.commands.finetune"),
+    "predict": Command(PredictConfig, "medclr.commands.predict"),
+    "embed": Command(EmbedConfig, "medclr.commands.embed"),
     "efficiency": Command(EfficiencyConfig, "medclr.commands.efficiency"),
     "leakage": Command(LeakageConfig, "medclr.commands.leakage"),
     "doctor": Command(DoctorConfig, "medclr.commands.doctor"),
@@ -317,6 +321,7 @@ examples:
   medclr demo
   medclr pretrain --data scans/ --holdout labels.csv
   medclr finetune --labels labels.csv
+  medclr predict --data new_scans/
   medclr efficiency --labels labels.csv
 
 exit codes:

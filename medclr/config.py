@@ -316,6 +316,39 @@ class FinetuneConfig(LabelsConfig):
 
 
 @dataclass(frozen=True)
+class PredictConfig(ReadingConfig):
+    """Apply a classifier to new scans: a table with the probability of each class or label."""
+
+    classifier: Path | None = _say(
+        None, "run that made a classifier, or its classifier/ (default: the newest complete finetune run under runs/)"
+    )
+    store: Path | None = _say(None, "folder of prepared volumes (default: store/ beside the run folder)")
+    key_file: Path | None = _say(None, "key of the pseudonyms (default: that of the classifier's run)")
+    format: Literal["csv", "parquet"] = _say("csv", "of the tables: csv for people, parquet for programs")
+    device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to compute")
+
+
+@dataclass(frozen=True)
+class EmbedConfig(ReadingConfig):
+    """Turn scans into the features of an encoder: a table with one row a volume."""
+
+    data: Path | None = _say(None, "folder of scans (default: the volumes of the pretrain run)")  # type: ignore[assignment]
+    encoder: Path | None = _say(None, "pretrain run or encoder bundle (default: the newest complete run under runs/)")
+    projector_layer: int = _say(
+        0, "hidden layers of the projector that the features go through; 0 is the encoder alone"
+    )
+    store: Path | None = _say(
+        None, "folder of prepared volumes (default: store/ beside the run folder, or the pretrain run's)"
+    )
+    key_file: Path | None = _say(None, "key of the pseudonyms (default: that of the encoder's run)")
+    device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to compute")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ranges(self, projector_layer=0)
+
+
+@dataclass(frozen=True)
 class EfficiencyConfig(LabelsConfig):
     """Draw the label-efficiency curve: AUROC against the share of labelled patients, per arm, with intervals."""
 

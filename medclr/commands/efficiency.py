@@ -305,7 +305,6 @@ def _context(
         "leakage": data.verdict.sentence,
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
-        "label": {"column": table.task.name},
         "classes": list(table.task.classes),
         "task": {"kind": table.task.kind, "columns": list(table.task.columns), "outputs": list(table.task.outputs)},
         "encoders": [
@@ -313,6 +312,7 @@ def _context(
                 "group": group,
                 "method": METHODS[encoder.bundle.details["method"]],
                 "seed": encoder.bundle.details["hyperparameters"]["seed"],
+                "fingerprint": encoder.bundle.digest[:16],
             }
             for group, encoders in groups.items()
             for encoder in encoders
@@ -379,9 +379,9 @@ def _methods(
         rates = ", ".join(f"{config.lr * rate:g}" for rate in RATES)
         said.append(
             f"The learning rate of {' and '.join(tuned)} is one of {rates}, chosen inside the draw by "
-            f"{INNER_FOLDS}-fold patient-grouped cross-validation with a third of the steps, and {config.lr:g} where the "
-            f"draw has fewer than {FEWEST_PATIENTS} patients of a class; all other settings are the same for all arms, "
-            "and fixed."
+            f"{INNER_FOLDS}-fold patient-grouped cross-validation with a third of the steps, and {config.lr:g} where "
+            f"the draw has fewer than {FEWEST_PATIENTS} patients of a class; all other settings are the same for all "
+            "arms, and fixed."
         )
     if "auto" in config.arms:
         said.append(f"auto chooses among {', '.join(AUTO)} by such cross-validation.")

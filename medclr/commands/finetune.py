@@ -1,7 +1,7 @@
 """`medclr finetune`: from a handful of labels to a classifier, and how good it is on patients it never saw."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from medclr import __version__
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
 from medclr.config import FinetuneConfig, LabelsConfig, StoreConfig
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
@@ -29,13 +30,13 @@ from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
 from medclr.metrics import bootstrap, interval, label_aurocs, weighted_mean_auroc
 from medclr.models.bundle import check_dims, fingerprint
-from medclr.models.classifier import Classifier, save_classifier
+from medclr.models.classifier import Classifier, NeighboursHead, save_classifier
 from medclr.models.encoder import Architecture
 from medclr.reporting.console import counted, say
 from medclr.reporting.run import Run, next_command, read_paths
 from medclr.training.encode import Encoder, embed_rows, load_encoder, training_device
 from medclr.training.methods import Fitted, Material, Start, fit
-from medclr.training.probe import Linear
+from medclr.training.probe import NEIGHBOURS, Linear, Neighbours
 from medclr.transforms.presets import Views, build_views
 
 FINETUNE_CROP = (0.7, 1.0)  # a view for a classifier must still show what the label is about
@@ -114,6 +115,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         say(f"{run.folder} is complete already; use another --out to train again")
         return run.outcome
     data = gather(config, run, [source])
+    run.found(key_file=_key_file(config, source))
     table, rows = data.table, data.table.rows
     task, train, patients = table.task, table.of("train"), rows["patient_key"].to_numpy()
     check_classes(config, table, "train")
@@ -150,12 +152,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
     }
-    save_classifier(run.folder / "classifier", _classifier(fitted, start, len(task.outputs)), data.architecture, {
-        "spec": data.spec.to_dict(), "task": asdict(task),
-        "projector_layer": config.projector_layer if config.init == "encoder" else 0,
-    })  # fmt: skip
+    classifier = _classifier(fitted, start, task)
+    details = _details(config, data, source, rows.iloc[train])
+    save_classifier(run.folder / "classifier", classifier, data.architecture, task, data.spec, details)
     run.write_json("metrics.json", metrics)
-    run.write_frame("metrics.csv", pd.DataFrame([{"split": s, **m} for s, m in metrics["splits"].items()]))
+    run.write_frame("metrics.csv", _by_split(metrics))
     run.write_frame("predictions.csv", predictions(rows, task, scores, table.y))
     run.finish(metrics)
     _tell(config, run, metrics)
@@ -203,7 +204,7 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
     unlabelled = manifest[~manifest["volume_id"].isin(table.rows["volume_id"])]
     run.write_frame("private/unmatched.csv", unmatched_frame(table.key, table.unmatched_keys, unlabelled))
     say(
-        f"labels: {counted(len(table.rows), 'volume')} by {table.key}, column {table.task.name!r}; "
+        f"labels: {counted(len(table.rows), 'volume')} by {table.key}, {_columns(table.task)}; "
         f"{counted(len(table.unmatched_keys), 'key')} without a volume and "
         f"{counted(len(unlabelled), 'volume')} without a label (listed in private/unmatched.csv)"
     )
@@ -243,7 +244,7 @@ def check_classes(config: LabelsConfig, table: LabelTable, split: str) -> None:
             fix = "or leave it out of --label" if task.kind == "multilabel" else "at least one of each"
             raise DataError(
                 f"{config.labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and no "
-                f"{' and no '.join(absent)} of {output!r} (column {task.name!r}); label some, {fix}"
+                f"{' and no '.join(absent)} of {output!r} ({_columns(task)}); label some, {fix}"
             )
 
 
@@ -255,28 +256,23 @@ def measured(
     known: bool,
     config: LabelsConfig,
 ) -> dict[str, Any]:
-    """AUROC (macro, of several classes or labels) with its interval over patients, or why there is none."""
-    by_label = label_aurocs(y, scores)
-    positive = (y == 1).any(axis=1)
-    found: dict[str, Any] = {
-        "auroc": None,
-        "low": None,
-        "high": None,
-        "reason": "",
-        "n": len(y),
-        "n_positive": int(positive.sum()),
-        "n_negative": int((~positive).sum()),
-        "n_patients": len(set(patients)),
-        "interval_level": "patient" if known else "image (patients unknown)",
-    }
+    """AUROC with its interval over patients, or why there is none.
+
+    Of several classes or labels their macro mean, over those that have one, and under `by_label` the same of each;
+    `n_positive` then counts the volumes with any label, `n_negative` those with none that is known, and of several
+    classes, of which each volume has one, neither is given.
+    """
+    found = _measured(y, scores, patients, config)
+    if task.kind == "multiclass":
+        found |= {"n_positive": None, "n_negative": None}
+    found["interval_level"] = "patient" if known else "image (patients unknown)"
     if len(task.outputs) > 1:
-        found["by_label"] = dict(zip(task.outputs, by_label.by_label.tolist(), strict=True))
-    if np.isnan(by_label.mean):
-        return found | {"reason": f"n/a, because {by_label.reasons[0]}"}
-    rng = np.random.default_rng(config.seed)
-    resampled = bootstrap(weighted_mean_auroc, y, scores[None], patients, config.resamples, rng)
-    low, high = interval(resampled[0])
-    return found | {"auroc": by_label.mean, "low": low, "high": high}
+        found["by_label"] = {}
+        for column, output in enumerate(task.outputs):
+            told = ~np.isnan(y[:, column])
+            own, ranked = y[told, column, None], scores[told, column, None]
+            found["by_label"][output] = _measured(own, ranked, patients[told], config)
+    return found
 
 
 def predictions(
@@ -287,9 +283,47 @@ def predictions(
     single = len(task.outputs) == 1
     for column, output in enumerate(task.outputs):
         if y is not None:
-            table["y" if single else f"y {output}"] = y[:, column]
+            table["y" if single else f"y {output}"] = pd.Series(y[:, column], dtype="Int64")
         table["probability" if single else f"probability {output}"] = task.probabilities(scores)[:, column]
     return table
+
+
+def _measured(
+    y: NDArray[np.float64], scores: NDArray[np.float64], patients: NDArray[np.object_], config: LabelsConfig
+) -> dict[str, Any]:
+    """Of (n, K), as `measured`."""
+    aurocs = label_aurocs(y, scores)
+    positive = (y == 1).any(axis=1)
+    found = {
+        "auroc": None,
+        "low": None,
+        "high": None,
+        "reason": "",
+        "n": len(y),
+        "n_positive": int(positive.sum()),
+        "n_negative": int((~positive).sum()),
+        "n_patients": len(set(patients)),
+    }
+    if np.isnan(aurocs.mean):
+        return found | {"reason": f"n/a, because {next(filter(None, aurocs.reasons))}"}
+    rng = np.random.default_rng(config.seed)
+    low, high = interval(bootstrap(weighted_mean_auroc, y, scores[None], patients, config.resamples, rng))
+    return found | {"auroc": aurocs.mean, "low": low, "high": high}
+
+
+def _by_split(metrics: dict[str, Any]) -> pd.DataFrame:
+    """A row for each split, and below it one for each of several classes or labels."""
+    rows = []
+    for split, m in metrics["splits"].items():
+        of_label = m.get("by_label", {})
+        whole = {name: value for name, value in m.items() if name != "by_label"}
+        rows += [{"split": split, "output": "mean" if of_label else metrics["outputs"][0], **whole}]
+        rows += [{"split": split, "output": name, **whole, **one} for name, one in of_label.items()]
+    return pd.DataFrame(rows).astype({"n_positive": "Int64", "n_negative": "Int64"})
+
+
+def _columns(task: Task) -> str:
+    return f"columns {task.name}" if task.kind == "multilabel" else f"column {task.name!r}"
 
 
 def _counts(task: Task, y: NDArray[np.float64]) -> str:
@@ -322,6 +356,23 @@ def _volumes(
         )
         manifest, _, spec, store = stock(reading, run, encoder.spec)
         return spec, store, manifest
+    return pretrained_volumes(config.store, encoder, source, paths)
+
+
+def pretrained_volumes(
+    root: Path | None, encoder: Encoder, source: Path, paths: dict[str, Path | None]
+) -> tuple[DataSpec, Store, pd.DataFrame]:
+    """The volumes of the pretrain run that an encoder is from: how they were read, the store, the manifest.
+
+    Args:
+        root: of the store, if it is another than that of the run.
+        encoder, source: the encoder, and where it was loaded from.
+        paths: of that run.
+
+    Raises:
+        UsageError: the run itself is not at hand.
+        BundleError: its spec is not the encoder's.
+    """
     kept = stocked(source)
     if kept is None:
         raise UsageError(
@@ -333,7 +384,7 @@ def _volumes(
             f"--encoder {source}: its spec.yaml is not the spec that the encoder was trained with; restore it, or give "
             "--data to prepare the volumes anew"
         )
-    return kept[1], Store(config.store or paths.get("store") or source.parent / "store"), kept[0]
+    return kept[1], Store(root or paths.get("store") or source.parent / "store"), kept[0]
 
 
 def _leakage(config: LabelsConfig, table: LabelTable, encoder: Encoder, names: Pseudonymiser) -> Verdict:
@@ -373,30 +424,65 @@ def _nearly_seen(run: Run, table: LabelTable, encoder: Encoder, source: Path) ->
     return len(set(i[other].tolist()))
 
 
-def _classifier(fitted: Fitted, start: Start, outputs: int) -> Classifier:
+def _classifier(fitted: Fitted, start: Start, task: Task) -> Classifier:
     if fitted.network is not None:
         return fitted.network
-    assert isinstance(fitted.head, Linear) and start.network is not None
-    classifier = Classifier(start.network, start.feature_dim, outputs)
-    classifier.set_head(fitted.head.weight, fitted.head.bias)
+    head = fitted.head
+    assert head is not None
+    assert start.network is not None
+    voting = NeighboursHead(head.features, head.y, NEIGHBOURS, head.exclusive) if isinstance(head, Neighbours) else None
+    classifier = Classifier(start.network, start.feature_dim, len(task.outputs), head=voting)
+    if isinstance(head, Linear):
+        classifier.set_head(head.weight, head.bias)
     return classifier.eval()
+
+
+def _key_file(config: LabelsConfig, source: Path) -> Path | None:
+    return config.key_file or read_paths(source).get("key_file")
+
+
+def _details(config: FinetuneConfig, data: Labelled, source: Path, trained: pd.DataFrame) -> dict[str, Any]:
+    """What a classifier carries beside weights, task and spec; trained: the rows that it was trained on."""
+    names = load_key(_key_file(config, source))
+    pretrained = config.init == "encoder"
+    return {
+        "temperature": 1.0,
+        "encoder": fingerprint(source) if pretrained else None,
+        "seen": {
+            "training": Seen.of(names.fingerprint, trained).to_dict(),
+            "pretraining": data.encoders[0].bundle.details["seen"] if pretrained else None,
+        },
+        "domains": {name: sorted(set(trained[name])) for name in ("modality", "manufacturer")},
+        "method": config.method,
+        "code_version": __version__,
+    }
 
 
 def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:
     for split, m in metrics["splits"].items():
-        patients = counted(m["n_patients"], "patient")
-        counts = f"{m['n_positive']:,} positive and {m['n_negative']:,} negative of {patients}"
+        of = f"of {counted(m['n_patients'], 'patient')}"
+        by_label = m.get("by_label", {})
+        counts = (
+            f"{counted(m['n'], 'volume')} {of}"
+            if by_label
+            else f"{m['n_positive']:,} positive and {m['n_negative']:,} negative {of}"
+        )
         if m["auroc"] is None:
             say(f"{split}: AUROC {m['reason']} ({counts})")
-        else:
-            say(
-                f"{split}: AUROC {m['auroc']:.3f} (95% interval {m['low']:.3f} to {m['high']:.3f}, "
-                f"by {m['interval_level']}; {counts})"
-            )
+            continue
+        told = {name: one["auroc"] for name, one in by_label.items() if one["auroc"] is not None}
+        what = "classes" if metrics["task"] == "multiclass" else "labels"
+        mean = f"mean AUROC over {len(told)} of {len(by_label)} {what}" if by_label else "AUROC"
+        say(
+            f"{split}: {mean} {m['auroc']:.3f} (95% interval {m['low']:.3f} to {m['high']:.3f}, "
+            f"by {m['interval_level']}; {counts})"
+        )
+        if by_label:
+            say(f"{split}: " + ", ".join(f"{n} {told[n]:.3f}" if n in told else f"{n} n/a" for n in by_label))
     if "test" not in metrics["splits"]:
         say("no test split: nothing is known of how good this classifier is; add a split column with test rows")
     say(metrics["leakage"])
     say(metrics["near_duplicates"]["sentence"])
     say(f"wrote {run.folder}: metrics.json, predictions.csv, classifier/")
-    carried = ("labels", "encoder", "data", "store", "key_file", "label", "spec", "transductive", "device")
+    carried = ("labels", "encoder", "data", "store", "key_file", "label", "groups", "spec", "transductive", "device")
     say(f"next: {next_command('efficiency', config, carried)}")

@@ -55,6 +55,7 @@ def stock(
     spec: DataSpec | None = None,
     part: tuple[int, int] | None = None,
     executor: Executor | None = None,
+    fix: str = "The encoder's bundle asks for it: use another --encoder",
 ) -> tuple[pd.DataFrame, list[Skipped], DataSpec, Store]:
     """Scan and prepare into a run's `private/`.
 
@@ -64,14 +65,15 @@ def stock(
         spec: with patch and spacing filled; None is the config's, or one chosen from the data.
         part: which shard to prepare, and of how many; None is everything.
         executor: whose workers prepare; None is processes of this machine.
+        fix: what to do where a spec that was given fits no volume.
 
     Returns:
         The manifest of the prepared volumes, what was skipped, the spec and the store.
     """
     store = Store(config.store or run.folder.parent / "store")
     manifest, skipped = survey(config, run)
-    fix = "Choose another --spec" if spec is None else "The encoder's bundle asks for it: use another --encoder"
     own = spec is None  # an encoder's spec says where the encoder's data came from, not these
+    fix = "Choose another --spec" if own else fix
     spec = spec or (load_spec(config.spec) if config.spec else choose_spec(manifest))
     chosen, spec = fitted(config, manifest, spec, fix)
     run.write_text("spec.yaml", yaml.safe_dump(spec.to_dict(), sort_keys=False))

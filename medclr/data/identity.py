@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from medclr.errors import BundleError, MedclrError
@@ -115,6 +116,22 @@ class Seen:
     patients: frozenset[str]
     pixels: frozenset[str]
     n_unknown: int
+
+    @classmethod
+    def of(cls, fingerprint: str, rows: pd.DataFrame) -> "Seen":
+        """What was seen where these rows of a manifest, under the key of that fingerprint, were trained on."""
+        unknown = int((~rows["patient_known"]).sum())
+        return cls(fingerprint, frozenset(rows["patient_key"]), frozenset(rows["pixel_hash"]), unknown)
+
+    def holds(self, fingerprint: str, rows: pd.DataFrame) -> NDArray[np.object_]:
+        """Of each row of a manifest, under the key of that fingerprint: "yes", "no" or "not checkable".
+
+        A row is seen where its patient is, or where its exact pixels are; the latter compare under any key.
+        """
+        same_key = fingerprint == self.fingerprint
+        seen = rows["pixel_hash"].isin(self.pixels) | (same_key & rows["patient_key"].isin(self.patients))
+        checkable = rows["patient_known"].to_numpy(bool) & (same_key and not self.n_unknown)
+        return np.where(seen, "yes", np.where(checkable, "no", "not checkable")).astype(object)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, sorted, so that equal sets give equal files."""

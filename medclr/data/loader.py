@@ -19,6 +19,7 @@ from medclr.data.store import Store
 from medclr.errors import DataError
 
 Batch = dict[str, Any]
+_MOST_VOXELS = 2**25  # of a batch that is only looked at: a wide first layer makes gigabytes of them
 
 
 class Draws(Protocol):
@@ -187,8 +188,9 @@ def train_loader(
     return _loader(blocks, Steps(len(blocks), batch_size, seed, rank, world), workers)
 
 
-def eval_loader(blocks: Blocks, workers: int, batch_size: int = 256) -> "DataLoader[Batch]":
-    """A loader over all rows, once, in order."""
+def eval_loader(blocks: Blocks, workers: int, batch_size: int | None = None) -> "DataLoader[Batch]":
+    """A loader over all rows, once, in order; `batch_size` of them at a time, or as many as memory has room for."""
+    batch_size = batch_size or max(1, min(256, _MOST_VOXELS // int(np.prod(blocks.patch))))
     items = [(0, row) for row in range(len(blocks))]
     batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
     return _loader(blocks, batches, workers)

@@ -93,7 +93,7 @@ def draw_curve(axes: "Axes", points: pd.DataFrame, narrow: bool = False) -> None
 
 
 def _shifts(fractions: Sequence[float], n_arms: int) -> np.ndarray:
-    """How far (in decades) each arm stands from its fraction: a hair, so that intervals can be read where arms agree."""
+    """How far (in decades) each arm stands from its fraction: a hair, so that intervals stay apart where arms agree."""
     gaps = np.diff(np.log10(fractions))
     step = min(0.02 * max(gaps.sum(), 0.6), 0.7 * gaps.min() / n_arms) if len(gaps) else 0.02
     return step * (np.arange(n_arms) - (n_arms - 1) / 2)
@@ -121,7 +121,7 @@ def _frame(axes: "Axes", points: pd.DataFrame, known: pd.DataFrame, fractions: S
     if known.empty:
         axes.text(0.5, 0.6, "no point could be computed", transform=axes.transAxes, ha="center")
     axes.set_xlabel(f"labelled {'' if narrow else 'training '}patients: share and number")
-    axes.xaxis.labelpad = 2 * axes.xaxis.label.get_size()  # below the numbers
+    axes.xaxis.labelpad = 2 * float(axes.xaxis.label.get_fontsize())  # below the numbers
     axes.set_ylabel("AUROC on test patients")
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -98,7 +98,13 @@ def arm_swatches(arms: Sequence[str]) -> dict[str, str]:
     return swatches
 
 
-_SVG_STEPS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C", Outline.CLOSEPOLY: "Z"}
+_SVG_STEPS = {
+    Outline.MOVETO: "M",
+    Outline.LINETO: "L",
+    Outline.CURVE3: "Q",
+    Outline.CURVE4: "C",
+    Outline.CLOSEPOLY: "Z",
+}
 _SVG_DASHES = {"-": "none", "--": "6 3", "-.": "7 3 1.5 3", ":": "1.5 2.5"}
 
 
@@ -131,9 +137,7 @@ def _rendered(points: pd.DataFrame, title: str, size: tuple[float, float], kind:
         buffer = io.BytesIO()
         canvas, dpi, metadata = _FORMATS[kind]
         named = {"Title": title} if title else {}
-        canvas(figure).print_figure(
-            buffer, format=kind or "svg", dpi=dpi, facecolor="auto", metadata=metadata | named
-        )
+        canvas(figure).print_figure(buffer, format=kind or "svg", dpi=dpi, facecolor="auto", metadata=metadata | named)
         return buffer.getvalue()
 
 

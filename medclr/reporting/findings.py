@@ -15,7 +15,7 @@ from medclr.reporting.numbers import count, listed, number, p, share, span
 BASELINES = ("scratch", "pca")
 BETTER = "better baseline"
 HELPS, AHEAD, HURTS, OPEN, MISSING = "helps", "is ahead", "hurts", "not resolved", "n/a"
-_ALPHA = 0.05
+_ALPHA = 1 - 0.95  # to the bit as the verdict has it
 _MOST_ITEMS = 8
 
 
@@ -76,6 +76,12 @@ def findings(curve: Curve, context: Mapping[str, Any]) -> Findings:
         _left_out(curve, context),
     ]
     return Findings(answers, glance, arms[0] if arms else "")
+
+
+def applicable(measures: pd.DataFrame, context: Mapping[str, Any]) -> pd.DataFrame:
+    """Without what only a single binary label has, where there are more: it is not missing, it does not exist."""
+    single = measures["measure"].str.startswith("sensitivity")
+    return measures if context["task"]["kind"] == "binary" else measures[~single]
 
 
 def with_claims(differences: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
@@ -142,9 +148,10 @@ def _which(
     more = []
     if chosen:
         short = f"{'; '.join(f'{arm}, with {_shares(where)} of the labels' for arm, where in chosen.items())}."
+        there = "There it" if len(chosen) == 1 else "There each"
         more.append(
-            f"There {'it' if len(chosen) == 1 else 'each'} beats {' and '.join(BASELINES)} after Holm's correction, and its "
-            "interval against the better of them leaves out 0."
+            f"{there} beats {' and '.join(BASELINES)} after Holm's correction, and its interval against the better of "
+            "them leaves out 0."
         )
         more += _others(chosen, claims)
     elif not n_compared:
@@ -153,7 +160,10 @@ def _which(
         absent = next(arm for arm in BASELINES if arm not in baselines)
         short = f"Not known: {absent} was not run, so nothing is said to help."
         ahead = claims[claims["claim"] == AHEAD]
-        more += [f"{row.arm} is ahead of {row.baseline} with {share(row.fraction)}." for row in ahead.itertuples()]
+        more += [
+            f"{row['arm']} is ahead of {row['baseline']} with {share(row['fraction'])}."
+            for row in ahead.to_dict("records")
+        ]
     else:
         short = "No pre-trained arm is shown to beat the better baseline, so the simpler baseline is the safer choice."
         more += _baselines(glance)
@@ -202,7 +212,9 @@ def _how_many(curve: Curve, chosen: Mapping[str, list[float]], arms: list[str]) 
         if arm in curve.needed:
             more.append(f"To match scratch with all labels, {arm}: {curve.needed[arm]}.")
     if not curve.needed:
-        more.append("Labels needed to match scratch with all of them are not known: that takes scratch at 100% and less.")
+        more.append(
+            "Labels needed to match scratch with all of them are not known: that takes scratch at 100% and less."
+        )
     if not chosen:
         return Answer(question, "No number of labels is shown at which pre-training helps.", more)
     said = []
@@ -210,7 +222,9 @@ def _how_many(curve: Curve, chosen: Mapping[str, list[float]], arms: list[str]) 
         rows = [points[arm, fraction] for fraction in fractions]
         patients = listed([count(row["n_patients"]) for row in rows])
         said.append(f"{arm} helps with {patients} labelled patients ({_shares(fractions)})")
-        aurocs = [f"{number(row['auroc'])} ({span(row['low'], row['high'])}) with {share(row['fraction'])}" for row in rows]
+        aurocs = [
+            f"{number(row['auroc'])} ({span(row['low'], row['high'])}) with {share(row['fraction'])}" for row in rows
+        ]
         more.insert(len(said) - 1, f"AUROC of {arm}: {listed(aurocs)}.")
     return Answer(question, f"{'; '.join(said)}.", more)
 
@@ -221,27 +235,30 @@ def _how_sure(
     question = "How sure?"
     compared = claims[claims["claim"] != MISSING]
     more = []
-    for row in compared[compared["claim"] == HELPS].itertuples():
-        if row.fraction in chosen.get(row.arm, ()):
-            more.append(
-                f"{row.arm} with {share(row.fraction)}: {number(row.difference, sign=True)} "
-                f"({span(row.low, row.high, sign=True)}) against {row.baseline}, Holm's p {_equals(row.p_holm)}."
-            )
+    for row in compared[compared["claim"] == HELPS].to_dict("records"):
+        if row["fraction"] in chosen.get(row["arm"], ()):
+            effect = f"{number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)})"
+            against = f"against {row['baseline']}, Holm's p {_equals(row['p_holm'])}"
+            more.append(f"{row['arm']} with {share(row['fraction'])}: {effect} {against}.")
     if len(compared):
         counts = compared["claim"].value_counts()
         said = [f"{_COUNTED[claim]} in {counts[claim]}" for claim in _COUNTED if claim in counts]
         short = f"Of {counted(len(compared), 'comparison')} with the better baseline, {listed(said)}."
     else:
         short = "No comparison could be made."
-    unresolved = compared[compared["claim"] == OPEN]
-    if len(unresolved):
-        ends = sorted({number(unresolved["detectable"].min()), number(unresolved["detectable"].max())})
+    detectable = compared.loc[compared["claim"] == OPEN, "detectable"].dropna()
+    if len(detectable):
+        ends = sorted({number(detectable.min()), number(detectable.max())})
         more.append(
             f"Not resolved is not equal: where it says so, true differences below {listed(ends, 'to')} would often "
             "have gone unseen (80% power, tested alone)."
         )
     encoders = sorted(set(points.loc[~points["arm"].isin(BASELINES), "n_encoders"]))
-    of_encoders = f", and {listed([str(n) for n in encoders], 'or')} encoders of each group" if max(encoders, default=0) > 1 else ""
+    of_encoders = (
+        f", and {listed([str(n) for n in encoders], 'or')} encoders of each group"
+        if max(encoders, default=0) > 1
+        else ""
+    )
     more.append(
         f"Intervals are 95%, over {count(context['test']['n_patients'])} test patients and "
         f"{listed([str(n) for n in sorted(set(points['n_draws']))], 'or')} draws of labels{of_encoders}."
@@ -251,7 +268,12 @@ def _how_sure(
     return Answer(question, short, more)
 
 
-_COUNTED = {HELPS: "pre-training helps", AHEAD: "pre-training is ahead", HURTS: "pre-training hurts", OPEN: "no difference is resolved"}
+_COUNTED = {
+    HELPS: "pre-training helps",
+    AHEAD: "pre-training is ahead",
+    HURTS: "pre-training hurts",
+    OPEN: "no difference is resolved",
+}
 
 
 def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
@@ -264,7 +286,8 @@ def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
         said = [f"{_arms(arms)} with {fractions}" for fractions, arms in alike]
         more.append(f"AUROC of {listed(said)}: {reason}.")
     known = curve.points.loc[curve.points["reason"] == "", ["arm", "fraction"]]
-    measures = curve.measures[curve.measures["reason"] != ""].merge(known)
+    measures = applicable(curve.measures, context)
+    measures = measures[measures["reason"] != ""].merge(known)
     for reason, rows in measures.groupby("reason", sort=False):
         names = list(dict.fromkeys(rows["measure"]))
         more.append(f"{listed(names)} of {_arms(rows)} with {_shares(sorted(set(rows['fraction'])))}: {reason}.")
@@ -274,7 +297,11 @@ def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
     if len(more) > _MOST_ITEMS:
         more[_MOST_ITEMS - 1 :] = [f"{len(more) - _MOST_ITEMS + 1} more; each stands where its number would, below."]
     n = len(curve.points)
-    short = f"{len(missing)} of {n} points of the curve." if len(missing) else f"Nothing of the curve: it has all its {n} points."
+    short = (
+        f"{len(missing)} of {n} points of the curve."
+        if len(missing)
+        else f"Nothing of the curve: it has all its {n} points."
+    )
     return Answer(question, short, more)
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from medclr.evaluation.plot import group_and_method
 from medclr.reporting.figures import arm_swatches, efficiency_svg
-from medclr.reporting.findings import BASELINES, BETTER, Curve, findings, with_claims
+from medclr.reporting.findings import BASELINES, BETTER, Curve, applicable, findings, with_claims
 from medclr.reporting.numbers import because, count, listed, number, p, share, span
 
 _MEANINGS = {
@@ -45,7 +45,7 @@ def efficiency_page(curve: Curve, context: Mapping[str, Any]) -> str:
     first = _first_arms(points[points["fraction"] == top], found.arm)
     differences = _forest(_by_arm(curve.differences), "difference", zero=0.0)
     subgroups = _forest(_by_arm(_with_overall(curve.subgroups, points)), "auroc", zero="overall")
-    measures, outputs = _measures(curve.measures)
+    measures, outputs = _measures(applicable(curve.measures, context))
     return TEMPLATES.get_template("efficiency.html").render(
         context,
         machine={**context["versions"], **context["hardware"]},
@@ -121,13 +121,10 @@ def _grid(frame: pd.DataFrame, across: str = "fraction") -> dict[str, Any]:
     """
     keys = sorted(set(frame[across])) if across == "fraction" else list(dict.fromkeys(frame[across]))
     reasons = {reason: i + 1 for i, reason in enumerate(filter(None, dict.fromkeys(frame["reason"])))}
-    groups = []
-    for name, of_measure in frame.groupby("measure", sort=False):
-        rows = []
-        for arm, of_arm in of_measure.groupby("arm", sort=False):
-            cells = {cell[across]: cell for cell in of_arm.to_dict("records")}
-            rows.append((arm, [cells[key] | {"mark": reasons.get(cells[key]["reason"])} for key in keys]))
-        groups.append((name, rows))
+    groups: dict[str, dict[str, dict[Any, Any]]] = {}
+    for cell in frame.to_dict("records"):
+        rows = groups.setdefault(cell["measure"], {})
+        rows.setdefault(cell["arm"], {})[cell[across]] = cell | {"mark": reasons.get(cell["reason"])}
     return {"keys": keys, "groups": groups, "reasons": reasons}
 
 
@@ -149,7 +146,7 @@ def _panels(bins: pd.DataFrame, measures: pd.DataFrame, arms: Sequence[str], top
     for arm in arms:
         own = places[places["arm"] == arm]
         sides = [(scaled, own[own["scaled"] == scaled].to_dict("records")) for scaled in (False, True)]
-        found.append({"arm": arm, "sides": sides, "n": sorted(set(own["n"])), "reason": ece[arm]})
+        found.append({"arm": arm, "sides": sides, "n": sorted(set(own["n"].round())), "reason": ece[arm]})
     return found
 
 

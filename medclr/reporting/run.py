@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from medclr.config import paths_of
@@ -152,6 +154,35 @@ class Run:
         """Let the folder be taken for other settings: these were refused before anything rested on them."""
         (self.folder / "run.json").unlink()
 
+    def write_frames(self, name: str, frames: Iterable[pd.DataFrame]) -> Path:
+        """Write a parquet table, one row group a frame, without ever holding all of it; whole or not at all."""
+        path = self.folder / name
+        partial = path.with_name(f".{path.name}.partial")
+        writer = None
+        try:
+            for frame in frames:
+                group = pa.Table.from_pandas(frame, preserve_index=False)
+                with writing(self.folder):
+                    writer = writer or pq.ParquetWriter(partial, group.schema)
+                    writer.write_table(group)
+            with writing(self.folder):
+                if writer:
+                    writer.close()
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(path)
+                sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+        return path
+
+    def found(self, **paths: Path | None) -> None:
+        """Note what the run found by itself where no path was given, for those that go on from it; see `read_paths`."""
+        known = {name: os.path.abspath(path) for name, path in paths.items() if path is not None}
+        self.write_text("private/found.yaml", yaml.safe_dump(known, sort_keys=False))
+
     def finish(self, outcome: Mapping[str, Any]) -> None:
         """Mark the run complete and record its outcome, versions and hardware: no path, host or user name."""
         self._record = self._record | {
@@ -181,9 +212,11 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_paths(folder: Path) -> dict[str, Path | None]:
-    """The absolute paths that a run was given, by field; empty where its private/ is not at hand."""
-    path = folder / "private" / "paths.yaml"
-    stored = _read_yaml(path) if path.exists() else {}
+    """The absolute paths that a run was given or has found, by field; empty where its private/ is not at hand."""
+    stored: dict[str, Any] = {}
+    for name in ("paths.yaml", "found.yaml"):
+        path = folder / "private" / name
+        stored |= _read_yaml(path) if path.exists() else {}
     return {name: Path(text) if text else None for name, text in stored.items() if not isinstance(text, list)}
 
 

@@ -79,12 +79,12 @@ def fit_full(
     total = steps_of(config, len(loader))
     to_start = config.decay_to == "start"
     optimizer = layerwise_adamw(
-        [*stages(network[0]), *list(network)[1:], classifier.head],
+        [*stages(network[0]), network[1:], classifier.head],
         config.lr,
         0.0 if to_start else config.weight_decay,
         config.layer_decay,
     )
-    start = [p.detach().clone() for p in network.parameters()] if to_start else []
+    start = [p.detach().clone() for p in classifier.parameters()] if to_start else []
     schedule = warmup_cosine(optimizer, min(len(loader), total // 10), total)
     state: dict[str, Any] = {"classifier": classifier, "optimizer": optimizer, "schedule": schedule}
     step, epoch = 0, 0
@@ -109,7 +109,7 @@ def fit_full(
             # L2-SP (Li et al. 2018): few labels should not undo what many scans have taught.
             share = float(schedule.get_last_lr()[-1]) * config.weight_decay
             with torch.no_grad():
-                for p, p0 in zip(network.parameters(), start, strict=False):
+                for p, p0 in zip(classifier.parameters(), start, strict=False):
                     p.lerp_(p0, share)
             schedule.step()
             losses.append(loss.item())

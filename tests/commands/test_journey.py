@@ -469,9 +469,9 @@ def test_what_to_run_next_can_be_typed(said, capsys, tmp_path):
     steps = [
         (["scan", *reading], "pretrain", {"data": scans, "key_file": Path("key"), "tilt": "skip"}),
         (["prepare", *reading, "--spec", "tiny.yaml"], "pretrain", {"data": scans, "spec": Path("tiny.yaml")}),
-        (["pretrain", *reading, *learning], "finetune", {"label": "lesion", "encoder": tmp_path / "pretrain"}),
+        (["pretrain", *reading, *learning], "finetune", {"label": ["lesion"], "encoder": tmp_path / "pretrain"}),
         (["finetune", "--labels", labels, "--label", "lesion", "--encoder", str(tmp_path / "pretrain")],
-         "efficiency", {"label": "lesion", "labels": tmp_path / "two.csv", "encoder": tmp_path / "pretrain"}),
+         "efficiency", {"label": ["lesion"], "labels": tmp_path / "two.csv", "encoder": [tmp_path / "pretrain"]}),
     ]  # fmt: skip
     for words, command, carried in steps:
         capsys.readouterr()

@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -6,10 +9,12 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from medclr.errors import MedclrError
-from medclr.reporting.figures import efficiency_figure, efficiency_svg
+from medclr.evaluation.plot import arm_styles, draw_curve
+from medclr.reporting.figures import arm_swatches, efficiency_figure, efficiency_svg
 
 
 def points(arms: tuple[str, ...] = ("scratch", "simclr-linear", "pca")) -> pd.DataFrame:
@@ -27,18 +32,78 @@ def texts(svg: str) -> list[str]:
 
 
 def test_files_are_pictures_and_the_same_each_time(tmp_path: Path) -> None:
-    paths = [tmp_path / "curve.png", tmp_path / "curve.svg"]
+    paths = [tmp_path / f"curve.{kind}" for kind in ("png", "svg", "pdf")]
     efficiency_figure(points(), "Label efficiency: $a_b$", paths)
     first = [path.read_bytes() for path in paths]
     efficiency_figure(points(), "Label efficiency: $a_b$", paths)
     assert [path.read_bytes() for path in paths] == first
     assert set(tmp_path.iterdir()) == set(paths)
     with Image.open(paths[0]) as image:
-        assert image.size == (1440, 920)
+        assert image.size[0] == 3.5 * 300
         assert image.getpixel((2, 2)) == (255, 255, 255, 255)
+        assert image.info["Title"] == "Label efficiency: $a_b$"
         assert not {"Software", "Creation Time"} & image.info.keys()
     assert b"dc:date" not in first[1]
     ET.fromstring(first[1])
+    assert b"/FontFile2" in first[2]  # embedded, as TrueType
+    assert b"/Type3" not in first[2]
+    assert b"/Title (Label efficiency: $a_b$)" in first[2]
+    for name in (b"/CreationDate", b"/Producer", b"/Creator"):
+        assert name not in first[2]
+
+
+def test_bytes_do_not_hang_on_the_order_of_sets(tmp_path: Path) -> None:
+    names = ["x.pdf", "x.svg"]
+    code = f"from test_figures import *; efficiency_figure(points(), 'x', [Path(name) for name in {names}])"
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    other = str(1 + int(os.environ.get("PYTHONHASHSEED", "0").replace("random", "0")))
+    environment = os.environ | {"PYTHONHASHSEED": other, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    theirs = [(tmp_path / name).read_bytes() for name in names]
+    efficiency_figure(points(), "x", [tmp_path / name for name in names])
+    assert [(tmp_path / name).read_bytes() for name in names] == theirs
+
+
+TEN = tuple(f"{group}-{way}" for group in ("simclr", "moco") for way in ("linear", "knn", "lp-ft", "full"))
+TEN = ("scratch", "pca", *TEN)
+
+
+def test_many_arms_take_two_columns_of_a_paper(tmp_path: Path) -> None:
+    efficiency_figure(points(TEN), "x", [tmp_path / "a.png"])
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size[0] == 7.2 * 300
+
+
+def test_arms_are_told_apart_without_colour() -> None:
+    styles = arm_styles((*TEN, "simclr-auto", "my-net-lp-ft", "else"))
+    assert len({(style.marker, style.dash, style.filled) for style in styles.values()}) == len(styles)
+    assert styles["simclr-full"].colour == styles["moco-full"].colour
+    assert styles["simclr-full"][1:] == ("o", "-", True)
+    assert styles["moco-full"][1:] == ("o", "--", False)
+    assert styles["my-net-lp-ft"].dash == "-."
+    assert styles["pca"].dash == ":"
+
+
+def test_points_of_arms_stand_apart_and_never_reach_the_next_fraction() -> None:
+    axes = Figure().add_subplot()
+    frame = points(TEN)
+    draw_curve(axes, frame.assign(fraction=frame["fraction"].replace({0.01: 0.07})))
+    x = np.sort(np.concatenate([line.get_xdata() for line in axes.get_lines() if line.get_label() in TEN]))
+    assert len(np.unique(x)) == len(TEN) * 3
+    assert x[len(TEN) - 1] < np.sqrt(0.07 * 0.1) < x[len(TEN)]
+    assert axes.get_xlim()[0] < x[0]
+    assert x[-1] < axes.get_xlim()[1]
+
+
+def test_a_swatch_shows_the_line_and_the_marker_of_its_arm() -> None:
+    swatches = arm_swatches(TEN)
+    for arm in TEN:
+        ET.fromstring(swatches[arm])
+    assert "var(--blue)" in swatches["simclr-full"]
+    assert swatches["simclr-full"] != swatches["moco-full"]
+    assert 'fill="var(--paper)"' in swatches["moco-full"]
+    assert "C" in swatches["simclr-full"]  # a circle is of curves
+    assert "C" not in swatches["simclr-linear"]
 
 
 def test_drawing_changes_nothing_global(tmp_path: Path) -> None:
@@ -50,7 +115,7 @@ def test_drawing_changes_nothing_global(tmp_path: Path) -> None:
 def test_the_axis_names_shares_patients_and_arms() -> None:
     shown = texts(efficiency_svg(points()))
     assert {"1%", "10%", "100%", "n = 4", "n = 38", "n = 1,388", "chance"} <= {*shown}
-    assert {"scratch", "simclr-linear", "pca"} <= {*shown}
+    assert not {"scratch", "simclr-linear", "pca"} & {*shown}  # the page has the legend
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -70,10 +135,14 @@ def test_two_figures_in_a_page_share_no_id() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_text_is_escaped() -> None:
-    svg = efficiency_svg(points(("<script>alert(1)</script>", "a&b", "$x^2$")))
-    assert "<script" not in svg
-    assert {"<script>alert(1)</script>", "a&b", "$x^2$"} <= {*texts(svg)}
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    arms = ("<script>alert(1)</script>", "a&b", "$x^2$")
+    axes = Figure().add_subplot()
+    draw_curve(axes, points(arms))
+    assert tuple(text.get_text() for text in axes.get_legend().get_texts()) == arms
+    efficiency_figure(points(arms), "<b>", [tmp_path / "a.svg"])
+    assert b"<script" not in (tmp_path / "a.svg").read_bytes()
+    assert "<script" not in efficiency_svg(points(arms)) + "".join(arm_swatches(arms).values())
 
 
 def test_a_point_without_a_number_is_left_out_and_says_nothing_false() -> None:
@@ -99,7 +168,8 @@ def test_one_fraction_and_values_below_chance() -> None:
 
 def test_more_arms_than_styles_can_still_be_drawn() -> None:
     arms = tuple(f"arm {i}" for i in range(9))
-    assert {*arms} <= {*texts(efficiency_svg(points(arms)))}
+    assert len(arm_swatches(arms)) == 9
+    assert len(re.findall("<use ", efficiency_svg(points(arms)))) == 27
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
