@@ -10,9 +10,9 @@ between the two. Targets: a bootstrap of patients and Obuchowski's form between 
 independent, a bootstrap of them and DeLong's form, is there for contrast.
 
 Then both scorers are arms of a label-efficiency curve: the first of 3 encoders, the second of one, both of the same 5
-draws. Each encoder and draw has its own shift, so that the mean AUROC over all there could be is the normal distribution
-function of shift / sqrt(2 + the variances of encoders and draws). The curve's intervals should hold that between .93
-and .97 too; a bootstrap of patients alone, of the same cells, is there for contrast.
+draws. Each encoder and draw has its own shift, so that the mean AUROC over all there could be is the normal
+distribution function of shift / sqrt(2 + the variances of encoders and draws). The curve's intervals should hold that
+between .93 and .97 too; a bootstrap of patients alone, of the same cells, is there for contrast.
 """
 
 import argparse
@@ -111,7 +111,8 @@ def of_curve(
     truth = Truth.of(y[:, None].astype(np.float64), keys, "binary")
     chance = Chance(DRAWS, ENCODERS, resamples, seed)
     first, second = (outcome.auroc for outcome in outcomes(cells, truth, chance))
-    assert first and second
+    assert first
+    assert second
     alone = chance.estimate(first, truth.rarer([0]))
     difference = chance.estimate(first, truth.rarer([0]), lowest=-1.0, versus=second)
     found = {
