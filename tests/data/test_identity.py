@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -239,3 +240,21 @@ def test_a_damaged_record_is_an_error(change):
     del incomplete["pixels"]
     with pytest.raises(BundleError, match="exactly"):
         Seen.from_dict(incomplete)
+
+
+def test_each_row_is_told_whether_it_was_seen():
+    rows = pd.DataFrame(
+        {
+            "patient_key": ["seen", "new", "new", "nameless"],
+            "pixel_hash": ["x1", "x2", "same", "x4"],
+            "patient_known": [True, True, True, False],
+        }
+    )
+    seen = Seen("key", frozenset({"seen"}), frozenset({"same"}), 0)
+    assert list(seen.holds("key", rows)) == ["yes", "no", "yes", "not checkable"]
+    assert list(seen.holds("other", rows)) == ["not checkable", "not checkable", "yes", "not checkable"]
+    nameless = Seen("key", frozenset({"seen"}), frozenset({"same"}), 1)
+    assert list(nameless.holds("key", rows)) == ["yes", "not checkable", "yes", "not checkable"]
+    made = Seen.of("key", rows)
+    assert made == Seen("key", frozenset({"seen", "new", "nameless"}), frozenset({"x1", "x2", "same", "x4"}), 1)
+    assert set(made.holds("key", rows)) == {"yes"}

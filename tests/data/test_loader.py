@@ -1,5 +1,6 @@
 import multiprocessing
 import subprocess
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -268,3 +269,15 @@ def test_default_workers():
     assert default_workers(SPEC, 64) == 0
     large = replace(SPEC, patch=(96, 96, 96))
     assert [default_workers(large, cores) for cores in (2, 4, 64)] == [0, 2, 12]
+
+
+@pytest.mark.parametrize(("patch", "expected"), [((28, 28), 256), ((64, 64, 64), 128), ((400, 400, 400), 1)])
+def test_a_batch_to_look_at_has_bounded_voxels(patch, expected):
+    class Many(types.SimpleNamespace):
+        def __len__(self):
+            return 300
+
+    batches = eval_loader(Many(patch=patch), 0).batch_sampler
+    assert next(len(batch) for batch in batches) == expected
+    assert sum(len(batch) for batch in batches) == 300
+    assert next(len(batch) for batch in eval_loader(Many(patch=patch), 0, 7).batch_sampler) == 7

@@ -69,6 +69,13 @@ def commands(archive):
         yield ["efficiency", "--labels", str(archive / f"{table}.csv"), "--encoder", "runs/encoder", *CURVE], BAD
     yield ["finetune", *labels, "--encoder", "runs/encoder", "--resamples", "100"], (0,)
     yield ["finetune", *labels, "--encoder", "runs/encoder", "--label", "sex"], BAD
+    yield ["finetune", *labels, "--encoder", "runs/encoder", "--method", "knn", "--resamples", "100"], (0,)
+    yield ["predict", *data, "--store", "runs/store"], (0,)
+    yield ["predict", *data, "--store", "runs/store", "--strict"], BAD
+    yield ["predict", *data, "--store", "runs/store", "--max-skipped", "0", "--format", "parquet"], BAD
+    yield ["predict", "--data", str(archive / "CANARY"), "--classifier", "runs/encoder"], BAD
+    yield ["embed", "--encoder", "runs/encoder"], (0,)
+    yield ["embed", *data, "--encoder", "runs/encoder", "--projector-layer", "1"], (0,)
     yield ["efficiency", *labels, "--encoder", "runs/encoder", *CURVE], (0,)
     yield ["doctor"], (0, 1)
 

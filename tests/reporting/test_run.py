@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import example, given, settings
@@ -417,3 +418,34 @@ def test_a_run_is_pinned_to_what_it_works_on(tmp_path: Path) -> None:
     run.pin({"volumes": "a"})
     with pytest.raises(UsageError, match="have changed"):
         run.pin({"volumes": "b"})
+
+
+def test_frames_become_row_groups_of_one_table_or_nothing(tmp_path):
+    run = opened(tmp_path / "run")
+    frames = [pd.DataFrame({"id": list("ab"), "f0": [1.0, 2.0]}), pd.DataFrame({"id": ["c"], "f0": [3.0]})]
+    path = run.write_frames("t.parquet", iter(frames))
+    pd.testing.assert_frame_equal(pd.read_parquet(path), pd.concat(frames, ignore_index=True))
+    assert pq.ParquetFile(path).num_row_groups == 2
+
+    def broken():
+        yield frames[1]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.write_frames("t.parquet", broken())
+    with pytest.raises(KeyboardInterrupt):
+        run.write_frames("u.parquet", broken())
+    assert len(pd.read_parquet(path)) == 3
+    assert [p.name for p in run.folder.iterdir() if "parquet" in p.name] == ["t.parquet"]
+
+
+def test_what_a_run_found_is_there_for_those_that_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = opened(tmp_path / "run")
+    assert read_paths(run.folder)["key_file"] is None
+    run.found(key_file=Path("key"), data=None)
+    paths = read_paths(run.folder)
+    assert paths["key_file"] == tmp_path / "key"
+    assert paths["data"] is None
+    assert paths["labels"] == tmp_path / "labels.csv"
+    assert opened(tmp_path / "run").resumed
