@@ -18,7 +18,7 @@ from medclr.data.store import Store
 from medclr.models.classifier import Classifier
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.training.classify import fit_full
-from medclr.training.encode import embed_rows
+from medclr.training.encode import classify_rows
 from medclr.training.probe import Linear, Neighbours, Scores, choose, enough_to_choose, fit_linear, inner_folds
 from medclr.transforms.presets import Views
 
@@ -168,7 +168,7 @@ def fit(
     )
 
     def scores(rows: Rows) -> Scores:
-        return material.task.scores(embed_rows(network, material.part(rows), material.store, material.spec))
+        return material.task.scores(classify_rows(network, material.part(rows), material.store, material.spec))
 
     return Fitted(scores, held_out, f"learning rate {config.lr:g}", network=network)
 
