@@ -16,8 +16,8 @@ METHODS = {"simclr": "SimCLR", "moco": "MoCo"}  # as they are written
 _CROP_SCALE = "smallest and largest share of the patch that a view shows"
 _WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists them (default: none)"
 
-Method = Literal["linear", "knn", "lp-ft", "full", "auto"]
-Arm = Literal["scratch", "pca", "linear", "knn", "lp-ft", "full", "auto"]
+Method = Literal["linear", "knn", "attention", "lp-ft", "full", "auto"]
+Arm = Literal["scratch", "pca", "linear", "knn", "attention", "lp-ft", "full", "auto"]
 
 
 def _say(default: Any, text: str) -> Any:
@@ -266,6 +266,11 @@ class LabelsConfig:
     projector_layer: int = _say(
         0, "hidden layers of the projector that the classifier keeps, 1 as in SimCLRv2; 0 is the encoder alone"
     )
+    crops: int = _say(
+        1,
+        "most crops, spread evenly, by which a volume (or each slice of it) larger than the patch is judged; 1 is the "
+        "centre",
+    )
     epochs: int = _say(30, "passes over the labelled volumes when the whole network is trained")
     batch_size: int = _say(64, "volumes per step when the whole network is trained")
     lr: float = _say(1e-3, "peak learning rate when the whole network is trained")
@@ -290,7 +295,7 @@ class LabelsConfig:
 
     def __post_init__(self) -> None:
         _check_ranges(self, epochs=1, batch_size=2, lr=0, min_steps=1, max_steps=1, resamples=100, workers=0, seed=0)
-        _check_ranges(self, projector_layer=0, weight_decay=0)
+        _check_ranges(self, projector_layer=0, crops=1, weight_decay=0)
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"--layer-decay {self.layer_decay}: must be above 0 and at most 1")
         if not 0 <= self.dropout < 1:
@@ -307,7 +312,8 @@ class FinetuneConfig(LabelsConfig):
     method: Method = _say(
         "linear",
         "train a linear head on frozen features, everything (full), or first that and then everything (lp-ft); let the "
-        "nearest neighbours vote (knn); or choose by cross-validation within the training labels (auto)",
+        "nearest neighbours vote (knn); learn how much each crop or slice counts (attention); or choose by "
+        "cross-validation within the training labels (auto)",
     )
     tuned: bool = _say(
         False, "for full and lp-ft: choose the learning rate by such cross-validation, which takes four times as long"

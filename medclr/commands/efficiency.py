@@ -27,8 +27,9 @@ from medclr.reporting.console import counted, progress, say
 from medclr.reporting.figures import efficiency_figure
 from medclr.reporting.html import efficiency_page
 from medclr.reporting.run import FREE_FIELDS, Run, hardware, versions
-from medclr.training.encode import Encoder, pixel_rows
+from medclr.training.encode import Bags, Encoder, pixel_rows
 from medclr.training.methods import AUTO, INNER_FOLDS, RATES, Material, Start, fit, trainings
+from medclr.training.pooling import HIDDEN, STEPS
 from medclr.training.probe import FEWEST_PATIENTS, FIXED_STRENGTH, NEIGHBOURS, fit_pca
 
 MOST_PCA_ROWS = 5000  # unlabelled volumes behind the components of the baseline
@@ -157,6 +158,7 @@ def _starts(
     """For each arm what it starts from, one for each encoder; features are computed once, here."""
     starts: dict[str, list[Start]] = {}
     methods = [arm for arm in config.arms if arm not in BASELINES]
+    counts = data.parts(config) if "attention" in methods else None
     if "scratch" in config.arms:
         starts["scratch"] = [data.start(None, config)]
     if "pca" in config.arms:
@@ -167,25 +169,33 @@ def _starts(
     for group, encoders in groups.items() if methods else ():
         own = [data.start(encoder, config) for encoder in encoders]
         if methods != ["full"]:
-            own = [replace(start, features=_features(run, data, start)) for start in own]
+            own = [_with_features(config, run, data, start, counts) for start in own]
         starts |= {f"{group}-{method}": own for method in methods}
     return starts
 
 
-def _features(run: Run, data: Labelled, start: Start) -> NDArray[np.float32]:
-    """Features of all labelled volumes, kept in private/ so that a run that goes on need not compute them again."""
+def _with_features(
+    config: EfficiencyConfig, run: Run, data: Labelled, start: Start, counts: NDArray[np.intp] | None
+) -> Start:
+    """With the features of all labelled volumes, kept in private/ so that a run that goes on need not compute them.
+
+    Where the counts of their crops or slices are given, of each of these.
+    """
     assert start.network
     keys = [*data.table.rows["store_key"], *(str(p.double().sum().item()) for p in start.network.parameters())]
     name = f"private/features-{blake2b('|'.join(keys).encode(), digest_size=8).hexdigest()}.npy"
     if (run.folder / name).is_file():
-        kept: NDArray[np.float32] = np.load(run.folder / name, allow_pickle=False)
-        return kept
-    say(f"features of {counted(len(data.table.rows), 'labelled volume')}")
-    features = data.features(start)
-    content = io.BytesIO()
-    np.save(content, features, allow_pickle=False)
-    run.write_bytes(name, content.getvalue())
-    return features
+        features: NDArray[np.float32] = np.load(run.folder / name, allow_pickle=False)
+    else:
+        say(f"features of {counted(len(data.table.rows), 'labelled volume')}")
+        features = data.features(start, config) if counts is None else data.bags(start, config).features
+        content = io.BytesIO()
+        np.save(content, features, allow_pickle=False)
+        run.write_bytes(name, content.getvalue())
+    if counts is None:
+        return replace(start, features=features)
+    bags = Bags(features, counts)
+    return replace(start, features=bags.mean(), bags=bags)
 
 
 def _groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
@@ -357,6 +367,11 @@ def _methods(
             f"{learned['temperature']}, without labels, "
             + (f"with {len(encoders)} seeds, over which results are means." if len(encoders) > 1 else "once.")
         )
+    if config.crops > 1:
+        said.append(
+            f"A {'slice' if data.spec.slices else 'volume'} larger than that is judged by up to {config.crops} crops, "
+            "spread evenly, whose mean is the volume's; pca sees the centre alone."
+        )
     if config.projector_layer:
         layers = counted(config.projector_layer, "hidden layer")
         said.append(f"Classifiers keep {layers} of its projector below their head.")
@@ -394,6 +409,11 @@ def _methods(
         )
     if "auto" in config.arms:
         said.append(f"auto chooses among {', '.join(AUTO)} by such cross-validation.")
+    if "attention" in config.arms:
+        said.append(
+            f"attention weighs crops or slices by gated attention of {HIDDEN} hidden units (Ilse, Tomczak and Welling, "
+            f"ICML 2018), trained for {STEPS} steps from their mean and the head of linear."
+        )
     if "knn" in config.arms:
         said.append(f"knn lets the {NEIGHBOURS} nearest by cosine vote, weighted by exp(cosine / 0.1).")
     said += [

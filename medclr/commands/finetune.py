@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medclr import __version__
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
 from medclr.config import FinetuneConfig, LabelsConfig, StoreConfig
+from medclr.data.crops import parts_of
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
 from medclr.data.labels import (
     LabelTable,
@@ -34,7 +35,7 @@ from medclr.models.classifier import Classifier, NeighboursHead, save_classifier
 from medclr.models.encoder import Architecture
 from medclr.reporting.console import counted, say
 from medclr.reporting.run import Run, next_command, read_paths
-from medclr.training.encode import Encoder, embed_rows, load_encoder, training_device
+from medclr.training.encode import Bags, Encoder, bag_rows, embed_rows, load_encoder, training_device
 from medclr.training.methods import Fitted, Material, Start, fit
 from medclr.training.probe import NEIGHBOURS, Linear, Neighbours
 from medclr.transforms.presets import Views, build_views
@@ -96,10 +97,29 @@ class Labelled:
         widths = [layer.out_features for layer in kept if isinstance(layer, torch.nn.Linear)]
         return Start(network=kept, feature_dim=[encoder.bundle.architecture.feature_dim, *widths][-1])
 
-    def features(self, start: Start) -> NDArray[np.float32]:
+    def features(self, start: Start, config: LabelsConfig) -> NDArray[np.float32]:
         """Of all labelled volumes, (n, F): one pass over them."""
         assert start.network
-        return embed_rows(start.network, self.table.rows, self.store, self.spec)
+        return embed_rows(start.network, self.table.rows, self.store, self.spec, crops=config.crops)
+
+    def bags(self, start: Start, config: LabelsConfig) -> Bags:
+        """The features of their crops and slices, of which `features` is the mean: one pass over them."""
+        assert start.network
+        return bag_rows(start.network, self.table.rows, self.store, self.spec, crops=config.crops)
+
+    def parts(self, config: LabelsConfig) -> NDArray[np.intp]:
+        """How many crops or slices each labelled volume is judged by.
+
+        Raises:
+            UsageError: one, of each.
+        """
+        counts = parts_of(self.table.rows, self.spec, config.crops)[1]
+        if counts.max() == 1:
+            raise UsageError(
+                f"attention: no volume has more than one crop or slice at --crops {config.crops} and patch "
+                f"{' × '.join(map(str, self.spec.patch or ()))}, so there is nothing to pool; use linear"
+            )
+        return counts
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -123,7 +143,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     start = data.start(None if config.init == "scratch" else data.encoders[0], config)
     if config.method != "full":
         start = replace(start, network=start.fresh(config.seed))
-        start = replace(start, features=data.features(start))
+        if config.method == "attention":
+            data.parts(config)
+            bags = data.bags(start, config)
+            start = replace(start, bags=bags, features=bags.mean())
+        else:
+            start = replace(start, features=data.features(start, config))
     fitted = fit(
         config.method,
         data.material(config),
@@ -152,7 +177,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
     }
-    classifier = _classifier(fitted, start, task)
+    classifier = _classifier(fitted, start, task, config.crops)
     details = _details(config, data, source, rows.iloc[train])
     save_classifier(run.folder / "classifier", classifier, data.architecture, task, data.spec, details)
     run.write_json("metrics.json", metrics)
@@ -424,14 +449,16 @@ def _nearly_seen(run: Run, table: LabelTable, encoder: Encoder, source: Path) ->
     return len(set(i[other].tolist()))
 
 
-def _classifier(fitted: Fitted, start: Start, task: Task) -> Classifier:
+def _classifier(fitted: Fitted, start: Start, task: Task, crops: int) -> Classifier:
     if fitted.network is not None:
         return fitted.network
     head = fitted.head
     assert head is not None
     assert start.network is not None
     voting = NeighboursHead(head.features, head.y, NEIGHBOURS, head.exclusive) if isinstance(head, Neighbours) else None
-    classifier = Classifier(start.network, start.feature_dim, len(task.outputs), head=voting)
+    classifier = Classifier(
+        start.network, start.feature_dim, len(task.outputs), head=voting, crops=crops, pool=fitted.pool
+    )
     if isinstance(head, Linear):
         classifier.set_head(head.weight, head.bias)
     return classifier.eval()
@@ -484,5 +511,6 @@ def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:
     say(metrics["leakage"])
     say(metrics["near_duplicates"]["sentence"])
     say(f"wrote {run.folder}: metrics.json, predictions.csv, classifier/")
-    carried = ("labels", "encoder", "data", "store", "key_file", "label", "groups", "spec", "transductive", "device")
+    where = ("labels", "encoder", "data", "store", "key_file")
+    carried = (*where, "label", "groups", "spec", "crops", "transductive", "device")
     say(f"next: {next_command('efficiency', config, carried)}")

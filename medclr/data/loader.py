@@ -41,7 +41,8 @@ class Blocks(Dataset[Batch]):
     """Fixed-size blocks of stored volumes, a batch at a time.
 
     Items are asked for as (epoch, row), which is all that their randomness depends on. With `views` None, an item
-    is the one block at the centre of the volume. Under a spec with slices a row is a slice, see `by_slice`.
+    is the one block at the centre of the volume, or at the `start` that its row names. Under a spec with slices a row
+    is a slice. See `parts_of`.
 
     A batch holds blocks, (B, V, C, *patch) in the store's data type, with low and high, (B, V), the grey values that
     become 0 and 1; params, a dict of (B, V, ...); row, (B,), of the first view; and patient, (B,), equal where the
@@ -74,6 +75,7 @@ class Blocks(Dataset[Batch]):
         self.n_views = n_views if views else 1
         self.keys = rows["store_key"].to_numpy(str)
         self.slices = rows["slice"].to_numpy() if spec.slices else None
+        self.starts = rows["start"].to_list() if "start" in rows else None
         self.shapes = np.array([shape[-spec.spatial_dims :] for shape in rows["store_shape"]])
         self.low, self.high = grey_range(rows, spec)
         self.outside = outside(rows, spec)
@@ -136,7 +138,9 @@ class Blocks(Dataset[Batch]):
         return tuple(int(n) - p for n, p in zip(self.shapes[row], self.patch, strict=True))
 
     def _start(self, row: int, rng: np.random.Generator | None) -> tuple[int, ...]:
-        """First voxel of a block: at random where the volume is longer than the patch, else centred."""
+        """First voxel of a block: at random where the volume is longer than the patch, else as told, else centred."""
+        if self.starts is not None and not rng:
+            return tuple(self.starts[row])
         return tuple(int(rng.integers(room + 1)) if rng and room > 0 else room // 2 for room in self._room(row))
 
     def _read(self, row: int, start: tuple[int, ...]) -> NDArray[Any]:

@@ -10,11 +10,12 @@ if TYPE_CHECKING:  # matplotlib is loaded by those who draw
     from matplotlib.axes import Axes
 
 INK, RULE, PAPER = "#1b1f24", "#d9dce1", "#ffffff"
-PRETRAINED_METHODS = ("linear", "knn", "lp-ft", "full", "auto")
+PRETRAINED_METHODS = ("linear", "knn", "attention", "lp-ft", "full", "auto")
 # By method, after Okabe and Ito's palette; shapes differ too, so that print without colour and any eye tell them apart.
 _METHODS = {
     "linear": ("#d55e00", "s"),
     "knn": ("#8a7100", "P"),
+    "attention": ("#6f5bc9", "<"),
     "lp-ft": ("#b0568a", "v"),
     "full": ("#0072b2", "o"),
     "auto": (INK, "X"),

@@ -24,7 +24,7 @@ CLASSIFIER = Kind(
     "--classifier",
     "finetune",
     2,
-    _DETAILS | {"architecture", "projector", "head", "task", "spec"},
+    _DETAILS | {"architecture", "projector", "head", "pooling", "task", "spec"},
 )
 
 
@@ -37,13 +37,23 @@ class Classifier(nn.Module):
         outputs: K.
         dropout: share of the features that training leaves out before the head.
         head: features (B, feature_dim) to logits (B, K); None is a linear one, at zero.
+        crops: the most that it sees of one volume, or of one slice.
+        pool: from the features of the parts of volumes to those of the volumes; None is the mean. Images are each a
+            volume of one part, which none changes.
     """
 
     def __init__(
-        self, network: nn.Module, feature_dim: int, outputs: int, dropout: float = 0.0, head: nn.Module | None = None
+        self,
+        network: nn.Module,
+        feature_dim: int,
+        outputs: int,
+        dropout: float = 0.0,
+        head: nn.Module | None = None,
+        crops: int = 1,
+        pool: "AttentionPool | None" = None,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.crops, self.pool = network, crops, pool
         self.dropout = nn.Dropout(dropout)
         if head is None:
             head = nn.Linear(feature_dim, outputs)
@@ -62,6 +72,32 @@ class Classifier(nn.Module):
         assert isinstance(self.head, nn.Linear)
         self.head.weight.copy_(torch.from_numpy(weight.T))
         self.head.bias.copy_(torch.from_numpy(bias))
+
+
+class AttentionPool(nn.Module):
+    """Gated attention over the parts of a volume (Ilse, Tomczak and Welling, "Attention-based deep multiple instance
+    learning", ICML 2018, equation 9, with biases), at first their mean.
+
+    Args:
+        feature_dim: F.
+        hidden: length of what the attention is computed from.
+    """
+
+    def __init__(self, feature_dim: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.content, self.gate = nn.Linear(feature_dim, hidden), nn.Linear(feature_dim, hidden)
+        self.weigh = nn.Linear(hidden, 1, bias=False)
+        nn.init.zeros_(self.weigh.weight)
+
+    def forward(self, features: Tensor, counts: Tensor) -> Tensor:
+        """Features (m, F) of parts, those of one volume together, and how many each volume has, (n,), to (n, F)."""
+        score = self.weigh(self.content(features).tanh() * self.gate(features).sigmoid())[:, 0]
+        owner = torch.repeat_interleave(counts)
+        # Relative to the largest of a volume, or exp would overflow.
+        top = score.new_full((len(counts),), -torch.inf).scatter_reduce(0, owner, score.detach(), "amax")
+        weight = (score - top[owner]).exp()
+        whole = features.new_zeros(len(counts), features.shape[1]).index_add(0, owner, weight[:, None] * features)
+        return whole / weight.new_zeros(len(counts)).index_add(0, owner, weight)[:, None]
 
 
 class NeighboursHead(nn.Module):
@@ -158,6 +194,7 @@ def save_classifier(
         "architecture": asdict(architecture),
         "projector": describe_projector(nn.Sequential(*kept)) if kept else None,
         "head": _describe_head(classifier.head),
+        "pooling": {"crops": classifier.crops, "attention": classifier.pool and classifier.pool.weigh.in_features},
         "task": asdict(task),
         "spec": spec.to_dict(),
         **details,
@@ -205,7 +242,9 @@ def _build(record: dict[str, Any]) -> Classifier:
         own = dict(record["head"])
         rows = own.pop("rows")
         head = NeighboursHead(torch.zeros(rows, width), torch.zeros(rows, outputs), **own)
-    return Classifier(network, width, outputs, head=head)
+    pooling = record["pooling"]
+    pool = None if pooling["attention"] is None else AttentionPool(width, pooling["attention"])
+    return Classifier(network, width, outputs, head=head, crops=pooling["crops"], pool=pool)
 
 
 def _describe_head(head: nn.Module) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ _MEANINGS = {
     "pca": "logistic regression on principal components of the pixels, without any network",
     "linear": "logistic regression on the frozen features of the encoder",
     "knn": "the nearest labelled neighbours in the frozen features of the encoder",
+    "attention": "a linear head on the frozen features, with learned weights of the crops or slices of a volume",
     "lp-ft": "the whole network fine-tuned from the encoder and the head of the linear arm",
     "full": "the whole network fine-tuned from the encoder",
     "auto": "whichever of these ways cross-validation inside the draw chose",

@@ -53,7 +53,7 @@ def fit_full(
         store, spec: where and how to read them.
         views: augmentations, one view a volume.
         config: epochs, batch_size, lr, min_steps, max_steps, weight_decay, decay_to, layer_decay, dropout,
-            class_weight, device.
+            class_weight, device; and crops, which is for the classifier to know.
         seed: of the order, the views and the dropout.
         exclusive: the K columns are classes, of which each row has one.
         head: of a linear probe, to start from, so that features are not bent to suit a head that knows nothing (LP-FT,
@@ -68,14 +68,14 @@ def fit_full(
     if spec.slices:
         rows = by_slice(rows.assign(volume=np.arange(len(rows))))
         y = y[rows["volume"]]
-    classifier = Classifier(network, feature_dim, y.shape[1], config.dropout).to(device).train()
+    classifier = Classifier(network, feature_dim, y.shape[1], config.dropout, crops=config.crops).to(device).train()
     if head:
         classifier.set_head(head.weight, head.bias)
     loader = train_loader(Blocks(rows, store, spec, views, 1, seed), config.batch_size, 0, seed)
     order = loader.batch_sampler
     assert isinstance(order, Steps)
     target = torch.tensor(y, dtype=torch.float32, device=device)
-    weight = _class_weight(target, exclusive) if config.class_weight == "balanced" else None
+    weight = class_weights(target, exclusive) if config.class_weight == "balanced" else None
     total = steps_of(config, len(loader))
     to_start = config.decay_to == "start"
     optimizer = layerwise_adamw(
@@ -102,7 +102,7 @@ def fit_full(
             low, high = batch["low"].flatten().to(device), batch["high"].flatten().to(device)
             with torch.no_grad():
                 images = views.apply(batch["blocks"].flatten(0, 1).to(device), params, low, high)
-            loss = _loss(classifier(images), target[batch["row"]], weight, exclusive)
+            loss = label_loss(classifier(images), target[batch["row"]], weight, exclusive)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -130,7 +130,7 @@ def steps_of(config: LabelsConfig, steps_per_epoch: int) -> int:
     return int(np.clip(config.epochs * steps_per_epoch, config.min_steps, config.max_steps))
 
 
-def _loss(logits: Tensor, y: Tensor, weight: Tensor | None, exclusive: bool) -> Tensor:
+def label_loss(logits: Tensor, y: Tensor, weight: Tensor | None, exclusive: bool) -> Tensor:
     """Mean cross-entropy over the known labels of a batch; weight: of classes, or of the positives of each label."""
     if exclusive:
         return cross_entropy(logits, y, weight)
@@ -139,7 +139,7 @@ def _loss(logits: Tensor, y: Tensor, weight: Tensor | None, exclusive: bool) -> 
     return (each * known).sum() / known.sum().clamp(min=1)
 
 
-def _class_weight(y: Tensor, exclusive: bool) -> Tensor:
+def class_weights(y: Tensor, exclusive: bool) -> Tensor:
     """Weights (K,) under which all classes, or positives and negatives of each label, count the same."""
     positive, negative = torch.nansum(y, dim=0), torch.nansum(1 - y, dim=0)
     if exclusive:

@@ -1,6 +1,7 @@
 """Volumes to features: the encoder with the preprocessing that it carries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medclr.data.crops import parts_of
 from medclr.data.loader import Blocks, eval_loader, grey_range, outside
 from medclr.data.prepare import prepared_array, statistics
-from medclr.data.slices import by_slice, kept_slices
+from medclr.data.slices import kept_slices
 from medclr.data.spec import DataSpec, parse_spec
 from medclr.data.store import Store, cut_block
 from medclr.data.volume import Volume
@@ -94,29 +96,63 @@ def images(batch_blocks: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return Normalise.apply(batch_blocks.flatten(0, 1).float(), low.flatten(), high.flatten())
 
 
+@dataclass(frozen=True, eq=False)
+class Bags:
+    """Features of the parts of volumes, those of one volume together: a bag.
+
+    Attributes:
+        features: (m, F), in the order of the volumes; counts: (n,), how many are of each volume, at least 1.
+    """
+
+    features: NDArray[np.float32]
+    counts: NDArray[np.intp]
+
+    def of(self, at: NDArray[np.intp]) -> "Bags":
+        """The bags at some positions, in that order."""
+        ends = self.counts.cumsum()
+        chosen = [self.features[ends[i] - self.counts[i] : ends[i]] for i in at]
+        return Bags(np.concatenate(chosen), self.counts[at])
+
+    def mean(self) -> NDArray[np.float32]:
+        """(n, F): of each bag."""
+        return np.asarray(
+            np.add.reduceat(self.features, self.counts.cumsum() - self.counts) / self.counts[:, None], np.float32
+        )
+
+
 @torch.inference_mode()
 def embed_rows(
-    network: nn.Module, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0
+    network: nn.Module, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0, crops: int = 1
 ) -> NDArray[np.float32]:
-    """Features (n, F) of manifest rows, from the centre of each volume, on the device of the network.
+    """Features (n, F) of manifest rows, on the device of the network: of each volume the mean over its parts.
 
-    Of volumes under a spec with slices, the mean over the slices of each.
+    These are its slices, under a spec with slices, and of each volume or slice that is larger than the patch up to
+    `crops` crops; one is the centre.
     """
-    device = next(network.parameters()).device
-    network.eval()
-    return _of_rows(
-        lambda *batch: network(images(*(part.to(device) for part in batch))).cpu(), rows, store, spec, workers
-    )
+    return _mean(_embed(network), rows, store, spec, workers, crops)
+
+
+@torch.inference_mode()
+def bag_rows(
+    network: nn.Module, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0, crops: int = 1
+) -> Bags:
+    """The features of which `embed_rows` gives the mean: all of them are in memory at once."""
+    found, counts = _of_parts(_embed(network), rows, store, spec, workers, crops)
+    return Bags(torch.cat(list(found)).numpy(), counts)
 
 
 @torch.inference_mode()
 def classify_rows(
     classifier: Classifier, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0
 ) -> NDArray[np.float32]:
-    """Logits (n, K) of manifest rows: of the features of each volume, which under slices are the mean over them."""
-    features = embed_rows(classifier.eval().network, rows, store, spec, workers)
-    device = next(classifier.parameters()).device
-    return np.asarray(classifier.head(torch.from_numpy(features).to(device)).cpu().numpy())
+    """Logits (n, K) of manifest rows: of the features of each volume, pooled over its parts as the classifier does."""
+    network, pool, device = classifier.eval().network, classifier.pool, next(classifier.parameters()).device
+    if pool is None:
+        features = torch.from_numpy(embed_rows(network, rows, store, spec, workers, classifier.crops)).to(device)
+    else:
+        bags = bag_rows(network, rows, store, spec, workers, classifier.crops)
+        features = pool(torch.from_numpy(bags.features).to(device), torch.from_numpy(bags.counts).to(device))
+    return np.asarray(classifier.head(features).cpu().numpy())
 
 
 def pixel_rows(rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0) -> NDArray[np.float32]:
@@ -124,25 +160,37 @@ def pixel_rows(rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 
 
     Of volumes under a spec with slices, the mean over the slices of each.
     """
-    return _of_rows(lambda *batch: images(*batch).flatten(1), rows, store, spec, workers)
+    return _mean(lambda *batch: images(*batch).flatten(1), rows, store, spec, workers, 1)
 
 
-def _of_rows(
-    seen: Callable[[Tensor, Tensor, Tensor], Tensor], rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int
+def _embed(network: nn.Module) -> Callable[..., Tensor]:
+    """Blocks, low and high to features, on the device of the network and back."""
+    device = next(network.parameters()).device
+    network.eval()
+    return lambda *batch: network(images(*(part.to(device) for part in batch))).cpu()
+
+
+def _mean(
+    seen: Callable[..., Tensor], rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int, crops: int
 ) -> NDArray[np.float32]:
-    """What `seen` makes of blocks, low and high, one row for each of `rows`."""
-    whole = not spec.slices or "slice" in rows
-    loader = eval_loader(Blocks(rows if whole else by_slice(rows), store, spec), workers)
-    found = (seen(batch["blocks"], batch["low"], batch["high"]) for batch in loader)
-    if whole:
-        return torch.cat(list(found)).numpy()
-    counts = torch.tensor(rows["slices"].map(len).to_numpy())
-    owner = torch.repeat_interleave(counts)
-    # Added up as they come: all slices at once may be more than memory holds.
+    """What `seen` makes of blocks, low and high, one row for each of `rows`: the mean over its parts."""
+    found, counts = _of_parts(seen, rows, store, spec, workers, crops)
+    each = torch.from_numpy(counts)
+    owner = torch.repeat_interleave(each)
+    # Added up as they come: all parts at once may be more than memory holds.
     total, done = torch.zeros(0), 0
     for values in found:
         if not done:
             total = torch.zeros(len(rows), *values.shape[1:])
         total.index_add_(0, owner[done : done + len(values)], values)
         done += len(values)
-    return (total / counts.reshape(-1, *[1] * (total.ndim - 1))).numpy()
+    return (total / each.reshape(-1, *[1] * (total.ndim - 1))).numpy()
+
+
+def _of_parts(
+    seen: Callable[..., Tensor], rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int, crops: int
+) -> tuple[Iterator[Tensor], NDArray[np.intp]]:
+    """What `seen` makes of the parts, a batch at a time; and how many parts each of `rows` has."""
+    parts, counts = parts_of(rows, spec, crops)
+    loader = eval_loader(Blocks(parts, store, spec), workers)
+    return (seen(batch["blocks"], batch["low"], batch["high"]) for batch in loader), counts

@@ -15,10 +15,11 @@ from medclr.config import LabelsConfig
 from medclr.data.labels import Task
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
-from medclr.models.classifier import Classifier
+from medclr.models.classifier import AttentionPool, Classifier
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.training.classify import fit_full
-from medclr.training.encode import classify_rows
+from medclr.training.encode import Bags, classify_rows
+from medclr.training.pooling import fit_attention, pooled
 from medclr.training.probe import Linear, Neighbours, Scores, choose, enough_to_choose, fit_linear, inner_folds
 from medclr.transforms.presets import Views
 
@@ -66,12 +67,14 @@ class Start:
         features: (n, F) of all rows of the material, for heads on frozen features; None where no method needs them.
         network: an encoder with what is kept of its projector; None is an encoder with random weights.
         architecture: of the encoder; feature_dim: length of what the network gives.
+        bags: those whose means are the features; None where no method pools them otherwise.
     """
 
     features: NDArray[np.floating] | None = None
     network: nn.Sequential | None = None
     architecture: Architecture | None = None
     feature_dim: int = 0
+    bags: Bags | None = None
 
     def fresh(self, seed: int) -> nn.Sequential:
         """A network of its own to train."""
@@ -93,6 +96,7 @@ class Fitted:
         choice: what was chosen within those rows, in words.
         head: on frozen features, or None where `network` was trained whole.
         network: the trained one, or None.
+        pool: from features of crops and slices to those of volumes, below the head; None is their mean.
     """
 
     scores: Callable[[Rows], Scores]
@@ -100,6 +104,7 @@ class Fitted:
     choice: str
     head: Linear | Neighbours | None = None
     network: Classifier | None = None
+    pool: AttentionPool | None = None
 
 
 def fit(
@@ -115,9 +120,10 @@ def fit(
     """Make a classifier from the labels of some rows; no label of another row is looked at.
 
     Args:
-        method: "linear" and "knn" on frozen features; "full", the whole network; "lp-ft", the whole network from the
-            head of "linear"; "auto", whichever of AUTO ranks best in patient-grouped cross-validation of these rows,
-            or the first of them where these are too few to choose by.
+        method: "linear" and "knn" on frozen features; "attention", over those of crops and slices, which starts as
+            "linear" does on their mean; "full", the whole network; "lp-ft", the whole network from the head of
+            "linear"; "auto", whichever of AUTO ranks best in patient-grouped cross-validation of these rows, or the
+            first of them where these are too few to choose by.
         material, start: what to learn from, and what to start from.
         at: positions of the labelled rows.
         seed: of folds, weights, order and views.
@@ -137,7 +143,7 @@ def fit(
             reason = ""
         fitted = fit(choice, material, start, at, seed, False, on_epoch, checkpoint)
         return replace(fitted, choice=f"{choice}{reason}", held_out=fitted.held_out if held_out is None else held_out)
-    if method in ("linear", "knn"):
+    if method in ("linear", "knn", "attention"):
         return _on_features(method, material, start, at, seed)
 
     head = _on_features("linear", material, start, at, seed).head if method == "lp-ft" else None
@@ -189,7 +195,13 @@ def _on_features(method: str, material: Material, start: Start, at: Rows, seed: 
         return Fitted(lambda rows: head.scores(features[rows]), None, "", head)
     balanced = material.config.class_weight == "balanced"
     head = fit_linear(features[at], y, material.patients[at], seed, exclusive=material.exclusive, balanced=balanced)
-    return Fitted(lambda rows: head.scores(features[rows]), head.held_out, f"C = {head.strength:g}", head)
+    choice = f"C = {head.strength:g}"
+    if method == "linear":
+        return Fitted(lambda rows: head.scores(features[rows]), head.held_out, choice, head)
+    bags = start.bags
+    assert bags is not None
+    pool, above = fit_attention(bags.of(at), y, head, seed, balanced)
+    return Fitted(lambda rows: above.scores(pooled(pool, bags.of(rows))), None, choice, above, pool=pool)
 
 
 def _brief(config: LabelsConfig) -> LabelsConfig:

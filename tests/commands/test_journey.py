@@ -46,7 +46,7 @@ def journey(tmp_path_factory):
     folder = tmp_path_factory.mktemp("journey")
     before = Path.cwd()
     os.chdir(folder)
-    write_phantoms(folder / "phantoms", patients=24, seed=1)
+    write_phantoms(folder / "phantoms", patients=36, seed=1)
     (folder / "tiny.yaml").write_text(SPEC)
     assert main(["scan", "--data", "phantoms/dicom", "--out", "runs/scan", "--key-file", "key", "--workers", "0"]) == 0
     assert main([*PRETRAIN, *SETTINGS, "--out", "runs/pretrain"]) == 0
@@ -135,7 +135,7 @@ def test_report_shows_the_curve_and_says_what_it_is_of(journey):
     assert "phantom" in page
     assert record("runs/efficiency/report.json")["verdict"] in page.replace("&#39;", "'")
     assert 'src="http' not in page
-    for figure in ("curve.png", "curve.svg"):
+    for figure in ("curve.png", "curve.svg", "curve.pdf"):
         assert Path("runs/efficiency", figure).stat().st_size > 5000
 
 
@@ -386,7 +386,7 @@ def test_fine_tuning_from_a_middle_layer_starts_at_the_linear_head(journey, tmp_
         assert record(out / "classifier/classifier.json")["projector_layer"] == 1
     assert any(".1.weight" in name for name in weights["linear"])  # the projector's first layer
     assert torch.equal(weights["linear"]["head.weight"], weights["lp-ft"]["head.weight"])
-    curve = ["efficiency", *labelled, "--arms", "simclr-lp-ft", "pca", *CURVE]
+    curve = ["efficiency", *labelled, "--arms", "lp-ft", "pca", *CURVE]
     assert said(*curve, "--out", str(tmp_path / "curve"))[0] == 0
     assert set(pd.read_csv(tmp_path / "curve/curve.csv")["arm"]) == {"simclr-lp-ft", "pca"}
     assert "Classifiers keep 1 hidden layer of its projector" in (tmp_path / "curve/report.html").read_text()

@@ -14,7 +14,7 @@ from medclr.errors import UsageError
 from medclr.metrics import auroc
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.training import classify
-from medclr.training.classify import _class_weight, _loss, fit_full
+from medclr.training.classify import class_weights, fit_full, label_loss
 from medclr.training.encode import embed_rows
 from medclr.training.probe import Linear
 from medclr.transforms.presets import build_views
@@ -148,10 +148,10 @@ def test_slices_have_the_label_of_their_volume(tmp_path, material, monkeypatch):
         store.write(f"{item:032x}", array, {})
         row = {"store_key": f"{item:032x}", "store_shape": [3, 12, 12], "patient_key": f"p{item}", "slices": kept}
         rows.append(row | statistics(array))
-    seen, loss = [], classify._loss
+    seen, loss = [], classify.label_loss
     monkeypatch.setattr(
         classify,
-        "_loss",
+        "label_loss",
         lambda logits, y, weight, exclusive: (
             seen.append((sorted(y[:, 0].tolist()), weight.tolist())) or loss(logits, y, weight, exclusive)
         ),
@@ -184,8 +184,8 @@ def test_the_loss_of_classes_by_hand():
     logits, of, weight = rng.normal(0, 3, (7, 3)), np.array([0, 1, 2, 2, 1, 2, 2]), np.array([2.0, 1.0, 0.5])
     share = [np.log(np.exp(row[c]) / np.exp(row).sum()) for row, c in zip(logits, of, strict=True)]
     logits, y = torch.from_numpy(logits), torch.from_numpy(np.eye(3)[of])
-    assert _loss(logits, y, None, True).item() == pytest.approx(-np.mean(share))
-    assert _loss(logits, y, torch.from_numpy(weight), True).item() == pytest.approx(-np.mean(weight[of] * share))
+    assert label_loss(logits, y, None, True).item() == pytest.approx(-np.mean(share))
+    assert label_loss(logits, y, torch.from_numpy(weight), True).item() == pytest.approx(-np.mean(weight[of] * share))
 
 
 def test_the_loss_of_labels_by_hand():
@@ -201,22 +201,22 @@ def test_the_loss_of_labels_by_hand():
                 by_hand.append(-np.log(p) * (1 if positives is None else positives[label].item()))
             elif value == 0:
                 by_hand.append(-np.log(1 - p))
-        loss = _loss(logits, torch.from_numpy(y), positives, False)
+        loss = label_loss(logits, torch.from_numpy(y), positives, False)
         assert loss.item() == pytest.approx(np.mean(by_hand))
     loss.backward()
     assert (logits.grad[torch.from_numpy(np.isnan(y))] == 0).all(), "what is unknown moves nothing"
     assert torch.isfinite(logits.grad).all()
-    assert _loss(logits, torch.full((8, 3), torch.nan), None, False).item() == 0
+    assert label_loss(logits, torch.full((8, 3), torch.nan), None, False).item() == 0
 
 
 def test_weights_under_which_all_classes_count_the_same():
     y = np.eye(3)[[0, 0, 0, 0, 0, 1, 1, 2]]
     expected = compute_class_weight("balanced", classes=np.arange(3), y=y.argmax(1))
-    np.testing.assert_allclose(_class_weight(torch.from_numpy(y), True), expected)
+    np.testing.assert_allclose(class_weights(torch.from_numpy(y), True), expected)
     with_none = torch.from_numpy(np.insert(y, 1, 0, axis=1))
-    np.testing.assert_allclose(_class_weight(with_none, True), np.insert(expected, 1, 0))
+    np.testing.assert_allclose(class_weights(with_none, True), np.insert(expected, 1, 0))
     labels = torch.tensor([[1, torch.nan, 1], [0, 0, 1], [0, 1, torch.nan], [0, 1, 1]])
-    np.testing.assert_allclose(_class_weight(labels, False), [3, 0.5, 1])
+    np.testing.assert_allclose(class_weights(labels, False), [3, 0.5, 1])
 
 
 @pytest.mark.parametrize(("exclusive", "chance"), [(True, np.log(3)), (False, np.log(2))])

@@ -1,0 +1,135 @@
+"""What `medclr efficiency` makes of its encoders, its columns and its processes; tests/commands/test_journey runs it."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import medclr
+from medclr.cli import main
+from medclr.commands import efficiency as module
+from medclr.commands.efficiency import _groups, _subgroups
+from medclr.config import EfficiencyConfig
+from medclr.data.phantoms import write_phantoms
+from medclr.errors import UsageError
+from medclr.models.bundle import load_bundle, save_bundle
+
+SPEC = """
+name: tiny
+modality: [CT]
+spatial_dims: 3
+normalisation: window
+window: [-1000, 400]
+clip: [-1024, 1500]
+sizing: spacing
+max_patch: 12
+preset: ct
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with phantoms and two encoders that differ in their seed."""
+    folder = tmp_path_factory.mktemp("efficiency")
+    before = Path.cwd()
+    os.chdir(folder)
+    write_phantoms(folder / "phantoms", patients=36, seed=1)
+    (folder / "tiny.yaml").write_text(SPEC)
+    words = ["--data", "phantoms/dicom", "--holdout", "phantoms/labels.csv", "--spec", "tiny.yaml", "--key-file", "key"]
+    settings = ["--epochs", "1", "--batch-size", "6", "--width", "8", "--workers", "0"]
+    assert main(["pretrain", *words, *settings, "--out", "runs/one"]) == 0
+    shutil.copytree("runs/one", "runs/two")
+    bundle = load_bundle(Path("runs/two"))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in bundle.encoder.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    details = bundle.details | {"hyperparameters": bundle.details["hyperparameters"] | {"seed": 1}}
+    save_bundle(Path("runs/two/encoder"), bundle.encoder, bundle.projector, bundle.architecture, details)
+    yield folder
+    os.chdir(before)
+
+
+CURVE = ["efficiency", "--labels", "phantoms/labels.csv", "--encoder", "runs/one", "runs/two", "--fractions", "1"]
+BUDGET = ["--draws", "2", "--resamples", "200", "--min-steps", "2", "--max-steps", "2"]
+
+
+def test_encoders_of_two_seeds_are_one_arm_whichever_process_computes_it(trained):
+    arms = ["--arms", "scratch", "pca", "linear", "full", "--tuned", "scratch"]
+    for out, jobs in (("alone", "1"), ("together", "2")):
+        assert main([*CURVE, *BUDGET, *arms, "--jobs", jobs, "--out", f"runs/{out}"]) == 0
+    one, two = (pd.read_csv(f"runs/{out}/curve.csv") for out in ("alone", "together"))
+    assert dict(zip(one["arm"], one["n_encoders"], strict=True)) == {
+        "scratch": 1,
+        "pca": 1,
+        "simclr-linear": 2,
+        "simclr-full": 2,
+    }
+    assert len(list(Path("runs/alone/cells").glob("*.json"))) == 2 * (1 + 1 + 2 + 2)
+    np.testing.assert_allclose(one[["auroc", "low", "high"]], two[["auroc", "low", "high"]], atol=0.02)
+    for name in ("differences", "metrics", "calibration", "subgroups"):
+        assert Path(f"runs/alone/{name}.csv").is_file()
+    page = Path("runs/alone/report.html").read_text()
+    assert "with 2 seeds, over which results are means" in page
+    assert "conditional on one encoder" not in page
+
+
+def test_a_run_that_goes_on_computes_no_features_again(trained, monkeypatch):
+    words = [*CURVE, *BUDGET, "--arms", "pca", "linear", "--out", "runs/again"]
+    assert main(words) == 0
+    before = pd.read_csv("runs/again/curve.csv")
+    for path in Path("runs/again/cells").glob("simclr*"):
+        path.unlink()
+    monkeypatch.setattr(module.Labelled, "features", None)
+    assert main(words) == 0
+    pd.testing.assert_frame_equal(pd.read_csv("runs/again/curve.csv"), before)
+    assert all("features" not in path.name for path in Path("runs/again").iterdir())
+
+
+def test_the_rows_behind_the_scores_are_kept_in_private(trained):
+    assert main([*CURVE, *BUDGET, "--arms", "pca", "--out", "runs/rows"]) == 0
+    rows = pd.read_csv("runs/rows/private/test.csv")
+    labels = pd.read_csv("phantoms/labels.csv")
+    assert len(rows) == (labels["split"] == "test").sum()
+    assert rows["y 1"].sum() == labels["lesion"][labels["split"] == "test"].sum()
+
+
+def encoder(method="simclr", **learned):
+    settings = {"epochs": 20, "temperature": 0.1, "seed": 0, "workers": 4} | learned
+    return SimpleNamespace(
+        bundle=SimpleNamespace(details={"method": method, "hyperparameters": settings}, architecture="ResNet-10")
+    )
+
+
+def test_groups_are_of_encoders_that_differ_in_their_seed_alone():
+    one, two = encoder(seed=0), encoder(seed=1, workers=0)
+    assert _groups([one, two]) == {"simclr": [one, two]}
+    long, moco, longer = encoder(epochs=40), encoder("moco"), encoder(epochs=80)
+    assert _groups([one, long, moco, two, longer]) == {
+        "simclr": [one, two],
+        "simclr2": [long],
+        "moco": [moco],
+        "simclr3": [longer],
+    }
+
+
+def test_ages_become_bands_and_the_scanner_is_always_there():
+    rows = pd.DataFrame({"manufacturer": ["GE", "GE", "ACME"], "model": ["a", "b", ""]})
+    groups = pd.DataFrame({"Age": ["036Y", "71", ""], "sex": ["F", "M", ""]})
+    found = _subgroups(SimpleNamespace(table=SimpleNamespace(rows=rows, groups=groups)))
+    assert found["Age"].tolist() == ["18-39", "60+", "unknown"]
+    assert found["sex"].tolist() == ["F", "M", ""]
+    assert found["manufacturer"].tolist() == ["GE", "GE", "ACME"]
+
+
+def test_only_arms_that_train_a_network_can_be_tuned():
+    config = EfficiencyConfig(labels=Path("labels.csv"))
+    with pytest.raises(UsageError, match="--tuned linear: it trains no whole network"):
+        replace(config, tuned=["linear"])
+    assert medclr.EfficiencyConfig is EfficiencyConfig
