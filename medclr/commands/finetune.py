@@ -1,7 +1,7 @@
 """`medclr finetune`: from a handful of labels to a classifier, and how good it is on patients it never saw."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from medclr import __version__
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
 from medclr.config import FinetuneConfig, LabelsConfig, StoreConfig
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
@@ -29,13 +30,13 @@ from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
 from medclr.metrics import bootstrap, interval, label_aurocs, weighted_mean_auroc
 from medclr.models.bundle import check_dims, fingerprint
-from medclr.models.classifier import Classifier, save_classifier
+from medclr.models.classifier import Classifier, NeighboursHead, save_classifier
 from medclr.models.encoder import Architecture
 from medclr.reporting.console import counted, say
 from medclr.reporting.run import Run, next_command, read_paths
 from medclr.training.encode import Encoder, embed_rows, load_encoder, training_device
 from medclr.training.methods import Fitted, Material, Start, fit
-from medclr.training.probe import Linear
+from medclr.training.probe import NEIGHBOURS, Linear, Neighbours
 from medclr.transforms.presets import Views, build_views
 
 FINETUNE_CROP = (0.7, 1.0)  # a view for a classifier must still show what the label is about
@@ -150,10 +151,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
     }
-    save_classifier(run.folder / "classifier", _classifier(fitted, start, len(task.outputs)), data.architecture, {
-        "spec": data.spec.to_dict(), "task": asdict(task),
-        "projector_layer": config.projector_layer if config.init == "encoder" else 0,
-    })  # fmt: skip
+    classifier = _classifier(fitted, start, task)
+    details = _details(config, data, source, rows.iloc[train])
+    save_classifier(run.folder / "classifier", classifier, data.architecture, task, data.spec, details)
     run.write_json("metrics.json", metrics)
     run.write_frame("metrics.csv", pd.DataFrame([{"split": s, **m} for s, m in metrics["splits"].items()]))
     run.write_frame("predictions.csv", predictions(rows, task, scores, table.y))
@@ -373,13 +373,34 @@ def _nearly_seen(run: Run, table: LabelTable, encoder: Encoder, source: Path) ->
     return len(set(i[other].tolist()))
 
 
-def _classifier(fitted: Fitted, start: Start, outputs: int) -> Classifier:
+def _classifier(fitted: Fitted, start: Start, task: Task) -> Classifier:
     if fitted.network is not None:
         return fitted.network
-    assert isinstance(fitted.head, Linear) and start.network is not None
-    classifier = Classifier(start.network, start.feature_dim, outputs)
-    classifier.set_head(fitted.head.weight, fitted.head.bias)
+    head = fitted.head
+    assert head is not None
+    assert start.network is not None
+    voting = NeighboursHead(head.features, head.y, NEIGHBOURS, head.exclusive) if isinstance(head, Neighbours) else None
+    classifier = Classifier(start.network, start.feature_dim, len(task.outputs), head=voting)
+    if isinstance(head, Linear):
+        classifier.set_head(head.weight, head.bias)
     return classifier.eval()
+
+
+def _details(config: FinetuneConfig, data: Labelled, source: Path, trained: pd.DataFrame) -> dict[str, Any]:
+    """What a classifier carries beside weights, task and spec; trained: the rows that it was trained on."""
+    names = load_key(config.key_file or read_paths(source).get("key_file"))
+    pretrained = config.init == "encoder"
+    return {
+        "temperature": 1.0,
+        "encoder": fingerprint(source) if pretrained else None,
+        "seen": {
+            "training": Seen.of(names.fingerprint, trained).to_dict(),
+            "pretraining": data.encoders[0].bundle.details["seen"] if pretrained else None,
+        },
+        "domains": {name: sorted(set(trained[name])) for name in ("modality", "manufacturer")},
+        "method": config.method,
+        "code_version": __version__,
+    }
 
 
 def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:

@@ -198,8 +198,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
             ranks,
         )
     last = measures.rows[-1]
-    n_unknown = int((~rows["patient_known"]).sum())
-    seen = Seen(names.fingerprint, frozenset(rows["patient_key"]), frozenset(rows["pixel_hash"]), n_unknown)
+    seen = Seen.of(names.fingerprint, rows)
     details = {
         "spec": spec.to_dict(),
         "axis_order": axis_order(spec),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from medclr.errors import BundleError, MedclrError
@@ -115,6 +116,12 @@ class Seen:
     patients: frozenset[str]
     pixels: frozenset[str]
     n_unknown: int
+
+    @classmethod
+    def of(cls, fingerprint: str, rows: pd.DataFrame) -> "Seen":
+        """What was seen where these rows of a manifest, under the key of that fingerprint, were trained on."""
+        unknown = int((~rows["patient_known"]).sum())
+        return cls(fingerprint, frozenset(rows["patient_key"]), frozenset(rows["pixel_hash"]), unknown)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, sorted, so that equal sets give equal files."""

@@ -1,19 +1,31 @@
-"""An encoder with a head that gives a logit for each label or class."""
+"""An encoder with a head that gives a logit for each label or class, and the folder that carries it to new data."""
 
-import json
-import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import save
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from medclr.errors import MedclrError
-from medclr.models.encoder import Architecture
+from medclr.data.identity import Seen
+from medclr.data.labels import Task
+from medclr.data.spec import DataSpec, parse_spec
+from medclr.models.encoder import Architecture, build_encoder, channels_last
+from medclr.models.projector import build_projector, describe_projector, hidden_layers
+from medclr.models.sealed import Kind, read_sealed, write_sealed
+
+_DETAILS = frozenset({"temperature", "encoder", "seen", "domains", "method", "code_version"})
+CLASSIFIER = Kind(
+    "classifier",
+    "classifier",
+    "--classifier",
+    "finetune",
+    2,
+    _DETAILS | {"architecture", "projector", "head", "task", "spec"},
+)
 
 
 class Classifier(nn.Module):
@@ -24,15 +36,20 @@ class Classifier(nn.Module):
         feature_dim: their length.
         outputs: K.
         dropout: share of the features that training leaves out before the head.
+        head: features (B, feature_dim) to logits (B, K); None is a linear one, at zero.
     """
 
-    def __init__(self, network: nn.Module, feature_dim: int, outputs: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, network: nn.Module, feature_dim: int, outputs: int, dropout: float = 0.0, head: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(feature_dim, outputs)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        if head is None:
+            head = nn.Linear(feature_dim, outputs)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
@@ -42,39 +59,162 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def set_head(self, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> None:
         """Take over a head that was fitted elsewhere: weight (F, K) and bias (K,) of the logits."""
+        assert isinstance(self.head, nn.Linear)
         self.head.weight.copy_(torch.from_numpy(weight.T))
         self.head.bias.copy_(torch.from_numpy(bias))
 
 
-def save_classifier(folder: Path, classifier: Classifier, architecture: Architecture, details: dict[str, Any]) -> None:
-    """Write classifier.safetensors and classifier.json; `details` are plain JSON types without a path.
+class NeighboursHead(nn.Module):
+    """The vote of the k labelled rows nearest by cosine (Wu et al. 2018, section 3.4), as a head that can be saved.
 
-    The record is removed first and written last: a folder without it holds no classifier.
+    Features (B, F) to logits (B, K), as if one more vote were spread evenly, so that none is infinite.
+
+    Args:
+        features: (n, F) of the labelled rows.
+        y: (n, K) of 0, 1 and NaN (unknown, no vote).
+        k: how many of them vote; where there are fewer, all do.
+        exclusive: one class of several, rather than labels of their own.
+        temperature: a vote weighs exp(cosine / temperature).
+    """
+
+    features: Tensor
+    y: Tensor
+
+    def __init__(self, features: ArrayLike, y: ArrayLike, k: int, exclusive: bool, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.register_buffer("features", torch.as_tensor(features, dtype=torch.float32))
+        self.register_buffer("y", torch.as_tensor(y, dtype=torch.float32))
+        self.k, self.exclusive, self.temperature = min(k, len(self.features)), exclusive, temperature
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        cosine = normalize(features.double()) @ normalize(self.features.double()).T
+        near = cosine.topk(self.k)
+        # Relative to the nearest, or exp would overflow at a small temperature.
+        weight = ((near.values - near.values[:, :1]) / self.temperature).exp()
+        y = self.y.double()[near.indices]
+        cast = torch.einsum("bk,bko->bo", weight, (~y.isnan()).double())
+        won = torch.einsum("bk,bko->bo", weight, y.nan_to_num(0))
+        share = torch.where(cast > 0, won / cast, 0.5)
+        if self.exclusive:
+            logits = ((share * self.k + 1 / share.shape[1]) / (self.k + 1)).log()
+        else:
+            logits = ((share * self.k + 0.5) / (self.k + 1)).logit()
+        return logits.to(features.dtype)
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A classifier that was loaded, every weight of it, and all that it takes to use it.
+
+    Attributes:
+        classifier: maps (B, channels, *patch) to logits (B, K); in evaluation mode, on the CPU.
+        architecture: of its encoder.
+        task: what the K logits mean.
+        spec: how volumes are read, sized and normalised for it.
+        temperature: that logits are divided by before they become probabilities; 1 where none was fitted.
+        trained_on, pretrained_on: what its labels and its pre-training saw; the latter None where there was none.
+        details: plain JSON types; keys temperature, encoder (fingerprint of the bundle that it came from, or None),
+            seen ("training" and "pretraining"), domains (the modalities and manufacturers that it was trained on),
+            method, code_version.
+        digest: of all of it, hexadecimal.
+    """
+
+    classifier: Classifier
+    architecture: Architecture
+    task: Task
+    spec: DataSpec
+    temperature: float
+    trained_on: Seen
+    pretrained_on: Seen | None
+    details: dict[str, Any]
+    digest: str
+
+
+def save_classifier(
+    folder: Path,
+    classifier: Classifier,
+    architecture: Architecture,
+    task: Task,
+    spec: DataSpec,
+    details: dict[str, Any],
+) -> None:
+    """Write classifier.safetensors and classifier.json, whole or not at all; an older one is replaced.
+
+    Args:
+        folder: of the classifier; its parent exists.
+        classifier: whose network is a Sequential of `build_encoder(architecture)` and the hidden layers that are kept
+            of a projector, and whose head is linear or a NeighboursHead.
+        architecture: of the encoder.
+        task, spec: what it tells, and from what.
+        details: as in LoadedClassifier, all keys of it; JSON types, and never a path.
 
     Raises:
         MedclrError: it cannot be written.
     """
-    weights = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
-    record = {"schema_version": 1, "architecture": asdict(architecture), **details}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "classifier.json").unlink(missing_ok=True)
-        _write(folder / "classifier.safetensors", save(weights))
-        _write(folder / "classifier.json", (json.dumps(record, indent=2) + "\n").encode())
-    except OSError as error:
-        raise MedclrError(
-            f"cannot write the classifier {folder}: {error.strerror}; free some space, or use another --out"
-        ) from error
+    assert isinstance(classifier.network, nn.Sequential)
+    kept = list(classifier.network)[1:]
+    record = {
+        "architecture": asdict(architecture),
+        "projector": describe_projector(nn.Sequential(*kept)) if kept else None,
+        "head": _describe_head(classifier.head),
+        "task": asdict(task),
+        "spec": spec.to_dict(),
+        **details,
+    }
+    write_sealed(CLASSIFIER, folder, classifier, record)
 
 
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+def load_classifier(path: Path | str) -> LoadedClassifier:
+    """Read a classifier, and accept nothing less than all of its weights.
+
+    Args:
+        path: the classifier, or a finetune run that holds it as classifier/.
+
+    Raises:
+        BundleError: it is missing, damaged, from another version, or its weights do not fit its architecture.
+    """
+    classifier, record = read_sealed(CLASSIFIER, Path(path), _build)
+    architecture = Architecture.of(record["architecture"])
+    assert isinstance(classifier.network, nn.Sequential)
+    # Making room anew drops the layout where there is a single input channel.
+    channels_last(classifier.network[0], architecture.spatial_dims)
+    before = record["seen"]["pretraining"]
+    return LoadedClassifier(
+        classifier,
+        architecture,
+        _task(record),
+        parse_spec(record["spec"], "classifier"),
+        float(record["temperature"]),
+        Seen.from_dict(record["seen"]["training"]),
+        None if before is None else Seen.from_dict(before),
+        {key: record[key] for key in record if key in _DETAILS},
+        record["digest"],
+    )
+
+
+def _build(record: dict[str, Any]) -> Classifier:
+    architecture, task = Architecture.of(record["architecture"]), _task(record)
+    network, width = nn.Sequential(build_encoder(architecture)), architecture.feature_dim
+    if kept := record["projector"]:
+        projector = build_projector(width, **kept | {"layers": kept["layers"] + 1})
+        network.extend(hidden_layers(projector, kept["layers"]))
+        width = kept["hidden"]
+    head, outputs = None, len(task.outputs)
+    if record["head"] is not None:
+        own = dict(record["head"])
+        rows = own.pop("rows")
+        head = NeighboursHead(torch.zeros(rows, width), torch.zeros(rows, outputs), **own)
+    return Classifier(network, width, outputs, head=head)
+
+
+def _describe_head(head: nn.Module) -> dict[str, Any] | None:
+    if not isinstance(head, NeighboursHead):
+        return None
+    rows = len(head.features)
+    return {"rows": rows, "k": head.k, "exclusive": head.exclusive, "temperature": head.temperature}
+
+
+def _task(record: dict[str, Any]) -> Task:
+    own = record["task"]
+    return Task(own["kind"], tuple(own["columns"]), tuple(own["classes"]))

@@ -1,6 +1,7 @@
 """The encoder: MONAI's ResNet in 2D and 3D, of any width, with a stem that suits the patch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from monai.networks.nets.resnet import ResNet, ResNetBlock, ResNetBottleneck
@@ -59,6 +60,11 @@ class Architecture:
             raise UsageError(
                 f"encoder of width {self.width} for {self.channels} channels, patch {self.patch}: all must be above 0"
             )
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Architecture":
+        """Inverse of `asdict`, as it comes back from JSON; raises TypeError, KeyError or UsageError."""
+        return cls(**record | {"patch": tuple(record["patch"])})
 
     @property
     def feature_dim(self) -> int:

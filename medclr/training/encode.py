@@ -17,6 +17,7 @@ from medclr.data.store import Store, cut_block
 from medclr.data.volume import Volume
 from medclr.errors import UsageError
 from medclr.models.bundle import Bundle, check_dims, load_bundle
+from medclr.models.classifier import Classifier
 from medclr.transforms.intensity import Normalise
 
 
@@ -106,6 +107,16 @@ def embed_rows(
     return _of_rows(
         lambda *batch: network(images(*(part.to(device) for part in batch))).cpu(), rows, store, spec, workers
     )
+
+
+@torch.inference_mode()
+def classify_rows(
+    classifier: Classifier, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0
+) -> NDArray[np.float32]:
+    """Logits (n, K) of manifest rows: of the features of each volume, which under slices are the mean over them."""
+    features = embed_rows(classifier.eval().network, rows, store, spec, workers)
+    device = next(classifier.parameters()).device
+    return np.asarray(classifier.head(torch.from_numpy(features).to(device)).cpu().numpy())
 
 
 def pixel_rows(rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0) -> NDArray[np.float32]:

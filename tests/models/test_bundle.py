@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from medclr.errors import BundleError, MedclrError, UsageError
 from medclr.models import Architecture, build_encoder, build_projector, check_dims, load_bundle, save_bundle
-from medclr.models.bundle import _digest
+from medclr.models.bundle import fingerprint
+from medclr.models.sealed import digest_of
 
 ARCHITECTURE = Architecture(depth=10, width=8, spatial_dims=2, channels=1, norm="batch", patch=(16, 16))
 DETAILS = {
@@ -54,7 +55,7 @@ def alter(folder, **changes):
 
 def sign(folder, record):
     """Write a record as `save_bundle` would, had it been given that."""
-    (folder / "encoder.json").write_text(json.dumps(record | {"digest": _digest(record)}))
+    (folder / "encoder.json").write_text(json.dumps(record | {"digest": digest_of(record)}))
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,8 @@ def test_it_holds_all_that_new_data_need_in_strict_json_and_two_files(saved):
     loaded = load_bundle(saved)
     assert loaded.details.keys() == DETAILS.keys()
     assert loaded.details["seen"] == DETAILS["seen"]
+    assert loaded.digest == record["digest"]
+    assert loaded.digest.startswith(fingerprint(saved))
     names = load_file(saved / "encoder.safetensors")
     assert {name.partition(".")[0] for name in names} == {"encoder", "projector"}
 
@@ -225,7 +228,7 @@ def test_a_record_that_is_no_json_is_named(bundle, junk):
 
 def test_a_record_of_something_else_is_named(bundle):
     (bundle / "encoder.json").write_text("[1]")
-    refused(bundle, "not an encoder's")
+    refused(bundle, "is not the record of one")
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
