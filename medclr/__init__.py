@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from medclr.commands.distill import distill
     from medclr.commands.efficiency import efficiency
     from medclr.commands.finetune import finetune
     from medclr.commands.leakage import leakage
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from medclr.commands.preview import preview
     from medclr.commands.scan import scan
     from medclr.config import (
+        DistillConfig,
         EfficiencyConfig,
         FinetuneConfig,
         LeakageConfig,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "DistillConfig": "medclr.config",
     "EfficiencyConfig": "medclr.config",
     "FinetuneConfig": "medclr.config",
     "LeakageConfig": "medclr.config",
@@ -38,6 +41,7 @@ _HOME = {
     "PretrainConfig": "medclr.config",
     "PreviewConfig": "medclr.config",
     "ScanConfig": "medclr.config",
+    "distill": "medclr.commands.distill",
     "efficiency": "medclr.commands.efficiency",
     "finetune": "medclr.commands.finetune",
     "leakage": "medclr.commands.leakage",
@@ -50,6 +54,7 @@ _HOME = {
 }
 
 __all__ = [
+    "DistillConfig",
     "EfficiencyConfig",
     "FinetuneConfig",
     "LeakageConfig",
@@ -59,6 +64,7 @@ __all__ = [
     "PreviewConfig",
     "ScanConfig",
     "__version__",
+    "distill",
     "efficiency",
     "finetune",
     "leakage",

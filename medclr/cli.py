@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 from medclr import __version__
 from medclr.config import (
     DemoConfig,
+    DistillConfig,
     DoctorConfig,
     EfficiencyConfig,
     FinetuneConfig,
@@ -57,6 +58,7 @@ COMMANDS = {
     "pretrain": Command(PretrainConfig, "medclr.commands.pretrain"),
     "finetune": Command(FinetuneConfig, "medclr.commands.finetune"),
     "efficiency": Command(EfficiencyConfig, "medclr.commands.efficiency"),
+    "distill": Command(DistillConfig, "medclr.commands.distill"),
     "leakage": Command(LeakageConfig, "medclr.commands.leakage"),
     "doctor": Command(DoctorConfig, "medclr.commands.doctor"),
 }
