@@ -88,6 +88,7 @@ def efficiency(config: EfficiencyConfig) -> Curve:
             kind=table.task.kind,
             groups=_subgroups(data).iloc[test].reset_index(drop=True),
             pool=pool,
+            outputs=table.task.outputs,
         )
     _write(config, run, data, groups, curve)
     return curve
@@ -304,7 +305,8 @@ def _context(
         "leakage": data.verdict.sentence,
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.verdict.status == "leak",
-        "label": {"column": table.task.name, "classes": list(table.task.classes)},
+        "label": {"column": table.task.name},
+        "classes": list(table.task.classes),
         "task": {"kind": table.task.kind, "columns": list(table.task.columns), "outputs": list(table.task.outputs)},
         "encoders": [
             {

@@ -127,7 +127,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         run.folder / "checkpoints" / "last.ckpt",
     )
     scores = fitted.scores(np.arange(len(rows)))
-    metrics = {
+    metrics: dict[str, Any] = {
         "label": task.name,
         "task": task.kind,
         "outputs": list(task.outputs),

@@ -323,7 +323,7 @@ def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
     return run
 
 
-def _refuse_other(folder: Path, settings: Mapping[str, Any], paths: Mapping[str, str | None]) -> None:
+def _refuse_other(folder: Path, settings: Mapping[str, Any], paths: Mapping[str, Any]) -> None:
     """UsageError that names the fields in which the run in the folder differs."""
     stored = _read_yaml(folder / "config.yaml")
     names = [*settings, *sorted(set(stored) - set(settings))]
