@@ -28,11 +28,12 @@ from medclr.config import PretrainConfig
 from medclr.data.identity import load_key
 from medclr.data.labels import read_labels
 from medclr.data.store import Store
-from medclr.evaluation.efficiency import label_efficiency
-from medclr.training.classify import fit_linear
+from medclr.evaluation.efficiency import Arm, Scores, label_efficiency
+from medclr.training.probe import fit_linear
 from medclr.training.encode import embed_rows, load_encoder
 
 SEEDS = 3
+DRAWS = 3
 EPOCHS = 8
 FRACTIONS = (0.01, 0.1, 1.0)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -63,11 +64,11 @@ def main(data: Path, labels: Path, out: Path, processes: int) -> None:
     runs = {name: [load(labels, out, name, seed) for seed in range(SEEDS)] for name in SETTINGS}
     y, patients, train_at, val_at, _ = runs["default"][0]
 
-    def arm(name: str) -> Any:
-        def scores(drawn: NDArray[np.intp], seed: int) -> NDArray[np.float64]:
-            features = runs[name][seed][-1]  # label_efficiency counts its draws from 0, and with seed 0 its seeds too
+    def arm(name: str, encoder: int) -> Arm:
+        def scores(drawn: NDArray[np.intp], seed: int) -> Scores:
+            features = runs[name][encoder][-1]
             rows = train_at[drawn]
-            return fit_linear(features[rows], y[rows], patients[rows], seed).scores(features[val_at])
+            return Scores(fit_linear(features[rows], y[rows], patients[rows], seed).scores(features[val_at]), None)
 
         return scores
 
@@ -76,9 +77,8 @@ def main(data: Path, labels: Path, out: Path, processes: int) -> None:
         patients[train_at],
         y[val_at],
         patients[val_at],
-        {name: arm(name) for name in SETTINGS},
-        FRACTIONS,
-        n_draws=SEEDS,
+        {name: [arm(name, encoder) for encoder in range(SEEDS)] for name in SETTINGS},
+        n_draws=dict.fromkeys(FRACTIONS, DRAWS),
         resamples=2000,
         seed=0,
         baselines=["default"],
@@ -126,7 +126,7 @@ def load(labels: Path, out: Path, name: str, seed: int) -> tuple[Any, ...]:
     table = read_labels(labels, manifest, load_key(out / "key"))
     rows = table.rows
     features = embed_rows(load_encoder(run).network, rows, Store(out / "store"), spec)
-    return rows["y"].to_numpy(), rows["patient_key"].to_numpy(), table.of("train"), table.of("val"), features
+    return table.y, rows["patient_key"].to_numpy(), table.of("train"), table.of("val"), features
 
 
 def folder(out: Path, name: str, seed: int) -> Path:

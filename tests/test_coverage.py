@@ -19,11 +19,13 @@ def test_intervals_over_patients_cover_and_those_over_scans_do_not():
     )
     assert ended.returncode == 0, ended.stderr
     assert "100 cohorts of 60 patients" in ended.stdout
-    found = re.findall(r"(AUROC|difference) +(\w+(?: of \w+)?) +(\d\.\d+) of 0\.95", ended.stdout)
+    found = re.findall(r"(AUROC|difference) +(\w+(?: \w+ \w+)?) +(\d\.\d+) of 0\.95", ended.stdout)
     shares = {(what, method): float(share) for what, method, share in found}
-    assert len(shares) == 8
+    assert len(shares) == 12
     # Of 100, .95 is 90 or more nearly always (99%).
     for what in ("AUROC", "difference"):
         of_patients = min(shares[what, "bootstrap of patients"], shares[what, "Obuchowski"])
         assert of_patients > 0.88
+        assert shares[what, "curve"] > 0.88
+        assert shares[what, "curve without draws"] < shares[what, "curve"] - 0.1
         assert max(shares[what, "bootstrap of scans"], shares[what, "DeLong"]) < of_patients - 0.02

@@ -148,7 +148,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     details = _details(config, data, source, rows.iloc[train])
     save_classifier(run.folder / "classifier", classifier, data.architecture, task, data.spec, details)
     run.write_json("metrics.json", metrics)
-    run.write_frame("metrics.csv", pd.DataFrame([{"split": s, **m} for s, m in metrics["splits"].items()]))
+    run.write_frame("metrics.csv", _by_split(metrics))
     run.write_frame("predictions.csv", predictions(rows, task, scores, table.y))
     run.finish(metrics)
     _tell(config, run, metrics)
@@ -221,7 +221,7 @@ def join_labels(
     unlabelled = manifest[~manifest["volume_id"].isin(table.rows["volume_id"])]
     run.write_frame("private/unmatched.csv", unmatched_frame(table.key, table.unmatched_keys, unlabelled))
     say(
-        f"labels: {counted(len(table.rows), 'volume')} by {table.key}, column {table.task.name!r}; "
+        f"labels: {counted(len(table.rows), 'volume')} by {table.key}, {_columns(table.task)}; "
         f"{counted(len(table.unmatched_keys), 'key')} without a volume and "
         f"{counted(len(unlabelled), 'volume')} without a label (listed in private/unmatched.csv)"
     )
@@ -254,7 +254,7 @@ def check_classes(config: LabelsConfig, table: LabelTable, split: str) -> None:
             fix = "or leave it out of --label" if task.kind == "multilabel" else "at least one of each"
             raise DataError(
                 f"{config.labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and no "
-                f"{' and no '.join(absent)} of {output!r} (column {task.name!r}); label some, {fix}"
+                f"{' and no '.join(absent)} of {output!r} ({_columns(task)}); label some, {fix}"
             )
 
 
@@ -266,28 +266,23 @@ def measured(
     known: bool,
     config: ClassifierConfig,
 ) -> dict[str, Any]:
-    """AUROC (macro, of several classes or labels) with its interval over patients, or why there is none."""
-    by_label = label_aurocs(y, scores)
-    positive = (y == 1).any(axis=1)
-    found: dict[str, Any] = {
-        "auroc": None,
-        "low": None,
-        "high": None,
-        "reason": "",
-        "n": len(y),
-        "n_positive": int(positive.sum()),
-        "n_negative": int((~positive).sum()),
-        "n_patients": len(set(patients)),
-        "interval_level": "patient" if known else "image (patients unknown)",
-    }
+    """AUROC with its interval over patients, or why there is none.
+
+    Of several classes or labels their macro mean, over those that have one, and under `by_label` the same of each;
+    `n_positive` then counts the volumes with any label, `n_negative` those with none that is known, and of several
+    classes, of which each volume has one, neither is given.
+    """
+    found = _measured(y, scores, patients, config)
+    if task.kind == "multiclass":
+        found |= {"n_positive": None, "n_negative": None}
+    found["interval_level"] = "patient" if known else "image (patients unknown)"
     if len(task.outputs) > 1:
-        found["by_label"] = dict(zip(task.outputs, by_label.by_label.tolist(), strict=True))
-    if np.isnan(by_label.mean):
-        return found | {"reason": f"n/a, because {by_label.reasons[0]}"}
-    rng = np.random.default_rng(config.seed)
-    resampled = bootstrap(weighted_mean_auroc, y, scores[None], patients, config.resamples, rng)
-    low, high = interval(resampled[0])
-    return found | {"auroc": by_label.mean, "low": low, "high": high}
+        found["by_label"] = {}
+        for column, output in enumerate(task.outputs):
+            told = ~np.isnan(y[:, column])
+            of_label = (part[told, column, None] for part in (y, scores))
+            found["by_label"][output] = _measured(*of_label, patients[told], config)
+    return found
 
 
 def predictions(
@@ -298,9 +293,47 @@ def predictions(
     single = len(task.outputs) == 1
     for column, output in enumerate(task.outputs):
         if y is not None:
-            table["y" if single else f"y {output}"] = y[:, column]
+            table["y" if single else f"y {output}"] = pd.array(y[:, column], dtype="Int64")
         table["probability" if single else f"probability {output}"] = task.probabilities(scores)[:, column]
     return table
+
+
+def _measured(
+    y: NDArray[np.float64], scores: NDArray[np.float64], patients: NDArray[np.object_], config: ClassifierConfig
+) -> dict[str, Any]:
+    """Of (n, K), as `measured`."""
+    aurocs = label_aurocs(y, scores)
+    positive = (y == 1).any(axis=1)
+    found = {
+        "auroc": None,
+        "low": None,
+        "high": None,
+        "reason": "",
+        "n": len(y),
+        "n_positive": int(positive.sum()),
+        "n_negative": int((~positive).sum()),
+        "n_patients": len(set(patients)),
+    }
+    if np.isnan(aurocs.mean):
+        return found | {"reason": f"n/a, because {next(filter(None, aurocs.reasons))}"}
+    rng = np.random.default_rng(config.seed)
+    low, high = interval(bootstrap(weighted_mean_auroc, y, scores[None], patients, config.resamples, rng))
+    return found | {"auroc": aurocs.mean, "low": low, "high": high}
+
+
+def _by_split(metrics: dict[str, Any]) -> pd.DataFrame:
+    """A row for each split, and below it one for each of several classes or labels."""
+    rows = []
+    for split, m in metrics["splits"].items():
+        of_label = m.get("by_label", {})
+        whole = {name: value for name, value in m.items() if name != "by_label"}
+        rows += [{"split": split, "output": "mean" if of_label else metrics["outputs"][0], **whole}]
+        rows += [{"split": split, "output": name, **whole, **one} for name, one in of_label.items()]
+    return pd.DataFrame(rows).astype({"n_positive": "Int64", "n_negative": "Int64"})
+
+
+def _columns(task: Task) -> str:
+    return f"columns {task.name}" if task.kind == "multilabel" else f"column {task.name!r}"
 
 
 def _counts(task: Task, y: NDArray[np.float64]) -> str:
@@ -443,19 +476,29 @@ def _details(config: FinetuneConfig, data: Labelled, source: Path, trained: pd.D
 
 def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:
     for split, m in metrics["splits"].items():
-        patients = counted(m["n_patients"], "patient")
-        counts = f"{m['n_positive']:,} positive and {m['n_negative']:,} negative of {patients}"
+        of = f"of {counted(m['n_patients'], 'patient')}"
+        by_label = m.get("by_label", {})
+        counts = (
+            f"{counted(m['n'], 'volume')} {of}"
+            if by_label
+            else f"{m['n_positive']:,} positive and {m['n_negative']:,} negative {of}"
+        )
         if m["auroc"] is None:
             say(f"{split}: AUROC {m['reason']} ({counts})")
-        else:
-            say(
-                f"{split}: AUROC {m['auroc']:.3f} (95% interval {m['low']:.3f} to {m['high']:.3f}, "
-                f"by {m['interval_level']}; {counts})"
-            )
+            continue
+        told = {name: one["auroc"] for name, one in by_label.items() if one["auroc"] is not None}
+        what = "classes" if metrics["task"] == "multiclass" else "labels"
+        mean = f"mean AUROC over {len(told)} of {len(by_label)} {what}" if by_label else "AUROC"
+        say(
+            f"{split}: {mean} {m['auroc']:.3f} (95% interval {m['low']:.3f} to {m['high']:.3f}, "
+            f"by {m['interval_level']}; {counts})"
+        )
+        if by_label:
+            say(f"{split}: " + ", ".join(f"{n} {told[n]:.3f}" if n in told else f"{n} n/a" for n in by_label))
     if "test" not in metrics["splits"]:
         say("no test split: nothing is known of how good this classifier is; add a split column with test rows")
     say(metrics["leakage"])
     say(metrics["near_duplicates"]["sentence"])
     say(f"wrote {run.folder}: metrics.json, predictions.csv, classifier/")
-    carried = ("labels", "encoder", "data", "store", "key_file", "label", "spec", "transductive", "device")
+    carried = ("labels", "encoder", "data", "store", "key_file", "label", "groups", "spec", "transductive", "device")
     say(f"next: {next_command('efficiency', config, carried)}")

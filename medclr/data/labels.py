@@ -40,8 +40,10 @@ _PSEUDONYMS = {
 }
 # Of two values, one of these is the class 0.
 _NEGATIVE = {"0", "0.0", "false", "f", "no", "n", "negative", "neg", "-", "absent", "none", "normal", "no finding"}
-
-
+# Beside two classes or more, what is written where the class is not known.
+_UNKNOWN = {"?", "na", "n/a", "nan", "null", "unknown", "not known", "uncertain", "unclear", "missing"}
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+_DATE = re.compile(r"(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})(?!\d).*|(19|20)\d{6}", re.ASCII)
 MOST_CLASSES = 30  # a column of more values holds names, ids or measurements
 
 
@@ -149,6 +151,12 @@ def read_labels(
             f"{path.name}: only one class of column {task.name!r} among the {len(positions):,} volumes that match; "
             "scan the volumes of the other, or label more"
         )
+    of_volume = manifest["patient_key"].to_numpy()[positions]
+    if task.kind == "multiclass" and all(len(set(of_volume[column == 1])) < 2 for column in y.T):
+        raise DataError(
+            f"{path.name}: no class of column {task.name!r} is of two patients; names or ids? Choose another with "
+            "--label"
+        )
     splits, split_source = _splits(table, key, matches, manifest, pseudonymiser, path)
     without = [position for position in positions if position not in splits]
     if without:
@@ -163,7 +171,9 @@ def read_labels(
         rows=rows,
         y=y,
         task=task,
-        groups=pd.DataFrame({name: [found.get(at, "") for at in positions] for name, found in of_groups.items()}),
+        groups=pd.DataFrame(
+            {name: [found.get(at, "") for at in positions] for name, found in of_groups.items()}, index=rows.index
+        ),
         key=key,
         split_source=split_source,
         unmatched_keys=_unmatched(matches),
@@ -194,8 +204,7 @@ def check_labels(
     """
     table = read_keyed(path, layout)
     for name in groups:
-        if name not in table.columns:
-            raise UsageError(f"--groups {name}: no such column in {path.name}; it has {', '.join(table.columns)}")
+        _check_group(table, name, path, layout)
     columns = _label_columns(table, path, label, layout, groups)
     blank = [column for column in columns if (table[column] == "").all()]
     if blank:
@@ -321,8 +330,8 @@ def nested_draws(
     """Random subsets of the labelled patients, the smaller within the larger.
 
     Patients are drawn whole and stratified: by whether they have any positive; of several classes or labels, by the
-    rarest that they have. Each stratum gives at least one, so that a draw has a positive and a negative wherever the
-    data has them, and one of each class.
+    rarest that they have. Each stratum gives at least one, and every draw has a positive and a negative of each
+    column wherever the data has them.
 
     Args:
         y: (n,) or (n, K) of 0, 1 and NaN (unknown).
@@ -332,32 +341,38 @@ def nested_draws(
         seed: of all draws; a draw does not depend on how many others there are.
 
     Returns:
-        ascending positions into `y`, by (fraction, draw). The sizes of a fraction's draws are equal in patients.
+        ascending positions into `y`, by (fraction, draw). The sizes of a fraction's draws are equal in patients, unless
+        it is so small that a draw needs one more to have all classes.
     """
     y = np.asarray(y, dtype=np.float64)
     y = y.reshape(len(y), -1)
     names, of_row = np.unique(np.asarray(patients), return_inverse=True)
-    has = np.zeros((len(names), y.shape[1]), dtype=bool)
+    has, lacks = np.zeros((2, len(names), y.shape[1]), dtype=bool)
     np.logical_or.at(has, of_row, y == 1)
+    np.logical_or.at(lacks, of_row, y == 0)
     rarest_first = np.argsort(has.sum(axis=0), kind="stable")
     stratum = np.where(has.any(axis=1), has[:, rarest_first].argmax(axis=1), y.shape[1])
-    lacks = np.zeros(len(names), dtype=bool)
-    np.logical_or.at(lacks, of_row, (y == 0).any(axis=1))
+    needed = [column for column in np.hstack([has[:, rarest_first], lacks]).T if column.any()]
     draws: dict[tuple[float, int], NDArray[np.intp]] = {}
     for draw in range(n_draws):
         rng = np.random.default_rng([seed, draw])
         orders = [rng.permutation(np.flatnonzero(stratum == one)) for one in range(y.shape[1] + 1)]
-        if not len(orders[-1]) and lacks[orders[0]].any():
+        if y.shape[1] == 1 and not len(orders[1]) and lacks.any():
             # Negatives exist only beside positives: a patient with both goes first, so that every draw has one.
-            first = np.argmax(lacks[orders[0]])
+            first = np.argmax(lacks[orders[0], 0])
             orders[0] = np.concatenate([orders[0][[first]], np.delete(orders[0], first)])
         # One queue, in which each stratum is spread evenly from the very front: whatever is cut off its front is
         # stratified and begins with one of each, and the shorter lies within the longer.
         places = [np.arange(len(order)) / max(len(order), 1) for order in orders]
         queue = np.concatenate(orders)[np.argsort(np.concatenate(places), kind="stable")]
-        least = sum(len(order) > 0 for order in orders)
+        front = list(queue[: sum(len(order) > 0 for order in orders)])
+        for those in needed:
+            # A label may be had only by patients who have a rarer one too, and by none of these at the front.
+            if not those[front].any():
+                front.append(queue[np.argmax(those[queue])])
+        queue = np.concatenate([front, queue[~np.isin(queue, front)]])
         for fraction in fractions:
-            taken = queue[: max(least, round(fraction * len(names)))]
+            taken = queue[: max(len(front), round(fraction * len(names)))]
             draws[float(fraction), draw] = np.flatnonzero(np.isin(of_row, taken))
     return draws
 
@@ -530,18 +545,26 @@ def _label_columns(
 def _classes(labels: pd.Series, path: Path) -> tuple[str, ...]:
     """The classes of a column; of two, the negative one first."""
     values = sorted(labels.unique(), key=_natural)
+    where = f"{path.name}: column {labels.name!r}"
+    if _are_dates(values) or (len(values) > 2 and _are_measurements(values)):
+        what = "dates" if _are_dates(values) else "measurements"
+        raise DataError(f"{where} holds {what}, not classes; put them into classes, or choose another with --label")
     # A column with about as many values as rows may hold names or ids, which no message may show.
     shown = f": {', '.join(values)}" if len(values) <= min(10, len(labels) // 3) else ""
-    where = f"{path.name}: column {labels.name!r}"
-    if len({value.casefold() for value in values}) < len(values):
-        raise DataError(f"{where} spells a class in several ways that differ in capitals only{shown}; make them one")
+    if len({_natural(value)[:2] for value in values}) < len(values):
+        raise DataError(
+            f"{where} spells a class in several ways that differ in capitals or digits only{shown}; make them one"
+        )
     if len(values) == 1:
         raise DataError(f"{where} has a single class in all {len(labels):,} labelled rows{shown}; two are needed")
-    if len(values) > 2 and (what := _no_classes(values)):
-        raise DataError(f"{where} holds {what}, not classes; put them into classes, or choose another with --label")
+    unknown = sorted(_UNKNOWN & {value.casefold() for value in values}) + ["-1"] * (values == ["-1", "0", "1"])
+    if len(values) > 2 and unknown:
+        raise DataError(
+            f"{where} has {unknown[0]!r} beside its classes; blank it where it means unknown, or give it another name"
+        )
     if len(values) > min(MOST_CLASSES, max(2, len(labels) // 3)):
         raise DataError(
-            f"{where} has {len(values):,} classes in {len(labels):,} labelled rows{shown}; names or ids? Choose "
+            f"{where} has {len(values):,} classes in {len(labels):,} labelled rows{shown}; names or numbers? Choose "
             "another with --label, or blank the rows of those that are not wanted"
         )
     if [value.casefold() in _NEGATIVE for value in values] == [False, True]:
@@ -550,17 +573,35 @@ def _classes(labels: pd.Series, path: Path) -> tuple[str, ...]:
 
 
 def _natural(value: str) -> tuple[float, str, str]:
-    """Numbers by size, before texts."""
-    number = float(value) if re.fullmatch(r"-?\d+(\.\d+)?", value) else np.inf
-    return number, value.casefold(), value
+    """Numbers by size, before texts; of two values, those that differ in the last alone are the same."""
+    if re.fullmatch(_NUMBER, value):
+        return float(value), "", value
+    return np.inf, value.casefold(), value
 
 
-def _no_classes(values: Sequence[str]) -> str:
-    if all(re.fullmatch(r"\d{4}-\d\d?-\d\d?.*|\d\d?[./]\d\d?[./]\d{2,4}.*|(19|20)\d{6}", value) for value in values):
-        return "dates"
-    numbers = all(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value, re.IGNORECASE) for value in values)
-    whole = numbers and all(float(value).is_integer() for value in values)
-    return "measurements" if numbers and not whole else ""
+def _are_dates(values: Sequence[str]) -> bool:
+    return bool(values) and all(re.fullmatch(_DATE, value) for value in values)
+
+
+def _are_measurements(values: Sequence[str]) -> bool:
+    """Numbers, and not all of them whole."""
+    numbers = [float(value) for value in values if re.fullmatch(_NUMBER, value)]
+    return len(numbers) == len(values) and not all(number.is_integer() for number in numbers)
+
+
+def _check_group(table: pd.DataFrame, name: str, path: Path, layout: TableLayout | None) -> None:
+    """Raise UsageError where results cannot be broken down by this column, or would show who the patients are."""
+    if name not in table.columns:
+        raise UsageError(f"--groups {name}: no such column in {path.name}; it has {', '.join(table.columns)}")
+    if name in (*KEYS, *_keys_of(table, layout)):
+        raise UsageError(f"--groups {name}: its values name patients or files; choose columns such as sex or age")
+    values = [value for value in table[name].unique() if value != ""]
+    numbers = all(re.fullmatch(_NUMBER, value) for value in values)
+    if _are_dates(values) or (len(values) > MOST_CLASSES and not numbers):
+        raise UsageError(
+            f"--groups {name}: {len(values):,} different texts in {path.name}, or dates; put them into at most "
+            f"{MOST_CLASSES} groups"
+        )
 
 
 def _matrix(task: Task, values: Sequence[dict[int, str]], positions: Sequence[int]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -205,19 +205,20 @@ def _run(
                 cell_of[pool.submit(_timed, arm, rows, 1000 * seed + cell.draw)] = cell
         except Exception as error:  # a worker that dies meanwhile; what others finished is still handed on
             failed = error
-        for future in as_completed(cell_of):
-            if future.cancelled():
-                continue
-            if failure := future.exception():
-                failed = failed or failure
-                for other in cell_of:
-                    other.cancel()
-                continue
-            yield (cell_of[future], *future.result())
+        pending = set(cell_of)
+        while pending:
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                if failure := future.exception():
+                    failed = failed or failure
+                else:
+                    yield (cell_of[future], *future.result())
+            if failed:
+                pending = {future for future in pending if not future.cancel()}
     finally:
         # Also where the caller fails, or is stopped.
-        for other in cell_of:
-            other.cancel()
+        for future in cell_of:
+            future.cancel()
     if failed:
         raise failed
 

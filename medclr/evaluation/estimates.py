@@ -41,7 +41,8 @@ class Chance:
     make of the mean of all cells; sum_d g_rd (x_d - mean) / sqrt(D (D - 1)) over draws, where x_d is the mean of a
     draw over encoders and g standard normal, so that its variance is that of a mean of D independent draws; and the
     same over encoders. What differs by draw and encoder at once, such as the noise of one fine-tuning, is part of both
-    sums and so is counted twice, which errs on the wide side.
+    sums and so is counted twice, which errs on the wide side; for crossed sources of variation no bootstrap is exact
+    (Owen 2007).
     """
 
     def __init__(self, most_draws: int, most_encoders: int, resamples: int, seed: int) -> None:

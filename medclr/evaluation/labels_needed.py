@@ -84,7 +84,7 @@ def labels_needed(
 def isotonic(curves: np.ndarray) -> np.ndarray:
     """Non-decreasing curves nearest to the given ones in least squares, row by row.
 
-    The max-min formula of Robertson, Wright & Dykstra (1988, theorem 1.4.4): at i, the largest over all starts up to
+    The max-min formula of Robertson, Wright & Dykstra (1988): at i, the largest over all starts up to
     i of the smallest mean from there to an end from i on. curves: (R, F). Returns (R, F).
     """
     n = curves.shape[1]

@@ -77,7 +77,7 @@ class Temperature(NamedTuple):
 
 
 def fit_temperature(y: np.ndarray, logits: np.ndarray) -> Temperature:
-    """The temperature with the least negative log-likelihood of softmax(logits / T): Guo et al. (2017), section 4.2.
+    """The temperature with the least negative log-likelihood of softmax(logits / T): Guo et al. (2017).
 
     It changes no predicted class, and of a binary label no ranking. It is a fit, so the logits must be of rows that
     the model was not trained on (out-of-fold), and of others than those to be judged. inf, and so equal

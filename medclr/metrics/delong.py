@@ -52,7 +52,7 @@ def delong(y: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None
 
 
 def auroc_interval(auroc: float, variance: float, level: float = 0.95) -> tuple[float, float]:
-    """Interval of an AUROC from its variance, symmetric on the logit scale (Pepe 2003, chapter 5).
+    """Interval of an AUROC from its variance, symmetric on the logit scale (Pepe 2003).
 
     An AUROC is bounded and, near 1, skewed; on the plain scale the interval would reach past 1 and sit too high. NaN
     where the variance is 0 or NaN: where all positives score above all negatives, the variance that they show is 0,
@@ -107,7 +107,7 @@ def detectable(se: float, level: float = 0.95, power: float = 0.8, freedom: floa
 
 
 def hanley_mcneil_se(auroc: float, n_positive: int, n_negative: int) -> float:
-    """Standard error that an AUROC would have: Hanley & McNeil (1982), equation 1, Q1 and Q2 as for exponential scores.
+    """Standard error that an AUROC would have: Hanley & McNeil (1982), with Q1 and Q2 as for exponential scores.
 
     For plans, before there are scores, and for independent rows: where patients repeat, count patients. NaN where a
     class is absent.

@@ -13,7 +13,7 @@ def knn_scores(
 ) -> np.ndarray:
     """Share of positives among the k training rows nearest by cosine, each weighted by exp(cosine / temperature).
 
-    The weighted kNN of Wu et al. (2018, section 3.4). train_z: (n, D), train_y: (n,) or (n, K) of 0, 1 and NaN
+    The weighted kNN of Wu et al. (2018). train_z: (n, D), train_y: (n,) or (n, K) of 0, 1 and NaN
     (unknown, no vote), test_z: (m, D). Where there are fewer than k training rows, all of them vote. Returns (m,) or
     (m, K) in [0, 1]; 0.5 where none of the nearest is known.
     """
@@ -39,7 +39,7 @@ def knn_scores(
 def alignment(z1: np.ndarray, z2: np.ndarray) -> float:
     """Mean squared distance between the two views of a pair on the unit sphere: 0 is best, 2 is chance.
 
-    Wang & Isola (2020), equation of section 4.1 with alpha = 2. z1, z2: (n, D), of any length.
+    Wang & Isola (2020), with alpha = 2. z1, z2: (n, D), of any length.
     """
     return float(np.mean(np.sum((_unit(z1) - _unit(z2)) ** 2, axis=1)))
 
@@ -64,7 +64,7 @@ def similarities(z1: np.ndarray, z2: np.ndarray, groups: np.ndarray) -> tuple[fl
 def uniformity(z: np.ndarray) -> float:
     """Log of the mean Gaussian potential over pairs of rows on the unit sphere: 0 is collapsed, lower is better.
 
-    Wang & Isola (2020), equation of section 4.1 with t = 2. z: (n, D) with n of 2 or more, of any length.
+    Wang & Isola (2020), with t = 2. z: (n, D) with n of 2 or more, of any length.
     """
     unit = _unit(z)
     n = len(unit)
@@ -74,7 +74,7 @@ def uniformity(z: np.ndarray) -> float:
 
 
 def rankme(z: np.ndarray) -> float:
-    """Effective number of dimensions in use, between 1 and min(n, D): Garrido et al. (2023), equation 1.
+    """Effective number of dimensions in use, between 1 and min(n, D): Garrido et al. (2023).
 
     z: (n, D) embeddings, as they are.
     """

@@ -76,7 +76,7 @@ def fit_full(
     total = steps_of(config, len(loader))
     to_start = config.decay_to == "start"
     optimizer = layerwise_adamw(
-        [*stages(network[0]), *list(network)[1:], classifier.head],
+        [*stages(network[0]), network[1:], classifier.head],
         config.lr,
         0.0 if to_start else config.weight_decay,
         config.layer_decay,

@@ -44,17 +44,19 @@ def adamw(module: nn.Module, lr: float, weight_decay: float) -> AdamW:
 def layerwise_adamw(parts: Sequence[nn.Module], lr: float, weight_decay: float, layer_decay: float) -> AdamW:
     """AdamW that moves the last of `parts` by `lr`, and each part before it by `layer_decay` of the next.
 
+    A part without weights does not count.
+
     What an encoder knows of edges and textures suits the new task better than its last layers do (Clark et al. 2020,
     section 3.2, and Bao et al. 2022 for images).
     """
-    whole = nn.ModuleList(parts)
+    parts = [part for part in parts if any(p.requires_grad for p in part.parameters())]
     groups = [
         group | {"lr": lr * layer_decay ** (len(parts) - 1 - depth)}
         for depth, part in enumerate(parts)
         for group in _groups(part, weight_decay)
         if group["params"]
     ]
-    return _adamw(whole, groups, lr)
+    return _adamw(nn.ModuleList(parts), groups, lr)
 
 
 def draw_back(optimizer: Optimizer, module: nn.Module, weight_decay: float) -> None:

@@ -140,10 +140,14 @@ def enough_to_choose(y: NDArray[np.floating], patients: NDArray[np.object_]) -> 
 
 
 def inner_folds(y: NDArray[np.floating], patients: NDArray[np.object_], seed: int, n_folds: int = FOLDS) -> list[Fold]:
-    """Positions to fit and to judge by, with no patient on both sides, stratified by the class or the rarest label."""
+    """Positions to fit and to judge by, with no patient on both sides, stratified by the class or the rarest label.
+
+    Rows whose stratum has fewer than `n_folds` are one stratum together.
+    """
     rarest_first = np.argsort(np.nansum(y, axis=0), kind="stable")
     has = y[:, rarest_first] == 1
     stratum = np.where(has.any(axis=1), has.argmax(axis=1), y.shape[1])
+    stratum = np.where(np.bincount(stratum)[stratum] < n_folds, y.shape[1] + 1, stratum)
     with warnings.catch_warnings():
         # Of a label so rare that some folds have none; those folds do not count for it.
         warnings.filterwarnings("ignore", message="The least populated class")

@@ -6,11 +6,14 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medclr.data.identity import Pseudonymiser
 from medclr.data.labels import (
+    Task,
+    check_labels,
     held_out,
     labels_hash,
     name_patients,
@@ -81,8 +84,8 @@ def test_series_key(table, manifest):
     ]
     assert list(found.rows.index) == [0, 1, 2]
     assert set(manifest.columns) < set(found.rows.columns)
-    assert found.rows["y"].dtype == np.int64
-    assert "y" not in manifest.columns, "the caller's manifest stays as it was"
+    assert (found.y.dtype, found.y.shape, found.task.kind) == (np.float64, (3, 1), "binary")
+    assert "split" not in manifest.columns, "the caller's manifest stays as it was"
 
 
 def test_a_study_labels_every_series_under_it(table, manifest):
@@ -173,7 +176,7 @@ def test_text_that_pandas_would_take_for_missing_is_text(table, manifest):
 
 
 def test_an_index_column_without_a_name_is_no_label(table, manifest):
-    assert read_labels(table(",series_uid,label", "0,1.1,1", "1,1.4,0"), manifest, NAMES).column == "label"
+    assert read_labels(table(",series_uid,label", "0,1.1,1", "1,1.4,0"), manifest, NAMES).task.name == "label"
 
 
 @pytest.mark.parametrize(
@@ -245,12 +248,12 @@ def test_parquet_of_any_type_is_read_as_text(tmp_path, manifest):
     frame = pd.DataFrame({"patient_id": ["A", "B", "C", "007"], "label": [1.0, 0.0, np.nan, 1.0]})
     frame.to_parquet(tmp_path / "float.parquet")
     found = read_labels(tmp_path / "float.parquet", manifest, NAMES)
-    assert found.classes == ("0", "1")
+    assert found.task.classes == ("0", "1")
     assert _values(found) == {"v0": 1, "v1": 1, "v2": 1, "v3": 0, "v5": 1}
 
     frame[:2].assign(label=[False, True]).set_index("patient_id").to_parquet(tmp_path / "bool.parquet")
     found = read_labels(tmp_path / "bool.parquet", manifest, NAMES)
-    assert (found.classes, _values(found)["v3"]) == (("False", "True"), 1)
+    assert (found.task.classes, _values(found)["v3"]) == (("False", "True"), 1)
 
     numbers = manifest.assign(patient_key=[NAMES.pseudonym("patient", str(i)) for i in range(6)])
     pd.DataFrame({"patient_id": [1, 4], "label": ["no", "yes"]}, index=[5, 6]).to_parquet(tmp_path / "int.parquet")
@@ -262,15 +265,15 @@ def test_parquet_of_any_type_is_read_as_text(tmp_path, manifest):
 
 def test_the_label_column_is_the_only_one_or_named(table, manifest):
     path = table("series_uid,patient_id,split,site,kernel,lesion", "1.1,A,train,X,B,0", "1.4,B,test,X,B,1")
-    assert read_labels(path, manifest, NAMES).column == "lesion"
-    assert read_labels(path, manifest, NAMES, label="split").classes == ("test", "train")
+    assert read_labels(path, manifest, NAMES).task.name == "lesion"
+    assert read_labels(path, manifest, NAMES, label=["split"]).task.classes == ("test", "train")
 
     path = table("series_uid,lesion,sex", "1.1,0,F", "1.4,1,M")
-    with pytest.raises(UsageError, match="2 columns may be the label; choose one with --label: lesion, sex"):
+    with pytest.raises(UsageError, match="2 columns may be the label; choose one or several with --label: lesion, sex"):
         read_labels(path, manifest, NAMES)
-    assert read_labels(path, manifest, NAMES, label="sex").classes == ("F", "M")
+    assert read_labels(path, manifest, NAMES, label=["sex"]).task.classes == ("F", "M")
     with pytest.raises(UsageError, match=r"--label leison: no such column in labels\.csv; it has lesion, sex"):
-        read_labels(path, manifest, NAMES, label="leison")
+        read_labels(path, manifest, NAMES, label=["leison"])
 
     with pytest.raises(UsageError, match="add a label column"):
         read_labels(table("series_uid,split", "1.1,train"), manifest, NAMES)
@@ -292,7 +295,7 @@ def test_the_label_column_is_the_only_one_or_named(table, manifest):
 )
 def test_which_class_is_positive(table, manifest, one, other, classes):
     found = read_labels(table("series_uid,label", f"1.1,{one}", f"1.4,{other}"), manifest, NAMES)
-    assert found.classes == classes
+    assert found.task.classes == classes
     assert _values(found) == {"v0": classes.index(one), "v3": classes.index(other)}
 
 
@@ -303,10 +306,7 @@ def _rows(*values):
 def test_one_class_or_many(table, manifest):
     with pytest.raises(DataError, match="a single class in all 4 labelled rows: healthy; two"):
         read_labels(table(*_rows(*["healthy"] * 4, "", "")), manifest, NAMES)
-    path = table("series_uid,label", *(f"{i},{'abc'[i % 3]}" for i in range(30)))
-    with pytest.raises(DataError, match="has 3 classes: a, b, c; two are needed"):
-        read_labels(path, manifest, NAMES)
-    with pytest.raises(DataError, match="differ in capitals only"):
+    with pytest.raises(DataError, match="differ in capitals or digits only"):
         read_labels(table(*_rows("Yes", "yes", "no", "no")), manifest, NAMES)
 
 
@@ -315,6 +315,218 @@ def test_a_column_of_names_is_not_shown(table, manifest):
         with pytest.raises(DataError) as error:
             read_labels(table(*_rows(*values)), manifest, NAMES)
         assert "doe" not in str(error.value).lower()
+
+
+# Several classes
+
+
+@pytest.fixture
+def many():
+    """Thirty patients of one volume each, series 2.0 to 2.29."""
+    return pd.DataFrame(
+        [
+            {
+                "volume_id": f"v{number}",
+                "patient_key": NAMES.pseudonym("patient", f"P{number}"),
+                "study_key": NAMES.pseudonym("study", f"T{number}"),
+                "series_key": NAMES.pseudonym("series", f"2.{number}"),
+                "patient_known": True,
+                "source": [f"{number}.dcm"],
+                "modality": "CT",
+            }
+            for number in range(30)
+        ]
+    )
+
+
+def _thirty(values, columns="label"):
+    return [f"series_uid,{columns}", *(f"2.{number},{value}" for number, value in enumerate(values))]
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (["10", "9", "-1"], ("-1", "9", "10")),
+        (["b", "C", "a"], ("a", "b", "C")),
+        (["grade 2", "3", "none"], ("3", "grade 2", "none")),
+        (["1e2", "+7", "0.0"], ("0.0", "+7", "1e2")),
+    ],
+)
+def test_several_classes_in_their_natural_order_are_one_hot(table, many, values, classes):
+    found = read_labels(table(*_thirty([values[number % 3] for number in range(27)] + [""] * 3)), many, NAMES)
+    assert (found.task.kind, found.task.columns, found.task.classes) == ("multiclass", ("label",), classes)
+    assert found.task.outputs == classes
+    assert found.y.shape == (27, 3)
+    assert found.y.dtype == np.float64
+    expected = [[float(values[number % 3] == one) for one in classes] for number in range(27)]
+    assert found.y.tolist() == expected
+
+
+def test_classes_of_which_no_volume_is_there_keep_their_column(table, many):
+    found = read_labels(table(*_thirty(["a", "b"] * 15), *["9.9,c"] * 9), many, NAMES)
+    assert (found.task.kind, found.y.shape) == ("multiclass", (30, 3))
+    assert found.y.sum(axis=0).tolist() == [15, 15, 0]
+    with pytest.raises(DataError, match="only one class of column 'label' among the 30 volumes"):
+        read_labels(table(*_thirty(["a"] * 30), *["9.9,c", "9.8,b"] * 9), many, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([f"NAME^{number}" for number in range(30)], "has 30 classes in 30 labelled rows; names or numbers?"),
+        ([f"NAME^{number % 11}" for number in range(30)], "has 11 classes in 30 labelled rows; names or numbers?"),
+        ([f"2020-01-{number % 3 + 1:02d}" for number in range(30)], "holds dates, not classes"),
+        (["1/2/1980", "31.12.1981"] * 15, "holds dates, not classes"),
+        (["2020-01-01T10:30"] * 30, "holds dates, not classes"),
+        (["19800102", "20011231"] * 15, "holds dates, not classes"),
+        ([f"{number % 5 / 4}" for number in range(30)], "holds measurements, not classes"),
+        (["-.5", "1e-3", "2"] * 10, "holds measurements, not classes"),
+        ([str(number) for number in range(20, 50)], "has 30 classes in 30 labelled rows; names or numbers?"),
+        (["0", "1", "Unknown"] * 10, "has 'unknown' beside its classes; blank it where it means unknown"),
+        (["0", "1", "-1"] * 10, "has '-1' beside its classes; blank it"),
+        (["0", "0.0", "1"] * 10, "differ in capitals or digits only"),
+    ],
+)
+def test_a_column_that_holds_no_classes(table, many, values, message):
+    with pytest.raises(DataError, match=message) as error:
+        read_labels(table(*_thirty(values)), many, NAMES)
+    assert str(error.value).startswith("labels.csv: column 'label'")
+    assert not re.search("NAME|19|200|31|:30|\n", str(error.value))
+
+
+def test_a_column_that_gives_each_patient_a_class_of_their_own(table, manifest):
+    """Names, of which each has several volumes, so that they are few beside the rows."""
+    rows = [f"{1 + number},{number // 3},NAME^{number // 3}" for number in range(9)]
+    path = table("series_uid,patient_id,label", *rows)
+    nine = pd.concat([manifest] * 2, ignore_index=True)[:9]
+    nine["series_key"] = [NAMES.pseudonym("series", str(number + 1)) for number in range(9)]
+    nine["patient_key"] = [NAMES.pseudonym("patient", str(number // 3)) for number in range(9)]
+    with pytest.raises(DataError, match="no class of column 'label' is of two patients; names or ids") as error:
+        read_labels(path, nine, NAMES)
+    assert "NAME" not in str(error.value)
+    nine["patient_key"] = [NAMES.pseudonym("patient", str(number)) for number in range(9)]
+    assert read_labels(path, nine, NAMES).task.kind == "multiclass"
+
+
+# Several labels
+
+
+def test_several_labels_with_unknowns(table, many):
+    """What is blank is unknown; a volume of which all are blank has no label."""
+    cells = ["1,yes,-", "0,,+", ",no,+", ",,", "1,yes,", *["0,no,-"] * 25]
+    found = read_labels(table(*_thirty(cells, "mass,oedema,fluid")), many, NAMES, ["oedema", "mass", "fluid"])
+    assert (found.task.kind, found.task.columns) == ("multilabel", ("oedema", "mass", "fluid"))
+    assert found.task.classes == ("yes", "1", "+")
+    assert found.task.outputs == found.task.columns
+    assert found.rows["volume_id"].tolist() == [f"v{number}" for number in range(30) if number != 3]
+    expected = [[1, 1, 0], [np.nan, 0, 1], [0, np.nan, 1], [1, 1, np.nan], *[[0, 0, 0]] * 25]
+    np.testing.assert_array_equal(found.y, expected)
+    alone = read_labels(table(*_thirty(cells, "mass,oedema,fluid")), many, NAMES, ["oedema"])
+    assert (alone.task.kind, alone.y.shape, alone.task.classes) == ("binary", (28, 1), ("no", "yes"))
+
+
+def test_rows_of_one_volume_may_each_know_something(table, many):
+    path = table("series_uid,a,b", "2.0,1,", "2.0,,0", "2.1,0,1", "2.2,1,1")
+    found = read_labels(path, many, NAMES, ["a", "b"])
+    assert found.y.tolist() == [[1, 0], [0, 1], [1, 1]]
+    path = table("series_uid,a,b", "2.0,1,", "2.1,0,1", "2.0,,0", "2.0,,1")
+    with pytest.raises(DataError, match="rows 4 and 5 give one volume two values of 'b'; drop one") as error:
+        read_labels(path, many, NAMES, ["a", "b"])
+    assert "2.0" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "error", "message"),
+    [
+        (["a", "c"], DataError, "column 'c' has 3 classes; of several --label columns each must have two, and a blank"),
+        (["a", "one"], DataError, "column 'one' has a single class in all 30 labelled rows: 1; two are needed"),
+        (["a", "none"], DataError, "column 'none' is blank in all 30 rows; name another with --label"),
+        (["a", "when"], DataError, "column 'when' holds dates, not classes"),
+        (["a", "b", "a"], UsageError, "--label a: named twice"),
+        (["a", "d"], UsageError, r"--label d: no such column in labels\.csv; it has a, b, c, one, none, when"),
+        ([], UsageError, "6 columns may be the label; choose one or several with --label: a, b, c, one, none, when"),
+    ],
+)
+def test_columns_that_cannot_be_labels_together(table, many, label, error, message):
+    cells = [f"{n % 2},{n // 2 % 2},{'xyz'[n % 3]},1,,2020-01-{n % 2 + 1:02d}" for n in range(30)]
+    with pytest.raises(error, match=message) as raised:
+        check_labels(table(*_thirty(cells, "a,b,c,one,none,when")), label)
+    assert not re.search("2020|\n", str(raised.value))
+
+
+def test_forty_columns(table, many):
+    names = [f"finding {number}" for number in range(40)]
+    cells = [",".join(str((n >> k % 5) % 2) for k in range(40)) for n in range(30)]
+    path = table(*_thirty(cells, ",".join(names)))
+    with pytest.raises(UsageError, match="40 columns may be the label; choose one or several") as error:
+        read_labels(path, many, NAMES)
+    assert "\n" not in str(error.value)
+    found = read_labels(path, many, NAMES, names)
+    assert (found.task.kind, found.y.shape, found.task.outputs) == ("multilabel", (30, 40), tuple(names))
+    assert read_labels(path, many, NAMES, [names[3]]).task.kind == "binary"
+
+
+# What a task means
+
+
+@given(st.integers(0, 99), st.sampled_from([0.3, 1.0, 7.0]))
+@settings(max_examples=20, deadline=None)
+def test_scores_and_probabilities_against_torch(seed, temperature):
+    logits = np.random.default_rng(seed).normal(0, 8, (9, 4))
+    several = Task("multiclass", ("x",), ("a", "b", "c", "d"))
+    scores = several.scores(logits.astype(np.float32))
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, torch.log_softmax(torch.from_numpy(logits), 1), rtol=1e-5, atol=1e-5)
+    expected = torch.softmax(torch.from_numpy(logits) / temperature, 1)
+    for given_scores in (several.scores(logits), logits):
+        np.testing.assert_allclose(several.probabilities(given_scores, temperature), expected, atol=1e-12)
+    for task in (Task("binary", ("x",), ("n", "y")), Task("multilabel", tuple("wxyz"), ("1",) * 4)):
+        np.testing.assert_array_equal(task.scores(logits), logits)
+        expected = torch.sigmoid(torch.from_numpy(logits) / temperature)
+        np.testing.assert_allclose(task.probabilities(logits, temperature), expected, atol=1e-12)
+
+
+def test_what_the_outputs_are_called():
+    assert Task("binary", ("lesion",), ("no", "yes")).outputs == ("yes",)
+    assert Task("multilabel", ("a", "b"), ("1", "1")).outputs == ("a", "b")
+    assert Task("multilabel", ("a", "b"), ("1", "1")).name == "a, b"
+
+
+# Groups
+
+
+def test_groups_are_text_beside_each_volume(table, many):
+    cells = [f"{n % 2},{'MF'[n // 2 % 2] if n else ''},{40 + n}" for n in range(20)] + [",M,1"] * 10
+    path = table(*_thirty(cells, "lesion,sex,age"))
+    found = read_labels(path, many, NAMES, groups=["age", "sex"])
+    assert found.task.name == "lesion", "a group is no candidate for the label"
+    assert list(found.groups.columns) == ["age", "sex"]
+    assert found.groups["age"].tolist() == [str(40 + n) for n in range(20)]
+    assert found.groups["sex"].tolist() == ["", *("MF"[n // 2 % 2] for n in range(1, 20))]
+    assert found.groups.index.tolist() == list(range(20)) == found.rows.index.tolist()
+    assert read_labels(path, many, NAMES, ["lesion"]).groups.shape == (20, 0)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ("series_uid", "its values name patients or files; choose columns such as sex or age"),
+        ("gender", r"no such column in labels\.csv; it has series_uid, lesion, name, born"),
+        ("name", r"40 different texts in labels\.csv, or dates; put them into at most 30 groups"),
+        ("born", r"2 different texts in labels\.csv, or dates; put them"),
+    ],
+)
+def test_what_is_no_group(table, group, message):
+    rows = [f"2.{n},{n % 2},NAME^{n},1980-01-{n % 2 + 10}" for n in range(40)]
+    with pytest.raises(UsageError, match=f"--groups {group}: {message}") as error:
+        check_labels(table("series_uid,lesion,name,born", *rows), ["lesion"], None, [group])
+    assert not re.search("NAME|1980|\n", str(error.value))
+
+
+def test_groups_that_conflict(table, many):
+    path = table("series_uid,lesion,sex", "2.0,1,M", "2.1,0,F", "2.0,1,F")
+    with pytest.raises(DataError, match="rows 2 and 4 give one volume two values of 'sex'"):
+        read_labels(path, many, NAMES, groups=["sex"])
 
 
 # Conflicts
@@ -444,7 +656,7 @@ def test_folders_named_by_their_class_are_a_table(tmp_path, manifest):
     assert labels_hash(tmp_path / "scans") != before
     manifest.at[3, "source"] = ["train/SICK/a.png"]
     found = read_labels(tmp_path / "scans", manifest, NAMES)
-    assert found.classes == ("NORMAL", "SICK")
+    assert found.task.classes == ("NORMAL", "SICK")
     assert _values(found) == {"v2": 0, "v3": 1, "v4": 1, "v5": 0}
     assert found.rows["split"].tolist() == ["train", "train", "val", "test"]
     (tmp_path / "flat/train").mkdir(parents=True)
@@ -527,3 +739,66 @@ def test_negatives_that_exist_only_beside_positives():
     y = np.array([1] * 50 + [0])
     for rows in nested_draws(y, patients, [0.02, 0.1], 5, seed=0).values():
         assert set(y[rows]) == {0, 1}
+
+
+# fmt: off
+PINNED = {
+    (0.1, 0): [5, 9, 22, 26, 39],
+    (0.3, 0): [4, 5, 7, 9, 11, 21, 22, 24, 26, 28, 38, 39],
+    (0.1, 1): [0, 12, 17, 29, 34],
+    (0.3, 1): [0, 2, 6, 12, 14, 17, 19, 23, 29, 31, 34, 36],
+}
+
+
+def test_draws_of_one_label_are_pinned():
+    """A change would draw other patients than the curves that exist."""
+    patients = np.array([f"p{n % 17}" for n in range(40)])
+    y = np.arange(40) % 17 % 5 == 0
+    for labels in (y.astype(int), y[:, None].astype(float)):
+        draws = nested_draws(labels, patients, [0.1, 0.3], 2, seed=3)
+        assert {cell: rows.tolist() for cell, rows in draws.items()} == PINNED
+
+
+@st.composite
+def _several(draw):
+    """(n, K) of 0, 1 and perhaps NaN, of which labels go together, and a patient for each row."""
+    n, k = draw(st.integers(1, 60)), draw(st.integers(2, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    if draw(st.booleans()):
+        y = np.eye(k)[rng.integers(0, k, n)]
+    else:
+        chance = rng.choice([0.02, 0.1, 0.5, 0.98], k)
+        y = (rng.random((n, k)) < chance).astype(float)
+        if draw(st.booleans()):
+            y[:, 1] = np.maximum(y[:, 0], y[:, 1])
+            y[rng.random((n, k)) < 0.3] = np.nan
+    return y, np.array([f"p{number}" for number in rng.integers(0, draw(st.integers(1, n)), n)])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_several(), st.lists(st.floats(0.01, 1), min_size=1, max_size=3), st.integers(0, 5))
+def test_draws_have_each_class_of_each_label(labelled, fractions, seed):
+    y, patients = labelled
+    fractions = sorted({*fractions, 1.0})
+    draws = nested_draws(y, patients, fractions, 3, seed)
+    for draw in range(3):
+        smaller: set[int] = set()
+        for fraction in fractions:
+            rows = draws[fraction, draw]
+            assert smaller <= set(rows)
+            smaller = set(rows)
+            assert not set(patients[rows]) & set(np.delete(patients, rows)), "a patient is drawn whole or not"
+            for column in range(y.shape[1]):
+                there = {value for value in (0.0, 1.0) if (y[:, column] == value).any()}
+                assert there == {value for value in (0.0, 1.0) if (y[rows, column] == value).any()}
+        assert len(draws[1.0, draw]) == len(y)
+    fewer = nested_draws(y, patients, fractions[:1], 1, seed)
+    assert np.array_equal(fewer[fractions[0], 0], draws[fractions[0], 0])
+
+
+def test_draws_of_classes_are_stratified_and_of_the_stated_size():
+    y = np.eye(3)[np.repeat([0, 1, 2], [300, 80, 20])]
+    patients = np.array([f"p{n}" for n in range(400)])
+    for (fraction, _), rows in nested_draws(y, patients, [0.05, 0.25], 20, seed=0).items():
+        assert len(rows) == 400 * fraction
+        np.testing.assert_allclose(y[rows].sum(axis=0), y.sum(axis=0) * fraction, atol=1)

@@ -36,8 +36,8 @@ def joined(spec, folder, lines, manifest, label, name="table.csv"):
     path = folder / name
     path.write_text("\n".join(lines) + "\n")
     named = name_patients(path, manifest, NAMES, layout)
-    found = read_labels(path, named, NAMES, label, layout)
-    return dict(zip(found.rows["source"].str[0], found.rows["y"], strict=True)), named, found
+    found = read_labels(path, named, NAMES, [label] if label else [], layout)
+    return dict(zip(found.rows["source"].str[0], found.y[:, 0], strict=True)), named, found
 
 
 NIH = [
@@ -62,7 +62,7 @@ def test_nih_chestxray14_lists_its_findings_in_one_column(tmp_path):
     y, _, _ = joined("nih_chestxray14", tmp_path, NIH, manifest, "Pneumonia")
     assert list(y.values()) == [0, 1, 0, 0]
     with pytest.raises(UsageError, match=r"15 columns may be the label; .*No Finding, Atelectasis.*Pneumothorax"):
-        check_labels(tmp_path / "table.csv", None, load_spec(Path("nih_chestxray14")).table)
+        check_labels(tmp_path / "table.csv", [], load_spec(Path("nih_chestxray14")).table)
 
 
 def test_under_a_spec_with_a_pattern_a_column_called_file_is_a_key_too(tmp_path):
@@ -72,7 +72,7 @@ def test_under_a_spec_with_a_pattern_a_column_called_file_is_a_key_too(tmp_path)
     assert found.key == "file"
     assert named["patient_known"].all()
     with pytest.raises(DataError, match="none of 2 patient_id values"):
-        read_labels(tmp_path / "table.csv", manifest_of("x/a_000.png"), NAMES, "tumour")
+        read_labels(tmp_path / "table.csv", manifest_of("x/a_000.png"), NAMES, ["tumour"])
 
 
 def test_a_table_of_ones_own_is_read_as_ever_under_a_spec(tmp_path):
@@ -81,7 +81,7 @@ def test_a_table_of_ones_own_is_read_as_ever_under_a_spec(tmp_path):
     assert (list(y.values()), found.key) == ([1, 0], "path")
     (tmp_path / "none.csv").write_text("name,tumour\na,1\n")
     with pytest.raises(DataError, match=r"no key .*the spec's own is 'Image Index'"):
-        check_labels(tmp_path / "none.csv", None, load_spec(Path("nih_chestxray14")).table)
+        check_labels(tmp_path / "none.csv", [], load_spec(Path("nih_chestxray14")).table)
 
 
 OBSERVATIONS = (
@@ -192,7 +192,7 @@ def test_oasis_rates_dementia(tmp_path):
     files = [f"disc1/{session}/{session}_mpr.nii.gz" for session in ratings]
     y, named, found = joined("oasis", tmp_path, lines, manifest_of(*files), None)
     assert y == {files[0]: 0, files[1]: 1, files[3]: 1}
-    assert found.column == "demented"
+    assert found.task.name == "demented"
     assert NAMES.pseudonym("patient", "OAS1_0003") in set(named["patient_key"])
 
 
@@ -200,7 +200,7 @@ def test_ixi_numbers_its_people(tmp_path):
     lines = ['IXI_ID,"SEX_ID (1=m, 2=f)",HEIGHT,AGE', "2,2,164,35.8", "12,1,175,38.78", "13,0,0,46.71"]
     files = ["IXI002-Guys-0828-T1.nii.gz", "IXI012-HH-1211-T1.nii.gz", "IXI013-HH-1212-T1.nii.gz"]
     y, _, found = joined("ixi", tmp_path, lines, manifest_of(*files), None)
-    assert (y, found.column) == ({files[0]: 1, files[1]: 0}, "female")
+    assert (y, found.task.name) == ({files[0]: 1, files[1]: 0}, "female")
 
 
 @pytest.mark.parametrize("ending", ["", ".nii.gz"])
@@ -243,11 +243,11 @@ def test_a_medmnist_archive_is_its_own_label_table(tmp_path, spec, labels, label
     path = tmp_path / f"{spec}.npz"
     manifest = archive(path, labels)
     layout = load_spec(Path(spec)).table
-    found = read_labels(path, manifest, NAMES, label, layout)
-    assert found.rows["y"].tolist() == expected * 3
+    found = read_labels(path, manifest, NAMES, [label], layout)
+    assert found.y[:, 0].tolist() == expected * 3
     assert found.rows["split"].tolist() == [split for split in ("train", "val", "test") for _ in expected]
     if len(layout.labels) == 2:
-        assert read_labels(path, manifest, NAMES, None, layout).column == label
+        assert read_labels(path, manifest, NAMES, [], layout).task.name == label
     assert load_spec(Path(spec)).files
     assert manifest["source"].map(lambda s: "mnist" in s[0]).all()
 
@@ -284,4 +284,4 @@ def test_rows_of_one_volume_count_together():
 def test_a_table_with_the_key_but_no_label_of_the_spec(tmp_path):
     (tmp_path / "x.csv").write_text("study_id,subject_id,path_to\n1,2,3\n")
     with pytest.raises(DataError, match=r"^x.csv: it has the key 'study_id' of the spec, but no label column"):
-        check_labels(tmp_path / "x.csv", None, load_spec(Path("mimic_cxr")).table)
+        check_labels(tmp_path / "x.csv", [], load_spec(Path("mimic_cxr")).table)

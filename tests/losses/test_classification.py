@@ -17,7 +17,9 @@ def naive(logits, y, weight, exclusive):
         if exclusive:
             if not math.isnan(truth[0]):
                 total = sum(math.exp(value) for value in row)
-                terms.append(-sum(w * t * math.log(math.exp(v) / total) for v, t, w in zip(row, truth, weight, strict=True)))
+                terms.append(
+                    -sum(w * t * math.log(math.exp(v) / total) for v, t, w in zip(row, truth, weight, strict=True))
+                )
             continue
         for value, t, w in zip(row, truth, weight, strict=True):
             if not math.isnan(t):
@@ -30,14 +32,20 @@ def naive(logits, y, weight, exclusive):
 @given(n=st.integers(1, 6), k=st.integers(2, 4), seed=st.integers(0, 2**31), exclusive=st.booleans())
 def test_it_is_the_mean_over_what_is_known(n, k, seed, exclusive):
     g = torch.Generator().manual_seed(seed)
-    logits, weight = torch.randn(n, k, generator=g, dtype=torch.float64), torch.rand(k, generator=g, dtype=torch.float64)
+    logits, weight = (
+        torch.randn(n, k, generator=g, dtype=torch.float64),
+        torch.rand(k, generator=g, dtype=torch.float64),
+    )
     y = torch.randint(2, (n, k), generator=g).double()
     unknown = torch.rand(n, k, generator=g) < 0.4
     if exclusive:
         y, unknown = torch.eye(k, dtype=torch.float64)[torch.randint(k, (n,), generator=g)], unknown[:, :1].expand(n, k)
     y[unknown] = NAN
-    found = label_loss(logits, y, weight, exclusive)
+    found = label_loss(logits.requires_grad_(), y, weight, exclusive)
     assert found.item() == pytest.approx(naive(logits, y, weight.tolist(), exclusive))
+    found.backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[y.isnan()] == 0).all(), "what is unknown moves nothing"
 
 
 @pytest.mark.parametrize("exclusive", [True, False])

@@ -27,6 +27,23 @@ def test_knn_with_few_rows_or_a_tiny_temperature() -> None:
     np.testing.assert_allclose(knn_scores(train, y, np.eye(3), temperature=1e-4), [1, 0, 0], atol=1e-12)
 
 
+def test_knn_of_several_labels_leaves_unknown_ones_out() -> None:
+    rng = np.random.default_rng(0)
+    train, test = rng.normal(size=(30, 5)), rng.normal(size=(8, 5))
+    y = rng.integers(0, 2, (30, 3)).astype(float)
+    np.testing.assert_allclose(
+        knn_scores(train, y, test, k=9), np.column_stack([knn_scores(train, column, test, k=9) for column in y.T])
+    )
+    y[::2, 1], y[:, 2] = np.nan, np.nan
+    votes = knn_scores(train, y, test, k=9)
+    for m, z in enumerate(test):
+        cosine = train @ z / np.linalg.norm(train, axis=1) / np.linalg.norm(z)
+        known = [n for n in np.argsort(-cosine)[:9] if n % 2]
+        weight = np.exp(cosine[known] / 0.1)
+        assert votes[m, 1] == pytest.approx(weight @ y[known, 1] / weight.sum())
+    assert (votes[:, 2] == 0.5).all()
+
+
 def test_alignment_closed_forms() -> None:
     z = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     assert alignment(z, 3 * z) == pytest.approx(0, abs=1e-12)

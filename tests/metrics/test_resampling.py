@@ -11,6 +11,7 @@ from medclr.metrics import (
     Resamples,
     bootstrap,
     bootstrap_auroc,
+    bootstrap_mean_auroc,
     holm,
     interval,
     resampling,
@@ -132,3 +133,18 @@ def test_several_classes_and_labels_are_resampled_within_their_strata() -> None:
     )
     assert (drawn[:2] == 3).all()
     assert drawn[2].std() > 0
+
+
+def test_the_mean_auroc_is_that_of_each_set_of_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    y, patients = np.tile([0.0, 1, 0, math.nan], 10), np.repeat(np.arange(20), 2)
+    scores = (rng.normal(size=(3, 40)) + np.nan_to_num(y)).round(1)  # with ties
+    known = ~np.isnan(y)
+    drawn = Resamples(patients, np.nan_to_num(y), 60, np.random.default_rng(1))
+    weights = np.concatenate([block for _, block in drawn.weights()])[:, known]
+    expected = np.mean([[roc_auc_score(y[known], s[known], sample_weight=w) for w in weights] for s in scores], axis=0)
+    np.testing.assert_allclose(bootstrap_mean_auroc(y, scores, drawn), expected, atol=1e-12)
+    monkeypatch.setattr(resampling, "_CHUNK", 70)  # several blocks of positives, and of resamples
+    np.testing.assert_allclose(bootstrap_mean_auroc(y, scores, drawn), expected, atol=1e-12)
+    lone = Resamples(np.arange(3), np.zeros(3), 50, rng)
+    assert np.isnan(bootstrap_mean_auroc(np.array([1.0, 0, 0]), np.ones((1, 3)), lone)).any()

@@ -70,6 +70,18 @@ def test_a_logit_for_each_output():
     torch.testing.assert_close(logits, expected)
 
 
+def test_dropout_is_of_training_alone():
+    """Of features of one, what is left is scaled up by what is left out, and the head adds it up."""
+    made = Classifier(nn.Flatten(), 1000, 1, dropout=0.3)
+    made.set_head(np.full((1000, 1), 0.001), np.zeros(1))
+    images = torch.ones(200, 10, 100)
+    torch.manual_seed(0)
+    trained = made.train()(images)[:, 0].detach()
+    assert trained.std().item() == pytest.approx(np.sqrt(0.3 / 0.7 / 1000), rel=0.2)
+    assert trained.mean().item() == pytest.approx(1, abs=0.01)
+    torch.testing.assert_close(made.eval()(images), torch.ones(200, 1))
+
+
 def test_a_new_head_has_no_opinion():
     assert (Classifier(nn.Flatten(), 4, 2)(torch.rand(5, 2, 2)) == 0).all()
 

@@ -128,10 +128,10 @@ def test_the_table_of_a_set_that_ships_with_a_spec(real_data):
     # Its column `file` begins above --data; the spec's pattern finds the name in both.
     named = name_patients(folder / "labels.csv", manifest, names, spec.table)
     assert named["patient_key"].nunique() == 682
-    labels = read_labels(folder / "labels.csv", named, names, "label_pneumonia", spec.table)
+    labels = read_labels(folder / "labels.csv", named, names, ["label_pneumonia"], spec.table)
     expected = pd.read_csv(folder / "labels.csv").set_index("file")["label_pneumonia"]
     assert len(labels.rows) == 1000
-    assert labels.rows["y"].tolist() == [expected[f"images/{source[0]}"] for source in labels.rows["source"]]
+    assert labels.y[:, 0].tolist() == [expected[f"images/{source[0]}"] for source in labels.rows["source"]]
 
 
 def test_masks_beside_the_images_are_left_out(real_data):
@@ -151,9 +151,9 @@ def test_the_labels_in_a_medmnist_archive(real_data, name, label, positive):
     manifest, _ = build_manifest(discover(folder, workers=0)[0], names)
     spec = load_spec(Path(name))
     assert spec.accepts(manifest).all()
-    labels = read_labels(folder / f"{name}.npz", manifest, names, None, spec.table)
-    assert labels.column == label
-    assert tuple(int(labels.rows["y"].to_numpy()[labels.of(split)].sum()) for split in SPLITS) == positive
+    labels = read_labels(folder / f"{name}.npz", manifest, names, [], spec.table)
+    assert labels.task.name == label
+    assert tuple(int(labels.y[labels.of(split)].sum()) for split in SPLITS) == positive
 
 
 def test_medmnist_is_the_archive_turned(real_data, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from medclr.data.prepare import statistics
 from medclr.data.spec import DataSpec
@@ -16,9 +17,10 @@ SIDE = 12
 
 @dataclass(frozen=True)
 class Material:
-    """Manifest rows with labels `y`, the store that they are in, and the spec to read them by."""
+    """Manifest rows, their labels (n, 1), the store that they are in, and the spec to read them by."""
 
     rows: pd.DataFrame
+    y: NDArray[np.float64]
     store: Store
     spec: DataSpec
 
@@ -27,9 +29,10 @@ def _material(root: Path, n: int, per_patient: int = 1, side: int = SIDE) -> Mat
     rng = np.random.default_rng(n)
     store = Store(root)
     axis = np.arange(side)
-    rows = []
+    rows, labels = [], []
     for item in range(n):
         y = item // per_patient % 2
+        labels.append([float(y)])
         image = rng.normal(100, 10, (1, side, side))
         centre = (side / 4 if y else 3 * side / 4) + rng.uniform(-1, 1)
         image += 80 * (np.hypot(axis[:, None] - centre, axis - side / 2) < side / 5)
@@ -42,12 +45,11 @@ def _material(root: Path, n: int, per_patient: int = 1, side: int = SIDE) -> Mat
                 "patient_known": True,
                 "store_key": f"{item:032x}",
                 "store_shape": [side, side],
-                "y": y,
                 **statistics(array),
             }
         )
     spec = DataSpec("test", ("DX",), 2, "percentile", "fit", 224, "xray", patch=(SIDE, SIDE))
-    return Material(pd.DataFrame(rows), store, spec)
+    return Material(pd.DataFrame(rows), np.array(labels), store, spec)
 
 
 @pytest.fixture(scope="session")

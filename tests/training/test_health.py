@@ -8,19 +8,20 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from medclr.data.labels import LabelTable
+from medclr.data.labels import LabelTable, Task
 from medclr.data.loader import Blocks
 from medclr.errors import DataError, MedclrError
 from medclr.metrics import alignment, auroc, knn_scores, rankme, similarities, uniformity
 from medclr.training import health
-from medclr.training.classify import FIXED_STRENGTH
 from medclr.training.encode import embed_rows
 from medclr.training.health import check_views, health_check, site_probe, symptoms
+from medclr.training.probe import FIXED_STRENGTH, fit_linear
 from medclr.training.simclr import SimCLR
 from medclr.transforms.presets import Views, build_views
 
 SPLIT = ["train"] * 20 + ["val"] * 10 + ["test"] * 10
 VIEWS = build_views("xray", 2)
+BINARY = Task("binary", ("y",), ("0", "1"))
 SPREAD = {"alignment", "uniformity", "positive_similarity", "negative_similarity", "rankme"}
 
 
@@ -56,8 +57,8 @@ class Constant(nn.Module):
         return self.weight.expand(len(images), 8)
 
 
-def table(rows, split):
-    return LabelTable(rows.assign(split=split), "y", "series_uid", ("0", "1"), "table", ())
+def table(rows, y, split, task=BINARY):
+    return LabelTable(rows.assign(split=split), y, task, pd.DataFrame(), "series_uid", "table", ())
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def check(material):
 
 def test_what_is_measured(material, module, check):
     rows = material.rows
-    measured = check(labels=table(rows, SPLIT))(module)
+    measured = check(labels=table(rows, material.y, SPLIT))(module)
     blocks = Blocks(rows[:30], material.store, material.spec, VIEWS, 2, 0)
     batch = blocks.__getitems__([(health.EPOCH, row) for row in range(30)])
     features = []
@@ -85,7 +86,7 @@ def test_what_is_measured(material, module, check):
             features.append(module.encoder(images))
         z1, z2 = (module.projector(one).numpy() for one in features)
     positive, negative = similarities(z1, z2, np.arange(30))
-    z, y = embed_rows(module.encoder, rows, material.store, material.spec), rows["y"].to_numpy()
+    z, y = embed_rows(module.encoder, rows, material.store, material.spec), material.y[:, 0]
     scaled = (z - z[:20].mean(0)) / z[:20].std(0).max()
     direct = LogisticRegression(C=FIXED_STRENGTH, class_weight="balanced").fit(scaled[:20], y[:20])
     assert measured == pytest.approx(
@@ -125,19 +126,35 @@ def test_views_of_one_patient_are_no_negatives(material, module, check):
 def test_the_test_split_is_never_read(material, module, check):
     gone = [f"{number:032x}" if split != "test" else "f" * 32 for number, split in enumerate(SPLIT)]
     rows = material.rows.assign(store_key=gone)
-    assert set(check(20, table(rows, SPLIT))(module)) == {*SPREAD, "knn_auroc", "linear_auroc"}
+    assert set(check(20, table(rows, material.y, SPLIT))(module)) == {*SPREAD, "knn_auroc", "linear_auroc"}
 
 
 def test_test_labels_do_not_matter(material, module, check):
-    flipped = material.rows.assign(y=np.where(np.array(SPLIT) == "test", 1 - material.rows["y"], material.rows["y"]))
-    one, other = (check(20, table(rows, SPLIT))(module) for rows in (material.rows, flipped))
+    flipped = np.where(np.array(SPLIT)[:, None] == "test", 1 - material.y, material.y)
+    one, other = (check(20, table(material.rows, y, SPLIT))(module) for y in (material.y, flipped))
     assert one == other
 
 
 def test_without_labels_or_with_a_single_class_there_are_no_probes(material, module, check):
     assert set(check()(module)) == SPREAD
-    for split in (["train"] * 40, ["train" if y else "val" for y in material.rows["y"]]):
-        assert set(check(40, table(material.rows, split))(module)) == SPREAD
+    for split in (["train"] * 40, ["train" if y else "val" for y in material.y]):
+        assert set(check(40, table(material.rows, material.y, split))(module)) == SPREAD
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_probes_of_several_outputs_are_their_mean(material, module, check, kind):
+    rng = np.random.default_rng(0)
+    y = np.eye(3)[np.where(material.y[:, 0] == 1, 1, rng.permutation(40) % 2 * 2)]
+    if kind == "multilabel":
+        y[[1, 22]] = np.nan
+    task = Task(kind, ("a",) if kind == "multiclass" else ("a", "b", "c"), ("x", "y", "z"))
+    measured = check(20, table(material.rows, y, SPLIT, task))(module)
+    z = embed_rows(module.encoder, material.rows, material.store, material.spec)
+    head = fit_linear(z[:20], y[:20], np.arange(20).astype(str).astype(object), 0, FIXED_STRENGTH, kind == "multiclass")
+    known = ~np.isnan(y[20:30, 0])
+    for name, scores in (("linear", head.scores(z[20:30])), ("knn", knn_scores(z[:20], y[:20], z[20:30]))):
+        expected = np.mean([auroc(y[20:30, c][known], scores[known, c]) for c in range(3)])
+        assert measured[f"{name}_auroc"] == pytest.approx(expected)
 
 
 def test_collapse_by_closed_form(check):
@@ -169,7 +186,7 @@ def test_which_epochs_have_a_check(material, module, check):
     # Two views of each in training cost three passes each; a check has one pass of each: 1/3, at most 1/10.
     assert due(check(epochs=9, every=None), module, 9) == [0, 4, 8]
     # With labels, twenty and ten passes more beside sixty.
-    assert due(check(epochs=11, every=None, labels=table(material.rows, SPLIT)), module, 11) == [0, 5, 10]
+    assert due(check(epochs=11, every=None, labels=table(material.rows, material.y, SPLIT)), module, 11) == [0, 5, 10]
 
 
 def test_of_large_sets_a_sample_is_looked_at(material, module, monkeypatch):
@@ -221,7 +238,7 @@ def test_the_site_probe_does_not_know_patients_again(sites):
 
 def test_the_first_domain_with_two_values_of_enough_patients_is_probed(material, module, check):
     spec = replace(material.spec, domains=("model", "site", "manufacturer"))
-    y = material.rows["y"].to_numpy()
+    y = material.y[:, 0]
     rows = material.rows.assign(
         site=["site A"] * 36 + ["site B"] * 4, manufacturer=np.where(y, "", "X"), model=np.where(y, "M", "N")
     )

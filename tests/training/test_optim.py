@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from medclr.config import PretrainConfig
-from medclr.training.optim import Lars, adamw, recipe, warmup_cosine
+from medclr.training.optim import Lars, adamw, layerwise_adamw, recipe, warmup_cosine
 
 
 def network():
@@ -53,6 +53,27 @@ def test_warmup_then_half_a_cosine(warmup, total):
     optimizer.step()
     schedule.step()
     assert optimizer.param_groups[0]["lr"] <= 2
+
+
+def test_layers_move_by_their_place_and_each_weight_is_in_one_group():
+    whole = nn.Sequential(network(), nn.ReLU(), nn.Sequential(), network(), nn.Linear(2, 3))
+    optimizer = layerwise_adamw(list(whole), lr=0.2, weight_decay=0.1, layer_decay=0.5)
+    found = [(id(p), g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]]
+    # What has no weights is no layer.
+    expected = [
+        (id(p), rate, 0.1 if p.ndim > 1 else 0.0)
+        for part, rate in ((whole[0], 0.05), (whole[3], 0.1), (whole[4], 0.2))
+        for p in part.parameters()
+    ]
+    assert sorted(found) == [pytest.approx(one) for one in sorted(expected)]
+    assert optimizer.param_groups[-1]["lr"] == 0.2
+    plain, flat = copy.deepcopy(whole), copy.deepcopy(whole)
+    for module, made in ((plain, adamw(plain, 0.2, 0.1)), (flat, layerwise_adamw(list(flat), 0.2, 0.1, 1.0))):
+        torch.manual_seed(0)
+        for p in module.parameters():
+            p.grad = torch.rand_like(p)
+        made.step()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), flat.parameters(), strict=True))
 
 
 def lars_by_hand(weights, gradients, decaying, lrs, weight_decay, momentum, trust):
