@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from medclr.cli import main
 from medclr.commands import distill as module
+from medclr.data.identity import load_key
 from medclr.data.labels import LabelTable
 from medclr.models.classifier import load_classifier
 
@@ -63,10 +64,9 @@ def record(path):
     return json.loads(Path(path).read_text())
 
 
-def patients_of(*splits):
-    table, keys = pd.read_csv("labels.csv"), pd.read_csv("runs/teacher/predictions.csv")
-    assert set(table["split"]) == set(keys["split"])
-    return set(keys.loc[keys["split"].isin(splits), "patient_key"])
+def patients_of(split):
+    names, table = load_key(Path("key")), pd.read_csv("labels.csv")
+    return {names.pseudonym("patient", patient) for patient in table.loc[table["split"] == split, "patient_id"]}
 
 
 @pytest.fixture(scope="module")
