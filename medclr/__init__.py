@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from medclr.commands.distill import distill
     from medclr.commands.efficiency import efficiency
     from medclr.commands.embed import embed
     from medclr.commands.finetune import finetune
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from medclr.commands.preview import preview
     from medclr.commands.scan import scan
     from medclr.config import (
+        DistillConfig,
         EfficiencyConfig,
         EmbedConfig,
         FinetuneConfig,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "DistillConfig": "medclr.config",
     "EfficiencyConfig": "medclr.config",
     "EmbedConfig": "medclr.config",
     "FinetuneConfig": "medclr.config",
@@ -45,6 +48,7 @@ _HOME = {
     "PretrainConfig": "medclr.config",
     "PreviewConfig": "medclr.config",
     "ScanConfig": "medclr.config",
+    "distill": "medclr.commands.distill",
     "efficiency": "medclr.commands.efficiency",
     "embed": "medclr.commands.embed",
     "finetune": "medclr.commands.finetune",
@@ -60,6 +64,7 @@ _HOME = {
 }
 
 __all__ = [
+    "DistillConfig",
     "EfficiencyConfig",
     "EmbedConfig",
     "FinetuneConfig",
@@ -71,6 +76,7 @@ __all__ = [
     "PreviewConfig",
     "ScanConfig",
     "__version__",
+    "distill",
     "efficiency",
     "embed",
     "finetune",

@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 from medclr import __version__
 from medclr.config import (
     DemoConfig,
+    DistillConfig,
     DoctorConfig,
     EfficiencyConfig,
     EmbedConfig,
@@ -61,6 +62,7 @@ COMMANDS = {
     "predict": Command(PredictConfig, "medclr.commands.predict"),
     "embed": Command(EmbedConfig, "medclr.commands.embed"),
     "efficiency": Command(EfficiencyConfig, "medclr.commands.efficiency"),
+    "distill": Command(DistillConfig, "medclr.commands.distill"),
     "leakage": Command(LeakageConfig, "medclr.commands.leakage"),
     "doctor": Command(DoctorConfig, "medclr.commands.doctor"),
 }

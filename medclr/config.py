@@ -241,13 +241,9 @@ class PretrainConfig(StoreConfig):
 
 
 @dataclass(frozen=True)
-class LabelsConfig:
-    """What finetune and efficiency share: the label table, and where the encoder and the volumes are."""
+class ClassifierConfig:
+    """What finetune, efficiency and distill share: where the volumes are, and how a whole network is trained."""
 
-    labels: Path = _need(
-        "label table (.csv, .parquet, MedMNIST .npz) with a key column, a label column and maybe a split; or the "
-        "folder of scans, where its folders are named by their class"
-    )
     data: Path | None = _say(None, "folder of scans, if other than those of the pretrain run")
     store: Path | None = _say(None, "folder of prepared volumes (default: the pretrain run's)")
     out: Path | None = _say(None, "run folder to write (default: runs/DATE-COMMAND)")
@@ -256,35 +252,13 @@ class LabelsConfig:
         default_factory=list,
         metadata={"help": "label column, or several of two classes each for several labels (default: the only one)"},
     )
-    groups: list[str] = field(
-        default_factory=list,
-        metadata={"help": "columns of --labels by which results are broken down too, such as sex age view"},
-    )
     spec: Path | None = _say(
         None, "data spec of the public set whose own table --labels is (default: that of the encoder)"
-    )
-    projector_layer: int = _say(
-        0, "hidden layers of the projector that the classifier keeps, 1 as in SimCLRv2; 0 is the encoder alone"
-    )
-    crops: int = _say(
-        1,
-        "most crops, spread evenly, by which a volume (or each slice of it) larger than the patch is judged; 1 is the "
-        "centre",
     )
     epochs: int = _say(30, "passes over the labelled volumes when the whole network is trained")
     batch_size: int = _say(64, "volumes per step when the whole network is trained")
     lr: float = _say(1e-3, "peak learning rate when the whole network is trained")
-    layer_decay: float = _say(
-        1.0, "learning rate of each stage of the network as a share of that of the next: below 1, early ones move less"
-    )
     weight_decay: float = _say(0.01, "weight decay when the whole network is trained")
-    decay_to: Literal["zero", "start"] = _say(
-        "zero", "where weight decay draws the weights: to zero, or back to those it started from (L2-SP)"
-    )
-    dropout: float = _say(0.0, "share of the features that is left out at random when the whole network is trained")
-    class_weight: Literal["balanced", "none"] = _say(
-        "balanced", "how classes count in training: all the same, or by their rows"
-    )
     min_steps: int = _say(100, "fewest steps when the whole network is trained, however few the labels")
     max_steps: int = _say(600, "most steps when the whole network is trained, so that cost is known beforehand")
     resamples: int = _say(2000, "bootstrap resamples of test patients behind each interval")
@@ -295,13 +269,49 @@ class LabelsConfig:
 
     def __post_init__(self) -> None:
         _check_ranges(self, epochs=1, batch_size=2, lr=0, min_steps=1, max_steps=1, resamples=100, workers=0, seed=0)
-        _check_ranges(self, projector_layer=0, crops=1, weight_decay=0)
+        _check_ranges(self, weight_decay=0)
+        if self.min_steps > self.max_steps:
+            raise UsageError(f"--min-steps {self.min_steps}: must not be above --max-steps {self.max_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsConfig(ClassifierConfig):
+    """What finetune and efficiency share: the label table, and how much of an encoder is kept and changed."""
+
+    labels: Path = _need(
+        "label table (.csv, .parquet, MedMNIST .npz) with a key column, a label column and maybe a split; or the "
+        "folder of scans, where its folders are named by their class"
+    )
+    groups: list[str] = field(
+        default_factory=list,
+        metadata={"help": "columns of --labels by which results are broken down too, such as sex age view"},
+    )
+    projector_layer: int = _say(
+        0, "hidden layers of the projector that the classifier keeps, 1 as in SimCLRv2; 0 is the encoder alone"
+    )
+    crops: int = _say(
+        1,
+        "most crops, spread evenly, by which a volume (or each slice of it) larger than the patch is judged; 1 is the "
+        "centre",
+    )
+    layer_decay: float = _say(
+        1.0, "learning rate of each stage of the network as a share of that of the next: below 1, early ones move less"
+    )
+    decay_to: Literal["zero", "start"] = _say(
+        "zero", "where weight decay draws the weights: to zero, or back to those it started from (L2-SP)"
+    )
+    dropout: float = _say(0.0, "share of the features that is left out at random when the whole network is trained")
+    class_weight: Literal["balanced", "none"] = _say(
+        "balanced", "how classes count in training: all the same, or by their rows"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ranges(self, projector_layer=0, crops=1)
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"--layer-decay {self.layer_decay}: must be above 0 and at most 1")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"--dropout {self.dropout}: must be 0 or more, and below 1")
-        if self.min_steps > self.max_steps:
-            raise UsageError(f"--min-steps {self.min_steps}: must not be above --max-steps {self.max_steps}")
 
 
 @dataclass(frozen=True)
@@ -394,6 +404,55 @@ class EfficiencyConfig(LabelsConfig):
             raise UsageError(f"--fractions {self.fractions}: each must be above 0 and at most 1")
         if not self.arms:
             raise UsageError("--arms: name at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(ClassifierConfig):
+    """Teach a small network to predict what a fine-tuned one does, from volumes without labels (SimCLRv2, stage 3)."""
+
+    teacher: Path = _need("finetune run, or the classifier/ of one")
+    labels: Path | None = _say(
+        None,
+        "label table whose val and test patients are left out, and by which student and teacher are compared (default: "
+        "the teacher's, unless --data is given)",
+    )
+    data: Path | None = _say(None, "folder of scans to learn from (default: those behind the teacher)")
+    store: Path | None = _say(None, "folder of prepared volumes (default: the teacher's)")
+    key_file: Path | None = _say(None, "key of the pseudonyms (default: the teacher's)")
+    label: list[str] = field(default_factory=list, metadata={"help": "label columns (default: the teacher's)"})
+    spec: Path | None = _say(
+        None, "data spec of the public set whose own table --labels is (default: that of the teacher)"
+    )
+    depth: Literal[10, 18, 34, 50, 101, 152] | None = _say(None, "layers of the student (default: the teacher's)")
+    width: int | None = _say(
+        None,
+        "channels of the student's first stage (default: the most below half the teacher's, so that it has less than a "
+        "quarter of the parameters)",
+    )
+    norm: Literal["batch", "group"] | None = _say(None, "normalisation layers of the student (default: the teacher's)")
+    encoder: Path | None = _say(
+        None, "pretrain run or encoder bundle that the student starts from (default: random weights)"
+    )
+    temperature: float = _say(1.0, "of both predictions: above 1, they are softer")
+    alpha: float = _say(1.0, "share of the teacher in the loss; the rest is of the train split's labels")
+    epochs: int = _say(30, "passes over the volumes")
+    batch_size: int = _say(64, "volumes per step")
+    lr: float = _say(2e-3, "peak learning rate")
+    weight_decay: float = _say(0.01, "weight decay")
+    min_steps: int = _say(100, "fewest steps, however few the volumes")
+    max_steps: int = _say(3000, "most steps, so that cost is known beforehand")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ranges(self, width=4)
+        if not self.temperature > 0:
+            raise UsageError(f"--temperature {self.temperature}: must be above 0")
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"--alpha {self.alpha}: must be a share from 0 to 1")
+        if self.encoder is not None:
+            for name in ("depth", "width", "norm"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"--{name}: the student has the architecture of --encoder; leave one of them out")
 
 
 @dataclass(frozen=True)

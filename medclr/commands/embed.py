@@ -68,6 +68,6 @@ def _volumes(config: EmbedConfig, run: Run, encoder: Encoder, source: Path) -> V
     if config.data is not None:
         key_file = config.key_file or paths.get("key_file")
         return new_volumes(config, run, encoder.spec, config.store, key_file, "encoder")
-    spec, store, rows = pretrained_volumes(config.store, encoder, source, paths)
+    spec, store, rows = pretrained_volumes(config.store, encoder.spec, source, paths)
     check_stock(rows, spec, store, paths.get("data"))
     return Volumes(rows, spec, store, [], source / "private" / "keys.csv")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medclr import __version__
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
-from medclr.config import FinetuneConfig, LabelsConfig, StoreConfig
+from medclr.config import ClassifierConfig, FinetuneConfig, LabelsConfig, StoreConfig
 from medclr.data.crops import parts_of
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
 from medclr.data.labels import (
@@ -30,7 +30,7 @@ from medclr.data.spec import DataSpec, load_spec
 from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
 from medclr.metrics import bootstrap, interval, label_aurocs, weighted_mean_auroc
-from medclr.models.bundle import check_dims, fingerprint
+from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, NeighboursHead, save_classifier
 from medclr.models.encoder import Architecture
 from medclr.reporting.console import counted, say
@@ -67,14 +67,7 @@ class Labelled:
     @property
     def near_sentence(self) -> str:
         """What was found of near-duplicates, in one sentence."""
-        if self.near is None:
-            return "Near-duplicates not checkable: not all pre-training and test images have a signature at hand."
-        if not self.near:
-            return "No test image is a near-duplicate of one that pre-training saw."
-        images = (
-            "1 test image is a near-duplicate" if self.near == 1 else f"{self.near:,} test images are near-duplicates"
-        )
-        return f"{images} of what pre-training saw; private/near_duplicates.csv lists the pairs."
+        return near_sentence(self.near)
 
     @property
     def architecture(self) -> Architecture:
@@ -83,7 +76,7 @@ class Labelled:
     @property
     def views(self) -> Views:
         """Augmentations for training a whole network on labels."""
-        return build_views(self.spec.preset, self.spec.spatial_dims, self.spec.laterality, scale=FINETUNE_CROP)
+        return classifier_views(self.spec)
 
     def material(self, config: LabelsConfig) -> Material:
         """What methods of `medclr.training.methods` learn from: positions are those of `table.rows`."""
@@ -199,7 +192,7 @@ def find_encoders(config: LabelsConfig, run: Run, given: Sequence[Path]) -> list
     if newest:
         say(f"no --encoder: {newest} is the newest complete pretrain run")
     # Now, not after hours of preparing volumes.
-    check_labels(config.labels, config.label, _layout(config, load_encoder(sources[0])), config.groups)
+    check_labels(config.labels, config.label, label_layout(config, load_encoder(sources[0]).spec), config.groups)
     run.pin({"labels": labels_hash(config.labels), "encoder": " ".join(map(fingerprint, sources))})
     return sources
 
@@ -220,12 +213,37 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
             )
     paths = read_paths(source)
     names = load_key(config.key_file or paths.get("key_file"))
-    spec, store, manifest = _volumes(config, run, encoder, source, paths)
+    spec, store, manifest = find_volumes(config, run, encoder.spec, source)
     for sentence in sources(config, encoder):
         say(sentence)
-    layout = _layout(config, encoder)
-    manifest = name_patients(config.labels, manifest, names, layout)
-    table = read_labels(config.labels, manifest, names, config.label, layout, config.groups)
+    manifest, table = join_labels(config.labels, config, run, manifest, names, encoder.spec, config.groups)
+    # The worst of all: one encoder that saw test patients marks the whole result.
+    verdicts = [refuse_seen(config.labels, config, table, encoder_seen(one), names.fingerprint) for one in encoders]
+    verdict = min(verdicts, key=lambda one: ("leak", "patients not checkable", "clean").index(one.status))
+    nears = [_nearly_seen(run, table, one, path) for one, path in zip(encoders, given, strict=True)]
+    near = None if None in nears else max(filter(None, nears), default=0)
+    scans = config.data or paths.get("data")
+    check_stock(table.rows, spec, store, scans)
+    return Labelled(table, manifest, store, spec, tuple(encoders), scans, verdict, near)
+
+
+def join_labels(
+    labels: Path,
+    config: ClassifierConfig,
+    run: Run,
+    manifest: pd.DataFrame,
+    names: Pseudonymiser,
+    spec: DataSpec,
+    groups: Sequence[str] = (),
+) -> tuple[pd.DataFrame, LabelTable]:
+    """Join a label table to volumes; says what has no counterpart, and lists it in private/.
+
+    Returns:
+        The manifest, with the patients that the table names; and the labels.
+    """
+    layout = label_layout(config, spec)
+    manifest = name_patients(labels, manifest, names, layout)
+    table = read_labels(labels, manifest, names, config.label, layout, groups)
     unlabelled = manifest[~manifest["volume_id"].isin(table.rows["volume_id"])]
     run.write_frame("private/unmatched.csv", unmatched_frame(table.key, table.unmatched_keys, unlabelled))
     say(
@@ -235,14 +253,7 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
     )
     if table.split_source == "patient hash":
         say("no split column: patients are split 70/10/20 into train, val and test by the hash of their pseudonym")
-    # The worst of all: one encoder that saw test patients marks the whole result.
-    verdicts = [_leakage(config, table, one, names) for one in encoders]
-    verdict = min(verdicts, key=lambda one: ("leak", "patients not checkable", "clean").index(one.status))
-    nears = [_nearly_seen(run, table, one, path) for one, path in zip(encoders, given, strict=True)]
-    near = None if None in nears else max(filter(None, nears), default=0)
-    scans = config.data or paths.get("data")
-    check_stock(table.rows, spec, store, scans)
-    return Labelled(table, manifest, store, spec, tuple(encoders), scans, verdict, near)
+    return manifest, table
 
 
 def _loaded(config: LabelsConfig, path: Path) -> Encoder:
@@ -279,7 +290,7 @@ def measured(
     scores: NDArray[np.float64],
     patients: NDArray[np.object_],
     known: bool,
-    config: LabelsConfig,
+    config: ClassifierConfig,
 ) -> dict[str, Any]:
     """AUROC with its interval over patients, or why there is none.
 
@@ -314,7 +325,7 @@ def predictions(
 
 
 def _measured(
-    y: NDArray[np.float64], scores: NDArray[np.float64], patients: NDArray[np.object_], config: LabelsConfig
+    y: NDArray[np.float64], scores: NDArray[np.float64], patients: NDArray[np.object_], config: ClassifierConfig
 ) -> dict[str, Any]:
     """Of (n, K), as `measured`."""
     aurocs = label_aurocs(y, scores)
@@ -360,15 +371,16 @@ def _counts(task: Task, y: NDArray[np.float64]) -> str:
     return ", ".join(of[:8]) + (f" and {len(of) - 8} more" if len(of) > 8 else "")
 
 
-def _layout(config: LabelsConfig, encoder: Encoder) -> TableLayout | None:
-    """How --labels is laid out, if it is the own table of a public set."""
-    return (load_spec(config.spec) if config.spec else encoder.spec).table
+def label_layout(config: ClassifierConfig, spec: DataSpec) -> TableLayout | None:
+    """How the label table is laid out, if it is the own table of a public set; spec: of the volumes."""
+    return (load_spec(config.spec) if config.spec else spec).table
 
 
-def _volumes(
-    config: LabelsConfig, run: Run, encoder: Encoder, source: Path, paths: dict[str, Path | None]
+def find_volumes(
+    config: ClassifierConfig, run: Run, spec: DataSpec, source: Path
 ) -> tuple[DataSpec, Store, pd.DataFrame]:
-    """The volumes of --data, prepared as the encoder asks; without it, those of the pretrain run."""
+    """The volumes of --data, prepared by a network's spec; without it, those of the run that is its source."""
+    paths = read_paths(source)
     if config.data is not None:
         kept = stocked(run.folder) if run.resumed else None
         if kept:
@@ -379,61 +391,85 @@ def _volumes(
             key_file=config.key_file or paths.get("key_file"),
             workers=config.workers,
         )
-        manifest, _, spec, store = stock(reading, run, encoder.spec)
+        manifest, _, spec, store = stock(reading, run, spec)
         return spec, store, manifest
-    return pretrained_volumes(config.store, encoder, source, paths)
+    return pretrained_volumes(config.store, spec, source, paths)
 
 
 def pretrained_volumes(
-    root: Path | None, encoder: Encoder, source: Path, paths: dict[str, Path | None]
+    root: Path | None, spec: DataSpec, source: Path, paths: dict[str, Path | None]
 ) -> tuple[DataSpec, Store, pd.DataFrame]:
-    """The volumes of the pretrain run that an encoder is from: how they were read, the store, the manifest.
+    """The volumes of the run that a network is from: how they were read, the store, the manifest.
 
     Args:
         root: of the store, if it is another than that of the run.
-        encoder, source: the encoder, and where it was loaded from.
+        spec: of the network; source: where it was loaded from.
         paths: of that run.
 
     Raises:
         UsageError: the run itself is not at hand.
-        BundleError: its spec is not the encoder's.
+        BundleError: its spec is not the network's.
     """
     kept = stocked(source)
     if kept is None:
-        raise UsageError(
-            f"--encoder {source}: a bundle without its pretrain run's private/ and spec.yaml; give --data too"
-        )
-    check_dims(encoder.bundle, kept[1].volume_dims)
-    if kept[1] != encoder.spec:
+        raise UsageError(f"{source}: a bundle without the private/ and spec.yaml of its run; give --data too")
+    if kept[1] != spec:
         raise BundleError(
-            f"--encoder {source}: its spec.yaml is not the spec that the encoder was trained with; restore it, or give "
-            "--data to prepare the volumes anew"
+            f"{source}: its spec.yaml is not the spec that the network was trained with; restore it, or give --data to "
+            "prepare the volumes anew"
         )
     return kept[1], Store(root or paths.get("store") or source.parent / "store"), kept[0]
 
 
-def _leakage(config: LabelsConfig, table: LabelTable, encoder: Encoder, names: Pseudonymiser) -> Verdict:
+def classifier_views(spec: DataSpec) -> Views:
+    """Augmentations for training a whole network to tell what a volume shows."""
+    return build_views(spec.preset, spec.spatial_dims, spec.laterality, scale=FINETUNE_CROP)
+
+
+def encoder_seen(encoder: Encoder) -> Seen:
+    """What pre-training saw."""
+    return Seen.from_dict(encoder.bundle.details["seen"])
+
+
+def refuse_seen(labels: Path, config: ClassifierConfig, table: LabelTable, seen: Seen, key: str) -> Verdict:
+    """Whether pre-training saw the test split; LeakageError where it did, unless that was allowed.
+
+    key: fingerprint of the one that made the pseudonyms of the table's rows.
+    """
     test = table.rows.iloc[table.of("test")]
-    seen = Seen.from_dict(encoder.bundle.details["seen"])
-    verdict = check_leakage(
-        seen, names.fingerprint, test["patient_key"], test["pixel_hash"], int((~test["patient_known"]).sum())
-    )
+    verdict = check_leakage(seen, key, test["patient_key"], test["pixel_hash"], int((~test["patient_known"]).sum()))
     if verdict.status == "leak" and not config.transductive:
         raise LeakageError(
-            f"{verdict.sentence} Pretrain again with --holdout {config.labels}, or pass --transductive to go on and "
+            f"{verdict.sentence} Pretrain again with --holdout {labels}, or pass --transductive to go on and "
             "have the results marked"
         )
     return verdict
 
 
+def near_sentence(near: int | None) -> str:
+    """What `nearly_seen` found, in one sentence."""
+    if near is None:
+        return "Near-duplicates not checkable: not all pre-training and test images have a signature at hand."
+    if not near:
+        return "No test image is a near-duplicate of one that pre-training saw."
+    images = "1 test image is a near-duplicate" if near == 1 else f"{near:,} test images are near-duplicates"
+    return f"{images} of what pre-training saw; private/near_duplicates.csv lists the pairs."
+
+
 def _nearly_seen(run: Run, table: LabelTable, encoder: Encoder, source: Path) -> int | None:
-    """Test images that are near-duplicates of what pre-training saw; None where signatures are missing."""
     kept = stocked(source)  # a bundle can be shared, and signatures are thumbnails: only private/ has them
+    return None if kept is None else nearly_seen(run, table, kept[0], encoder_seen(encoder).pixels)
+
+
+def nearly_seen(run: Run, table: LabelTable, manifest: pd.DataFrame, pixels: frozenset[str]) -> int | None:
+    """Test images that are near-duplicates of what training saw; None where signatures are missing.
+
+    manifest: with the volumes that it saw; pixels: the hashes of these.
+    """
     test = table.rows.iloc[table.of("test")]
-    if kept is None or "signature" not in kept[0] or "signature" not in test:
+    if "signature" not in manifest or "signature" not in test:
         return None
-    pixels = Seen.from_dict(encoder.bundle.details["seen"]).pixels
-    seen = kept[0][kept[0]["pixel_hash"].isin(pixels)]
+    seen = manifest[manifest["pixel_hash"].isin(pixels)]
     if (seen["signature"] == "").any() or (test["signature"] == "").any() or pixels - set(seen["pixel_hash"]):
         return None
     i, j, similarity = near_duplicates(list(test["signature"]), list(seen["signature"]))

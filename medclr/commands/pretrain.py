@@ -337,9 +337,8 @@ def _held_out(
     if config.holdout is None:
         return np.zeros(len(manifest), dtype=bool)
     table = held_out(config.holdout, manifest, names, layout)
-    patients = manifest["patient_key"].isin(table.patients).to_numpy()
-    pixels = manifest["pixel_hash"].isin(set(manifest["pixel_hash"][patients])).to_numpy()
-    twins = int((pixels & ~patients).sum())
+    patients, held = manifest["patient_key"].isin(table.patients).to_numpy(), table.volumes(manifest)
+    twins = int((held & ~patients).sum())
     say(
         f"held out: {counted(int(patients.sum()), 'volume')} of "
         f"{counted(manifest['patient_key'][patients].nunique(), 'patient')}"
@@ -351,7 +350,7 @@ def _held_out(
             f"warning: {counted(len(table.unmatched_keys), 'key')} of --holdout without a volume "
             "(listed in private/unmatched.csv): whoever is meant by them is not held out"
         )
-    return patients | pixels
+    return held
 
 
 def _labels(

@@ -52,7 +52,7 @@ def parts_of(rows: pd.DataFrame, spec: DataSpec, crops: int = 1) -> tuple[pd.Dat
         assert spec.patch is not None
         shapes = (shape[-spec.spatial_dims :] for shape in parts["store_shape"])
         starts = [crop_starts([int(n) for n in shape], spec.patch, crops) for shape in shapes]
-        parts = parts.assign(start=starts).explode("start", ignore_index=True)
+        parts = parts.assign(start=pd.Series(starts, index=parts.index)).explode("start", ignore_index=True)
     return parts, np.bincount(parts["volume"].to_numpy(int), minlength=len(rows))
 
 

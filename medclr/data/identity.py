@@ -133,6 +133,16 @@ class Seen:
         checkable = rows["patient_known"].to_numpy(bool) & (same_key and not self.n_unknown)
         return np.where(seen, "yes", np.where(checkable, "no", "not checkable")).astype(object)
 
+    def union(self, other: "Seen") -> "Seen":
+        """What two trainings saw; patients of `other` under another key are unknown, unless their images are here."""
+        same_key, more = self.fingerprint == other.fingerprint, len(other.pixels - self.pixels)
+        return Seen(
+            self.fingerprint,
+            self.patients | (other.patients if same_key else frozenset()),
+            self.pixels | other.pixels,
+            self.n_unknown + (min(more, other.n_unknown) if same_key else more),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, sorted, so that equal sets give equal files."""
         return {

@@ -267,6 +267,11 @@ class Holdout(NamedTuple):
     key: str
     unmatched_keys: tuple[str, ...]
 
+    def volumes(self, manifest: pd.DataFrame) -> NDArray[np.bool_]:
+        """Which volumes of a manifest are theirs, or have the very same pixels as one of theirs."""
+        theirs = manifest["patient_key"].isin(self.patients)
+        return np.asarray(theirs | manifest["pixel_hash"].isin(set(manifest["pixel_hash"][theirs])))
+
 
 def held_out(
     path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser, layout: TableLayout | None = None

@@ -1,7 +1,17 @@
 """Losses as plain functions of tensors."""
 
+from medclr.losses.classification import label_loss
+from medclr.losses.distillation import distillation_loss
 from medclr.losses.gather import gathered
 from medclr.losses.info_nce import moco_chance_level, moco_loss
 from medclr.losses.nt_xent import chance_level, nt_xent
 
-__all__ = ["chance_level", "gathered", "moco_chance_level", "moco_loss", "nt_xent"]
+__all__ = [
+    "chance_level",
+    "distillation_loss",
+    "gathered",
+    "label_loss",
+    "moco_chance_level",
+    "moco_loss",
+    "nt_xent",
+]

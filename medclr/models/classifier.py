@@ -1,6 +1,6 @@
 """An encoder with a head that gives a logit for each label or class, and the folder that carries it to new data."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,8 @@ class AttentionPool(nn.Module):
         top = score.new_full((len(counts),), -torch.inf).scatter_reduce(0, owner, score.detach(), "amax")
         weight = (score - top[owner]).exp()
         whole = features.new_zeros(len(counts), features.shape[1]).index_add(0, owner, weight[:, None] * features)
-        return whole / weight.new_zeros(len(counts)).index_add(0, owner, weight)[:, None]
+        mean: Tensor = whole / weight.new_zeros(len(counts)).index_add(0, owner, weight)[:, None]
+        return mean
 
 
 class NeighboursHead(nn.Module):
@@ -202,16 +203,17 @@ def save_classifier(
     write_sealed(CLASSIFIER, folder, classifier, record)
 
 
-def load_classifier(path: Path | str) -> LoadedClassifier:
+def load_classifier(path: Path | str, flag: str = CLASSIFIER.flag) -> LoadedClassifier:
     """Read a classifier, and accept nothing less than all of its weights.
 
     Args:
         path: the classifier, or a finetune run that holds it as classifier/.
+        flag: that names it, for messages.
 
     Raises:
         BundleError: it is missing, damaged, from another version, or its weights do not fit its architecture.
     """
-    classifier, record = read_sealed(CLASSIFIER, Path(path), _build)
+    classifier, record = read_sealed(replace(CLASSIFIER, flag=flag), Path(path), _build)
     architecture = Architecture.of(record["architecture"])
     assert isinstance(classifier.network, nn.Sequential)
     # Making room anew drops the layout where there is a single input channel.

@@ -2,26 +2,25 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from medclr.config import LabelsConfig
-from medclr.data.loader import Blocks, Steps, train_loader
+from medclr.config import ClassifierConfig, LabelsConfig
+from medclr.data.loader import Batch, Blocks, train_loader
 from medclr.data.slices import by_slice
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
+from medclr.losses import label_loss
 from medclr.models.classifier import Classifier
 from medclr.models.encoder import stages
 from medclr.training.encode import training_device
-from medclr.training.optim import layerwise_adamw, warmup_cosine
+from medclr.training.optim import draw_back, layerwise_adamw
 from medclr.training.probe import Linear
-from medclr.training.resume import SafeCheckpointIO
+from medclr.training.steps import take_steps
 from medclr.transforms.presets import Views
 
 
@@ -72,8 +71,6 @@ def fit_full(
     if head:
         classifier.set_head(head.weight, head.bias)
     loader = train_loader(Blocks(rows, store, spec, views, 1, seed), config.batch_size, 0, seed)
-    order = loader.batch_sampler
-    assert isinstance(order, Steps)
     target = torch.tensor(y, dtype=torch.float32, device=device)
     weight = class_weights(target, exclusive) if config.class_weight == "balanced" else None
     total = steps_of(config, len(loader))
@@ -84,59 +81,19 @@ def fit_full(
         0.0 if to_start else config.weight_decay,
         config.layer_decay,
     )
-    start = [p.detach().clone() for p in classifier.parameters()] if to_start else []
-    schedule = warmup_cosine(optimizer, min(len(loader), total // 10), total)
-    state: dict[str, Any] = {"classifier": classifier, "optimizer": optimizer, "schedule": schedule}
-    step, epoch = 0, 0
-    if checkpoint and checkpoint.is_file():
-        saved = SafeCheckpointIO().load_checkpoint(checkpoint, device)
-        step, epoch = saved["step"], saved["epoch"]
-        for name, part in state.items():
-            part.load_state_dict(saved[name])
-    while step < total:
-        order.set_epoch(epoch)
-        torch.manual_seed((seed + epoch) % 2**63)  # of the dropout, also where an interrupted run goes on
-        losses = []
-        for batch in loader:
-            params = {name: value.flatten(0, 1).to(device) for name, value in batch["params"].items()}
-            low, high = batch["low"].flatten().to(device), batch["high"].flatten().to(device)
-            with torch.no_grad():
-                images = views.apply(batch["blocks"].flatten(0, 1).to(device), params, low, high)
-            loss = label_loss(classifier(images), target[batch["row"]], weight, exclusive)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            # L2-SP (Li et al. 2018): few labels should not undo what many scans have taught.
-            share = float(schedule.get_last_lr()[-1]) * config.weight_decay
-            with torch.no_grad():
-                for p, p0 in zip(classifier.parameters(), start, strict=False):
-                    p.lerp_(p0, share)
-            schedule.step()
-            losses.append(loss.item())
-            step += 1
-            if step == total:
-                break
-        epoch += 1
-        if checkpoint:
-            saved = {name: part.state_dict() for name, part in state.items()} | {"step": step, "epoch": epoch}
-            SafeCheckpointIO().save_checkpoint(saved, checkpoint)
-        if on_epoch:
-            on_epoch(step, float(np.mean(losses)))
+    if to_start:
+        draw_back(optimizer, classifier, config.weight_decay)
+
+    def loss(images: Tensor, batch: Batch) -> Tensor:
+        return label_loss(classifier(images), target[batch["row"]], weight, exclusive)
+
+    take_steps(classifier, loader, views, optimizer, total, seed, loss, on_epoch, checkpoint)
     return classifier.eval()
 
 
-def steps_of(config: LabelsConfig, steps_per_epoch: int) -> int:
+def steps_of(config: ClassifierConfig, steps_per_epoch: int) -> int:
     """Optimiser steps of one training: the epochs asked for, within the bounds that make its cost known."""
     return int(np.clip(config.epochs * steps_per_epoch, config.min_steps, config.max_steps))
-
-
-def label_loss(logits: Tensor, y: Tensor, weight: Tensor | None, exclusive: bool) -> Tensor:
-    """Mean cross-entropy over the known labels of a batch; weight: of classes, or of the positives of each label."""
-    if exclusive:
-        return cross_entropy(logits, y, weight)
-    known = ~torch.isnan(y)
-    each = binary_cross_entropy_with_logits(logits, torch.where(known, y, 0.0), pos_weight=weight, reduction="none")
-    return (each * known).sum() / known.sum().clamp(min=1)
 
 
 def class_weights(y: Tensor, exclusive: bool) -> Tensor:

@@ -59,6 +59,27 @@ def layerwise_adamw(parts: Sequence[nn.Module], lr: float, weight_decay: float, 
     return _adamw(nn.ModuleList(parts), groups, lr)
 
 
+def draw_back(optimizer: Optimizer, module: nn.Module, weight_decay: float) -> None:
+    """After each step, draw the weights of a module back to what they are now: L2-SP (Li et al. 2018), decoupled.
+
+    Few labels should not undo what many scans have taught.
+
+    Args:
+        optimizer: whose last learning rate, times `weight_decay`, is the share of the way.
+        module: its parameters, biases and normalisation among them.
+        weight_decay: as of AdamW, which must not decay them itself.
+    """
+    start = [p.detach().clone() for p in module.parameters()]
+
+    @torch.no_grad()
+    def draw(optimizer: Optimizer, *_: Any) -> None:
+        share = optimizer.param_groups[-1]["lr"] * weight_decay
+        for p, p0 in zip(module.parameters(), start, strict=True):
+            p.lerp_(p0, share)
+
+    optimizer.register_step_post_hook(draw)
+
+
 class Lars(Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017, algorithm 1), as SimCLR uses it.
 

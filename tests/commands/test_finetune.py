@@ -74,8 +74,7 @@ def test_without_all_signatures_it_is_not_known(count, without):
     ],
 )
 def test_it_is_said(n, words):
-    labelled = module.Labelled(None, None, None, None, (), None, None, n)
-    assert words in labelled.near_sentence
+    assert words in module.near_sentence(n)
 
 
 BINARY = Task("binary", ("lesion",), ("no", "yes"))

@@ -258,3 +258,21 @@ def test_each_row_is_told_whether_it_was_seen():
     made = Seen.of("key", rows)
     assert made == Seen("key", frozenset({"seen", "new", "nameless"}), frozenset({"x1", "x2", "same", "x4"}), 1)
     assert set(made.holds("key", rows)) == {"yes"}
+
+
+def test_what_two_trainings_saw():
+    one = Seen("key-1", frozenset({"a", "b"}), frozenset({"p", "q"}), 1)
+    two = Seen("key-1", frozenset({"b", "c"}), frozenset({"q", "r", "s"}), 2)
+    assert one.union(two) == Seen("key-1", frozenset("abc"), frozenset("pqrs"), 3)
+    assert one.union(one) == one, "nobody is unknown twice"
+    assert one.union(replace(two, n_unknown=0)).n_unknown == 1
+
+
+def test_patients_under_another_key_are_unknown():
+    """But an image that is here too has a patient who is known here."""
+    one = Seen("key-1", frozenset({"a", "b"}), frozenset({"p", "q"}), 0)
+    other = Seen("key-2", frozenset({"x", "y", "z"}), frozenset({"q", "r", "s"}), 1)
+    both = one.union(other)
+    assert both == Seen("key-1", frozenset("ab"), frozenset("pqrs"), 2)
+    assert check_leakage(both, "key-1", ["x"], ["t"]).status == "patients not checkable"
+    assert check_leakage(both, "key-1", ["n"], ["s"]).status == "leak"

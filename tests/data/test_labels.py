@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from medclr.data.identity import Pseudonymiser
 from medclr.data.labels import (
+    Holdout,
     Task,
     check_labels,
     held_out,
@@ -802,3 +803,8 @@ def test_draws_of_classes_are_stratified_and_of_the_stated_size():
     for (fraction, _), rows in nested_draws(y, patients, [0.05, 0.25], 20, seed=0).items():
         assert len(rows) == 400 * fraction
         np.testing.assert_allclose(y[rows].sum(axis=0), y.sum(axis=0) * fraction, atol=1)
+
+
+def test_volumes_with_the_pixels_of_a_held_out_patient_are_theirs_too():
+    manifest = pd.DataFrame({"patient_key": list("abcd"), "pixel_hash": ["1", "2", "1", "3"]})
+    assert Holdout({"a", "nobody"}, "path", ()).volumes(manifest).tolist() == [True, False, True, False]

@@ -14,7 +14,7 @@ from medclr.errors import UsageError
 from medclr.metrics import auroc
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.training import classify
-from medclr.training.classify import class_weights, fit_full, label_loss
+from medclr.training.classify import class_weights, fit_full
 from medclr.training.encode import embed_rows
 from medclr.training.probe import Linear
 from medclr.transforms.presets import build_views
@@ -177,36 +177,6 @@ def test_fewest_steps_above_most_is_a_usage_error(tmp_path):
 
 
 # Several classes, several labels
-
-
-def test_the_loss_of_classes_by_hand():
-    rng = np.random.default_rng(0)
-    logits, of, weight = rng.normal(0, 3, (7, 3)), np.array([0, 1, 2, 2, 1, 2, 2]), np.array([2.0, 1.0, 0.5])
-    share = [np.log(np.exp(row[c]) / np.exp(row).sum()) for row, c in zip(logits, of, strict=True)]
-    logits, y = torch.from_numpy(logits), torch.from_numpy(np.eye(3)[of])
-    assert label_loss(logits, y, None, True).item() == pytest.approx(-np.mean(share))
-    assert label_loss(logits, y, torch.from_numpy(weight), True).item() == pytest.approx(-np.mean(weight[of] * share))
-
-
-def test_the_loss_of_labels_by_hand():
-    rng = np.random.default_rng(0)
-    logits, weight = torch.from_numpy(rng.normal(0, 3, (8, 3))).requires_grad_(), torch.tensor([2.0, 1.0, 0.5])
-    y = (rng.random((8, 3)) < 0.5).astype(float)
-    y[rng.random((8, 3)) < 0.4] = np.nan
-    for positives in (None, weight):
-        by_hand = []
-        for (row, label), value in np.ndenumerate(y):
-            p = 1 / (1 + np.exp(-logits[row, label].item()))
-            if value == 1:
-                by_hand.append(-np.log(p) * (1 if positives is None else positives[label].item()))
-            elif value == 0:
-                by_hand.append(-np.log(1 - p))
-        loss = label_loss(logits, torch.from_numpy(y), positives, False)
-        assert loss.item() == pytest.approx(np.mean(by_hand))
-    loss.backward()
-    assert (logits.grad[torch.from_numpy(np.isnan(y))] == 0).all(), "what is unknown moves nothing"
-    assert torch.isfinite(logits.grad).all()
-    assert label_loss(logits, torch.full((8, 3), torch.nan), None, False).item() == 0
 
 
 def test_weights_under_which_all_classes_count_the_same():
