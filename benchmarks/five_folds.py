@@ -43,11 +43,8 @@ def main(encoder: str, labels: Path, out: Path, flags: list[str]) -> None:
         found.append(_fold(run))
     groups = {"all": None} | {
         f"{name} = {value}": (name, value)
-        for name in [
-            column
-            for column in found[0][1]
-            if column not in ("volume_id", "patient_key") and not column.startswith("y ")
-        ]
+        for name in found[0][1]
+        if name not in ("volume_id", "patient_key") and not name.startswith("y ")
         for value in sorted(set(found[0][1][name]))
     }
     rows = []

@@ -61,8 +61,8 @@ def fit_attention(
         schedule.step()
     with torch.no_grad():
         for layer in (pool.content, pool.gate):
-            layer.weight /= scale
-            layer.bias -= layer.weight @ torch.from_numpy(mean)
+            layer.weight.div_(scale)
+            layer.bias.sub_(layer.weight @ torch.from_numpy(mean))
     found = linear.weight.detach().double().numpy().T / scale
     bias = linear.bias.detach().double().numpy() - mean @ found
     return pool.eval(), Linear(found, bias, head.exclusive, head.strength)

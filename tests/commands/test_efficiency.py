@@ -1,4 +1,4 @@
-"""What `medclr efficiency` makes of its encoders, its columns and its processes; tests/commands/test_journey runs it."""
+"""What `medclr efficiency` makes of its encoders, its columns and its processes."""
 
 import os
 import shutil
