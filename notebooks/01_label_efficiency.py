@@ -63,11 +63,11 @@ sum(p.numel() for p in encoder.parameters())
 curve = medclr.efficiency(
     medclr.EfficiencyConfig(
         labels=labels,
-        encoder=folder / "pretrain",
+        encoder=[folder / "pretrain"],
         out=folder / "efficiency",
         fractions=[0.3, 1.0],
         draws=2,
-        arms=["simclr-linear", "pca"],
+        arms=["linear", "pca"],
     )
 )
 curve.frame()
