@@ -15,13 +15,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from medclr.commands.finetune import Labelled, check_classes, find_encoders, gather, sources
+from medclr.commands.finetune import Labelled, break_down, check_classes, find_encoders, gather, sources
 from medclr.commands.prepare import check_stock
 from medclr.config import METHODS, Arm, EfficiencyConfig, LabelsConfig
 from medclr.data.phantoms import SCANNERS
 from medclr.data.pool import n_cores, worker_pool
 from medclr.evaluation.efficiency import BASELINES, Cell, Curve, Scores, label_efficiency
-from medclr.evaluation.subgroups import age_bands
 from medclr.metrics import label_aurocs
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.figures import efficiency_figure
@@ -64,7 +63,7 @@ def efficiency(config: EfficiencyConfig) -> Curve:
         + (f", at most {steps:,.0f} training steps in all" if steps else "")
     )
     patients = table.rows["patient_key"].to_numpy()
-    subgroups = _subgroups(data).iloc[test].reset_index(drop=True)
+    subgroups = break_down(data.table).iloc[test].reset_index(drop=True)
     run.write_frame("private/test.csv", _test_rows(data, test).join(subgroups))
     done = _done(run)
     with _processes(config, work) as pool, progress("cells") as show:
@@ -224,19 +223,6 @@ def _steps(config: EfficiencyConfig, work: _Work, n_draws: Mapping[float, int]) 
     draws = sum(n_draws.values())
     each = {arm: trainings(_method(arm), _kind(arm) in config.tuned) for arm in work.starts}
     return sum(each[arm] * len(starts) * draws for arm, starts in work.starts.items()) * config.max_steps
-
-
-def _subgroups(data: Labelled) -> pd.DataFrame:
-    """The columns by which results are broken down: those of the table that were asked for, and the scanner."""
-    columns = data.table.groups.copy()
-    for name in columns:
-        years = pd.to_numeric(columns[name].str.extract(r"^0*(\d+)Y?$", expand=False))
-        if str(name).lower() == "age":
-            columns[name] = age_bands(years.to_numpy(float))
-    rows = data.table.rows
-    for name in ("manufacturer", "model"):
-        columns[name] = rows[name].to_numpy()
-    return columns
 
 
 def _test_rows(data: Labelled, test: NDArray[np.intp]) -> pd.DataFrame:

@@ -29,6 +29,9 @@ from medclr.data.signature import near_duplicates
 from medclr.data.spec import DataSpec, load_spec
 from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
+from medclr.evaluation.measures import temperature_of
+from medclr.evaluation.single import judge
+from medclr.evaluation.subgroups import age_bands
 from medclr.metrics import bootstrap, interval, label_aurocs, weighted_mean_auroc
 from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, NeighboursHead, save_classifier
@@ -153,6 +156,19 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         run.folder / "checkpoints" / "last.ckpt",
     )
     scores = fitted.scores(np.arange(len(rows)))
+    # Out of fold where the method chose something by cross-validation; else the val split, which it has not seen.
+    held, y_held = fitted.held_out, table.y[train]
+    if held is None and len(val := table.of("val")):
+        held, y_held = scores[val], table.y[val]
+    temperature = temperature_of(held, y_held, task.kind)
+    judged = {
+        split: judge(
+            table.y[at], patients[at], scores[at], task.kind, task.outputs, config.resamples, config.seed, held, y_held,
+            break_down(table).iloc[at],
+        )
+        for split in ("val", "test")
+        if len(at := table.of(split))
+    }  # fmt: skip
     metrics: dict[str, Any] = {
         "label": task.name,
         "task": task.kind,
@@ -161,9 +177,15 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "init": config.init,
         "n_train": len(train),
         "choice": fitted.choice,
+        "temperature": {"value": temperature.value, "reason": temperature.reason},
         "splits": {
             split: measured(task, table.y[at], scores[at], patients[at], bool(rows["patient_known"].all()), config)
-            for split in ("val", "test")
+            | {
+                "measures": found.measures.to_dict("records"),
+                "calibration": found.calibration.to_dict("records"),
+                "subgroups": found.subgroups.to_dict("records"),
+            }
+            for split, found in judged.items()
             if len(at := table.of(split))
         },
         "leakage": data.verdict.sentence,
@@ -172,6 +194,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     }
     classifier = _classifier(fitted, start, task, config.crops)
     details = _details(config, data, source, rows.iloc[train])
+    details["temperature"] = 1.0 if temperature.reason else temperature.value
     save_classifier(run.folder / "classifier", classifier, data.architecture, task, data.spec, details)
     run.write_json("metrics.json", metrics)
     run.write_frame("metrics.csv", _by_split(metrics))
@@ -347,12 +370,25 @@ def _measured(
     return found | {"auroc": aurocs.mean, "low": low, "high": high}
 
 
+def break_down(table: LabelTable) -> pd.DataFrame:
+    """The columns by which results are broken down: those of the table that were asked for, and the scanner."""
+    columns = table.groups.copy()
+    for name in columns:
+        years = pd.to_numeric(columns[name].str.extract(r"^0*(\d+)Y?$", expand=False))
+        if str(name).lower() == "age":
+            columns[name] = age_bands(years.to_numpy(float))
+    rows = table.rows
+    for name in ("manufacturer", "model"):
+        columns[name] = rows[name].to_numpy()
+    return columns
+
+
 def _by_split(metrics: dict[str, Any]) -> pd.DataFrame:
     """A row for each split, and below it one for each of several classes or labels."""
     rows = []
     for split, m in metrics["splits"].items():
         of_label = m.get("by_label", {})
-        whole = {name: value for name, value in m.items() if name != "by_label"}
+        whole = {name: value for name, value in m.items() if not isinstance(value, list | dict)}
         rows += [{"split": split, "output": "mean" if of_label else metrics["outputs"][0], **whole}]
         rows += [{"split": split, "output": name, **whole, **one} for name, one in of_label.items()]
     return pd.DataFrame(rows).astype({"n_positive": "Int64", "n_negative": "Int64"})
@@ -509,7 +545,6 @@ def _details(config: FinetuneConfig, data: Labelled, source: Path, trained: pd.D
     names = load_key(_key_file(config, source))
     pretrained = config.init == "encoder"
     return {
-        "temperature": 1.0,
         "encoder": fingerprint(source) if pretrained else None,
         "seen": {
             "training": Seen.of(names.fingerprint, trained).to_dict(),

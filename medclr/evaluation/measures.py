@@ -59,7 +59,7 @@ def measure(
     bins: list[dict[str, Any]] = []
     resamples = chance.patients(truth.patients, truth.strata)
     for outcome in outcomes:
-        fits = [_temperature(cell, y_of[cell.fraction, cell.draw], kind) for cell in outcome.cells]
+        fits = [temperature_of(cell.held_out, y_of[cell.fraction, cell.draw], kind) for cell in outcome.cells]
         found = _ranking(outcome, truth, chance, outputs, resamples) | _calibrated(outcome, truth, kind, fits)
         where = {"arm": outcome.arm, "fraction": outcome.fraction}
         for name, (value, low, high, reason) in found.items():
@@ -114,15 +114,15 @@ def _operating(outcome: Outcome, truth: Truth, output: int, single: bool, resamp
     return [Sample(outcome.by_cell(list(of_cells)), one) for of_cells, one in zip(values, resampled, strict=True)]
 
 
-def _temperature(cell: Cell, y: np.ndarray, kind: str) -> Temperature:
-    """Of one cell, from the out-of-fold logits of its draw; of several labels, one for all of them."""
-    if cell.held_out is None:
+def temperature_of(held_out: np.ndarray | None, y: np.ndarray, kind: str) -> Temperature:
+    """From logits (n, K) of rows that were not fitted on, and their labels; of several labels, one for all of them."""
+    if held_out is None:
         return Temperature(math.nan, "no out-of-fold predictions")
     if kind == "multiclass":
-        fit = fit_temperature(y.argmax(axis=1), cell.held_out)
+        fit = fit_temperature(y.argmax(axis=1), held_out)
     else:
         known = ~np.isnan(y)
-        fit = fit_temperature(y[known], cell.held_out[known])
+        fit = fit_temperature(y[known], held_out[known])
     return Temperature(math.nan, "the out-of-fold logits favour the wrong class") if math.isinf(fit.value) else fit
 
 

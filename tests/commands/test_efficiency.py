@@ -14,7 +14,8 @@ import torch
 import medclr
 from medclr.cli import main
 from medclr.commands import efficiency as module
-from medclr.commands.efficiency import _groups, _subgroups
+from medclr.commands.efficiency import _groups
+from medclr.commands.finetune import break_down
 from medclr.config import EfficiencyConfig
 from medclr.data.phantoms import write_phantoms
 from medclr.errors import UsageError
@@ -122,7 +123,7 @@ def test_groups_are_of_encoders_that_differ_in_their_seed_alone():
 def test_ages_become_bands_and_the_scanner_is_always_there():
     rows = pd.DataFrame({"manufacturer": ["GE", "GE", "ACME"], "model": ["a", "b", ""]})
     groups = pd.DataFrame({"Age": ["036Y", "71", ""], "sex": ["F", "M", ""]})
-    found = _subgroups(SimpleNamespace(table=SimpleNamespace(rows=rows, groups=groups)))
+    found = break_down(SimpleNamespace(rows=rows, groups=groups))
     assert found["Age"].tolist() == ["18-39", "60+", "unknown"]
     assert found["sex"].tolist() == ["F", "M", ""]
     assert found["manufacturer"].tolist() == ["GE", "GE", "ACME"]
