@@ -44,7 +44,7 @@ def main(encoder: str, labels: Path, out: Path, flags: list[str]) -> None:
     groups = {"all": None} | {
         f"{name} = {value}": (name, value)
         for name in found[0][1]
-        if name not in ("volume_id", "patient_key") and not name.startswith("y ")
+        if name not in ("volume_id", "patient_key") and not name.startswith("y ") and found[0][1][name].nunique() > 1
         for value in sorted(set(found[0][1][name]))
     }
     rows = []
