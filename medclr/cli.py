@@ -295,7 +295,7 @@ def _condensed(message: str, hints: dict[str, Any]) -> str:
         return "--config: not a mapping from settings to values"
     if message.endswith("object is not iterable"):
         lists = [field for field, hint in hints.items() if get_origin(hint) is list]
-        return f"--config: {' and '.join(lists)} must be lists"
+        return f"--config: {', '.join(lists[:-1])} and {lists[-1]} must be lists"
     message = re.sub(r'Parser key "(\w+)"', lambda found: _flag(found[1]), message)
     return " ".join(message.removeprefix("argument ").split())
 

@@ -408,7 +408,7 @@ class EfficiencyConfig(LabelsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(ClassifierConfig):
-    """Teach a small network to predict what a fine-tuned one does, from volumes without labels (SimCLRv2, stage 3)."""
+    """Teach a small network to predict what a fine-tuned one does, from volumes without labels."""
 
     teacher: Path = _need("finetune run, or the classifier/ of one")
     labels: Path | None = _say(

@@ -168,7 +168,7 @@ def test_a_single_value_for_a_list_in_yaml(tmp_path: Path, capsys: pytest.Captur
     file = tmp_path / "config.yaml"
     file.write_text("fractions: 0.5\n")
     assert main(["efficiency", "--labels", "l", "--config", str(file)]) == 2
-    assert "--config: fractions and arms must be lists" in capsys.readouterr().err
+    assert "--config: label, groups, fractions, encoder, arms and tuned must be lists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -230,7 +230,7 @@ def test_values_take_the_types_of_the_config() -> None:
         labels=Path("1"),
         fractions=[0.5, 1.0],
         arms=["pca", "scratch"],
-        label="1",
+        label=["1"],
         transductive=True,
         lr=0.01,
         out=Path("2026"),
@@ -244,6 +244,7 @@ def test_printed_config_reads_back_as_the_same(name: str, tmp_path: Path, capsys
         "efficiency": ["--labels", "l"],
         "leakage": ["--first", "f"],
         "finetune": ["--labels", "l"],
+        "distill": ["--teacher", "t"],
         "demo": [],
         "doctor": [],
     }

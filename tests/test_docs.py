@@ -67,7 +67,7 @@ def test_the_python_of_the_readme_runs(monkeypatch, capsys):
     (block,) = blocks(ROOT / "README.md", "python")
     exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
     assert [type(config) for config in asked] == [PretrainConfig, EfficiencyConfig]
-    assert asked[0].out == asked[1].encoder
+    assert [asked[0].out] == asked[1].encoder
     assert capsys.readouterr().out == "the verdict\n"
 
 

@@ -383,7 +383,7 @@ def test_fine_tuning_from_a_middle_layer_starts_at_the_linear_head(journey, tmp_
         out = tmp_path / method
         assert said(*words, "--method", method, *extra, "--out", str(out))[0] == 0
         weights[method] = load_file(out / "classifier/classifier.safetensors")
-        assert record(out / "classifier/classifier.json")["projector_layer"] == 1
+        assert record(out / "classifier/classifier.json")["projector"]["layers"] == 1
     assert any(".1.weight" in name for name in weights["linear"])  # the projector's first layer
     assert torch.equal(weights["linear"]["head.weight"], weights["lp-ft"]["head.weight"])
     curve = ["efficiency", *labelled, "--arms", "lp-ft", "pca", *CURVE]

@@ -105,7 +105,7 @@ def test_a_run_keeps_when_it_started(tmp_path: Path) -> None:
     [
         (replace(CONFIG, draws=5), ["draws 7, not 5"]),
         (replace(CONFIG, seed=3, lr=0.5), ["lr 0.001, not 0.5; seed 0, not 3", "old settings"]),
-        (replace(CONFIG, label="lesion"), ['label unset, not "lesion"']),
+        (replace(CONFIG, label=["lesion"]), ['label [], not ["lesion"]']),
         (replace(CONFIG, arms=["pca"]), ["arms", 'not ["pca"]']),
     ],
 )
@@ -357,10 +357,10 @@ def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_command_line_shows_what_is_not_default_and_no_path() -> None:
-    config = replace(CONFIG, label="it's", fractions=[0.5], transductive=True, out=Path("o"), workers=1)
+    config = replace(CONFIG, label=["it's"], fractions=[0.5], transductive=True, out=Path("o"), workers=1)
     text = command_line("efficiency", config)
     assert text == (
-        "medclr efficiency --labels LABELS --label 'it'\"'\"'s' --transductive true --fractions 0.5 --draws 7"
+        "medclr efficiency --label 'it'\"'\"'s' --transductive true --labels LABELS --fractions 0.5 --draws 7"
     )
 
 

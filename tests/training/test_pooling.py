@@ -133,7 +133,7 @@ def test_classes_weigh_as_asked():
     head = Linear(np.zeros((8, 1)), np.zeros(1), False, 1.0)
     balanced, plain = (
         above.scores(pooled(pool, bags)).mean()
-        for pool, above in (fit_attention(bags, y, head, 0, way, 50) for way in (True, False))
+        for pool, above in (fit_attention(bags, y, head, 0, way, 200) for way in (True, False))
     )
     assert balanced > plain + 0.1
 
