@@ -7,6 +7,7 @@ correction and by its interval; without both baselines nothing helps.
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import pandas as pd
 
 from medclr.reporting.console import counted
@@ -64,8 +65,9 @@ def findings(curve: Curve, context: Mapping[str, Any]) -> Findings:
     """
     points, claims = curve.points, with_claims(curve.differences, curve.points)
     known = points[points["reason"] == ""]
-    helping = claims.loc[claims["claim"] == HELPS, ["arm", "fraction"]]
-    best = _highest(known[~known["arm"].isin(BASELINES)]) | _highest(known.merge(helping))
+    helping = set(claims.loc[claims["claim"] == HELPS, ["arm", "fraction"]].itertuples(index=False, name=None))
+    helps = [key in helping for key in zip(known["arm"], known["fraction"], strict=True)]
+    best = _highest(known[~known["arm"].isin(BASELINES)]) | _highest(known.loc[np.array(helps, dtype=bool)])
     glance = _glance(points, claims, best, _highest(known[known["arm"].isin(BASELINES)]))
     chosen = _chosen(claims, points)
     arms = list(chosen) or [best[max(best)]["arm"]] if best else []
