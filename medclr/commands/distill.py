@@ -1,8 +1,6 @@
 """`medclr distill`: from a fine-tuned classifier and volumes without labels to a small one that tells the same."""
 
 import copy
-import json
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -27,12 +25,14 @@ from medclr.commands.finetune import (
     predictions,
     refuse_seen,
 )
+from medclr.commands.predict import run_of
 from medclr.commands.prepare import check_stock, named_source, stocked
 from medclr.config import DistillConfig
 from medclr.data.identity import Seen, check_leakage, load_key
 from medclr.data.labels import LabelTable, check_labels, held_out, labels_hash
 from medclr.data.store import Store
-from medclr.errors import BundleError, DataError, LeakageError, MedclrError, UsageError
+from medclr.errors import BundleError, DataError, LeakageError, UsageError
+from medclr.evaluation.measures import temperature_of
 from medclr.metrics import bootstrap, interval, label_aurocs, weighted_mean_auroc
 from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, LoadedClassifier, load_classifier, save_classifier
@@ -99,8 +99,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
         "outputs": list(task.outputs),
         "method": "distill",
         "init": "scratch" if encoder is None else "encoder",
-        "temperature": config.temperature,
-        "alpha": config.alpha,
+        "distillation": {"temperature": config.temperature, "alpha": config.alpha},
         "n_train": len(data.rows),
         "n_labelled": 0 if y is None else int((~np.isnan(y)).any(axis=1).sum()),
         "parameters": {**sizes, "ratio": ratio},
@@ -109,6 +108,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
         "difference": {},
         **data.checked,
     }
+    tempered = temperature_of(None, np.empty(0), task.kind)
     if table is not None:
         scores, old_scores = (
             task.scores(classify_rows(network, table.rows, data.store, teacher.spec))
@@ -121,9 +121,12 @@ def distill(config: DistillConfig) -> dict[str, Any]:
                 metrics["splits"][split] = measured(task, truth, scores[at], of, known, config)
                 metrics["teacher"]["splits"][split] = measured(task, truth, old_scores[at], of, known, config)
                 metrics["difference"][split] = _difference(truth, scores[at], old_scores[at], of, config)
+        if len(val := table.of("val")):
+            tempered = temperature_of(scores[val], table.y[val], task.kind)
         run.write_frame("predictions.csv", predictions(table.rows, task, scores, table.y))
+    metrics["temperature"] = {"value": tempered.value, "reason": tempered.reason}
     save_classifier(run.folder / "classifier", student, architecture, task, teacher.spec, {
-        "temperature": 1.0,
+        "temperature": 1.0 if tempered.reason else tempered.value,
         "encoder": None if config.encoder is None else fingerprint(config.encoder),
         "seen": {
             "training": data.seen.union(teacher.trained_on).to_dict(),
@@ -158,7 +161,9 @@ class _Data:
 
 def _gather(config: DistillConfig, run: Run, teacher: LoadedClassifier, encoder: Encoder | None) -> _Data:
     home = _home(config)
-    names = load_key(config.key_file or read_paths(home).get("key_file"))
+    key_file = config.key_file or read_paths(home).get("key_file")
+    names = load_key(key_file)
+    run.found(key_file=key_file, volumes=home, labels=config.labels)
     spec, store, manifest = find_volumes(config, run, teacher.spec, home)
     for sentence in named_source("Teacher's data", spec):
         say(sentence)
@@ -185,7 +190,7 @@ def _gather(config: DistillConfig, run: Run, teacher: LoadedClassifier, encoder:
 
 def _resolved(config: DistillConfig, teacher: LoadedClassifier) -> DistillConfig:
     """The config with what the teacher's run says where it says nothing itself."""
-    paths = read_paths(_run_of(config.teacher))
+    paths = read_paths(run_of(config.teacher))
     labels, spec = config.labels, config.spec
     if labels is None and config.data is None:
         labels, spec = paths.get("labels"), spec or paths.get("spec")
@@ -198,30 +203,21 @@ def _resolved(config: DistillConfig, teacher: LoadedClassifier) -> DistillConfig
     )
 
 
-def _run_of(teacher: Path) -> Path:
-    return teacher if (teacher / "run.json").is_file() else teacher.parent
-
-
 def _home(config: DistillConfig) -> Path:
     """The run that has the teacher's volumes: its own, if it was given --data, or the one of its encoder."""
-    own = _run_of(config.teacher)
-    inputs = own / "inputs.json"
-    encoder = json.loads(inputs.read_text())["encoder"] if inputs.is_file() else ""
-    given = read_paths(own).get("encoder")
-    for folder in (own, *([given] if given else []), *Run.completed("pretrain", own.parent)):
-        with suppress(MedclrError):
-            if stocked(folder) and (folder == own or fingerprint(folder) == encoder):
-                return folder
-    if config.data is None:
+    own = run_of(config.teacher)
+    other = read_paths(own).get("volumes")
+    found = next((folder for folder in (own, other) if folder is not None and stocked(folder)), None)
+    if found is None and config.data is None:
         raise UsageError(f"--teacher {config.teacher}: the volumes behind it are not at hand; give --data")
-    return own
+    return found or own
 
 
 def _student(
     config: DistillConfig, teacher: LoadedClassifier, encoder: Encoder | None
 ) -> tuple[Classifier, Architecture]:
-    """An encoder and a head that says nothing yet."""
-    outputs = len(teacher.task.outputs)
+    """An encoder and a head that says nothing yet, judging a volume by as many crops as the teacher."""
+    outputs, crops = len(teacher.task.outputs), teacher.classifier.crops
     if encoder is not None:
         if encoder.spec != teacher.spec:
             raise BundleError(
@@ -229,12 +225,12 @@ def _student(
                 "teacher; give one that shares its spec"
             )
         a = encoder.bundle.architecture
-        return Classifier(nn.Sequential(copy.deepcopy(encoder.bundle.encoder)), a.feature_dim, outputs), a
+        return Classifier(nn.Sequential(copy.deepcopy(encoder.bundle.encoder)), a.feature_dim, outputs, crops=crops), a
     a = teacher.architecture
     width = max(4, (a.width - 1) // 2) if config.width is None else config.width
     a = replace(a, depth=config.depth or a.depth, width=width, norm=config.norm or a.norm)
     torch.manual_seed(config.seed)
-    return Classifier(nn.Sequential(build_encoder(a)), a.feature_dim, outputs), a
+    return Classifier(nn.Sequential(build_encoder(a)), a.feature_dim, outputs, crops=crops), a
 
 
 def _check_task(config: DistillConfig, table: LabelTable, teacher: LoadedClassifier) -> None:

@@ -131,7 +131,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         say(f"{run.folder} is complete already; use another --out to train again")
         return run.outcome
     data = gather(config, run, [source])
-    run.found(key_file=_key_file(config, source))
+    run.found(key_file=_key_file(config, source), volumes=source)
     table, rows = data.table, data.table.rows
     task, train, patients = table.task, table.of("train"), rows["patient_key"].to_numpy()
     check_classes(config, table, "train")

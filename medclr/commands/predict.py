@@ -46,7 +46,7 @@ def predict(config: PredictConfig) -> pd.DataFrame:
     task = loaded.task
     say(f"{task.name}: {', '.join(task.outputs)} ({task.kind}), by {loaded.details['method']}")
     run.pin({"classifier": loaded.digest})
-    key_file = config.key_file or read_paths(_run_of(source)).get("key_file")
+    key_file = config.key_file or read_paths(run_of(source)).get("key_file")
     volumes = new_volumes(config, run, loaded.spec, config.store, key_file, "classifier")
 
     def outputs(rows: pd.DataFrame, workers: int) -> NDArray[np.float32]:
@@ -127,7 +127,7 @@ def _tell(table: pd.DataFrame) -> None:
             )
 
 
-def _run_of(source: Path) -> Path:
+def run_of(source: Path) -> Path:
     """The run folder, where the classifier in it may have been named instead."""
     return source if (source / "run.json").is_file() else source.parent
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
 from medclr.cli import main
 from medclr.commands import distill as module
 from medclr.data.identity import load_key
 from medclr.data.labels import LabelTable
+from medclr.evaluation.measures import temperature_of
 from medclr.models.classifier import load_classifier
 
 SPLITS = ["train"] * 12 + ["val"] * 4 + ["test"] * 8
@@ -80,7 +83,7 @@ def test_student_and_teacher_are_measured_on_the_same_patients(distilled):
     own, its = (pd.read_csv(f"runs/{name}/predictions.csv") for name in ("student", "teacher"))
     assert list(own["volume_id"]) == list(its["volume_id"])
     for split in ("val", "test"):
-        assert distilled["teacher"]["splits"][split] == teacher["splits"][split]
+        assert distilled["teacher"]["splits"][split].items() <= teacher["splits"][split].items()
         at = own["split"] == split
         student, old = (roc_auc_score(own["y"][at], table["probability"][at]) for table in (own, its))
         found, difference = distilled["splits"][split], distilled["difference"][split]
@@ -112,6 +115,15 @@ def test_it_learned_from_all_but_val_and_test_and_says_so(distilled):
     assert distilled["near_duplicates"]["test_images"] is not None
     assert student.details["encoder"] is None
     assert student.details["method"] == "distill"
+
+
+def test_its_probabilities_are_tempered_by_the_val_split(distilled):
+    own = pd.read_csv("runs/student/predictions.csv")
+    val = own[own["split"] == "val"]
+    scores = logit(val["probability"].to_numpy())[:, None]
+    expected = temperature_of(scores, val["y"].to_numpy(float)[:, None], "binary")
+    assert load_classifier(Path("runs/student")).temperature == pytest.approx(expected.value, rel=1e-3)
+    assert expected.value != 1
 
 
 def test_nothing_of_a_patient_is_outside_private(distilled):
@@ -155,7 +167,8 @@ def test_labels_are_mixed_in_where_they_are_known(said):
     code, _, _ = said(*DISTILL, "--alpha", "0.5", "--temperature", "2", "--out", "runs/mixed")
     assert code == 0
     found = record("runs/mixed/metrics.json")
-    assert (found["n_labelled"], found["n_train"], found["alpha"], found["temperature"]) == (10, 24, 0.5, 2.0)
+    assert (found["n_labelled"], found["n_train"]) == (10, 24)
+    assert found["distillation"] == {"temperature": 2.0, "alpha": 0.5}
     rows = pd.DataFrame({"volume_id": ["c", "a", "x", "b"]})
     split = pd.DataFrame({"volume_id": ["a", "b", "c"], "split": ["train", "val", "train"]})
     table = LabelTable(split, np.array([[1.0], [0.0], [0.0]]), None, pd.DataFrame(), "path", "table", ())
@@ -185,6 +198,19 @@ def test_other_volumes_have_no_labels_and_leave_nobody_out(said):
     assert (len(seen.pixels), seen.n_unknown) == (48, 48), "without the table nothing names these patients"
     assert seen.patients > load_classifier(Path("runs/teacher")).trained_on.patients
     assert not Path("runs/other/predictions.csv").exists()
+
+
+def test_a_student_may_teach_another(distilled, said):
+    """Of the same volumes, leaving out the same patients; and it is applied as its teacher is."""
+    code, out, _ = said("distill", "--teacher", "runs/student", *DISTILL[3:], "--out", "runs/second")
+    assert code == 0
+    found = record("runs/second/metrics.json")
+    assert (found["n_train"], found["parameters"]["ratio"]) == (24, 1.0)
+    assert found["teacher"]["splits"] == distilled["splits"]
+    command = shlex.split(next(line for line in out.splitlines() if line.startswith("next: ")).removeprefix("next: "))
+    assert command[:2] == ["medclr", "predict"]
+    code, out, _ = said(*[word.replace("SCANS", "images") for word in command[1:]], "--workers", "0")
+    assert code == 0
 
 
 def swapped(name, **columns):
