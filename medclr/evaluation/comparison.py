@@ -32,7 +32,7 @@ def differences_of(
             row |= {"fraction": outcome.fraction, **dict.fromkeys(_NUMBERS, math.nan)}
             row["reason"] = outcome.reason or (baseline.reason and f"{versus} is {baseline.reason}")
             if outcome.auroc is not None and baseline.auroc is not None:
-                found = chance.estimate(outcome.auroc, n_patients, lowest=-1.0, versus=baseline.auroc)
+                found = chance.estimate(outcome.auroc, n_patients, baseline.auroc)
                 row |= {"difference": found.value, "low": found.low, "high": found.high}
                 row |= {"p": found.p, "detectable": found.detectable}
             rows.append(row)

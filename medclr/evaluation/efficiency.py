@@ -70,9 +70,8 @@ class Curve:
 
         To pick the arm that did best and test that one would be optimistic, so every pre-trained arm is named, at
         every fraction. An arm "helps" only where it beats every baseline, and "hurts" only where it falls behind
-        the better one, at 5% after Holm over arms x baselines x fractions and with an interval that leaves out 0;
-        anything else is no difference that these data can resolve. The interval, for one comparison, and the test
-        agree but for skewness and chance, and a claim must pass both. Without both baselines nothing is said to help.
+        the better one, at 5% after Holm over arms x baselines x fractions; anything else is no difference that these
+        data can resolve. Without both baselines nothing is said to help.
         """
         return verdict_of(self.points, self.differences)
 

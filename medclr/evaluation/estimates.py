@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import expit, logit, ndtri, stdtr, stdtrit
 
 from medclr.evaluation.cells import Cell, unjudged
 from medclr.metrics import Resamples, auroc, bootstrap_mean_auroc, detectable, interval
@@ -66,19 +66,18 @@ class Chance:
         values: np.ndarray = self._rng.uniform(size=self._resamples) ** (1 / pairs)
         return values
 
-    def estimate(
-        self, one: Sample, n_patients: float, lowest: float = 0.0, highest: float = 1.0, versus: Sample | None = None
-    ) -> Estimate:
+    def estimate(self, one: Sample, n_patients: float, versus: Sample | None = None) -> Estimate:
         """The mean of `one`, or its difference from that of `versus` at the same draws, with interval and test.
 
-        n_patients: of the rarer class in the test set. lowest, highest: what the value can be.
+        one, versus: statistics that lie from 0 to 1. n_patients: of the rarer class in the test set.
 
         The test is Student's t. Its variance is the sum of those of patients, draws and encoders, each with as many
         degrees of freedom as it has units, less one; of patients those of the rarer class count. They are put together
-        as by Satterthwaite (1946). The interval has the resamples' own shape, with deviations from the estimate
-        widened by t/z for these degrees of freedom: the expanded percentile interval of Hesterberg (2015), for more
-        than one source of variation. So p < .05 and an interval that leaves out 0 agree where the resamples of patients
-        are normal, and differ by their skewness and by chance where they are not.
+        as by Satterthwaite (1946). The interval of a difference is that of the test, so that it leaves out 0 where
+        p < .05. That of a mean is of its resamples, with deviations widened by t/z for these degrees of freedom: the
+        expanded percentile interval of Hesterberg (2015), for more than one source of variation. The deviations are
+        taken on the logit scale, as by Pepe (2003): near 1, an interval on the plain scale sits too high, and misses
+        a lower truth far more often than a higher one.
 
         Few units make the tails heavy, which matters most to Holm's correction, as it asks for p far below 5%: a
         percentile bootstrap of three encoders finds far too much there.
@@ -107,11 +106,16 @@ class Chance:
             return Estimate(value, value, value, float(value == 0), math.nan, np.full(len(resampled), value))
         freedom = variance**2 / sum(part**2 / units for part, units in parts)
         error = math.sqrt(variance)
-        tail = (1 + LEVEL) / 2
-        resampled = value + stdtrit(freedom, tail) / ndtri(tail) * deviations
-        low, high = interval(resampled, LEVEL)
-        # What is widened can reach past what an AUROC can be, and what is biased can miss the estimate itself.
-        low, high = min(max(low, lowest), value), max(min(high, highest), value)
+        t = float(stdtrit(freedom, (1 + LEVEL) / 2))
+        deviations = t / ndtri((1 + LEVEL) / 2) * deviations
+        resampled = value + deviations
+        if versus is not None:
+            low, high = max(value - t * error, -1.0), min(value + t * error, 1.0)
+        else:
+            if 0 < value < 1:
+                resampled = expit(logit(value) + deviations / (value * (1 - value)))
+            low, high = interval(np.clip(resampled, 0, 1), LEVEL)
+            low, high = min(low, value), max(high, value)  # what is biased can miss the estimate itself
         p = float(2 * stdtr(freedom, -abs(value) / error))
         return Estimate(value, low, high, p, detectable(error, LEVEL, freedom=freedom), resampled)
 

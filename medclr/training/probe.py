@@ -11,7 +11,7 @@ from scipy.special import log_softmax, logit
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedKFold
 
 from medclr.metrics import knn_scores, weighted_mean_auroc
 
@@ -140,19 +140,23 @@ def enough_to_choose(y: NDArray[np.floating], patients: NDArray[np.object_]) -> 
 
 
 def inner_folds(y: NDArray[np.floating], patients: NDArray[np.object_], seed: int, n_folds: int = FOLDS) -> list[Fold]:
-    """Positions to fit and to judge by, with no patient on both sides, stratified by the class or the rarest label.
+    """Positions to fit and to judge by, no patient on both sides, stratified by the class or rarest label of a patient.
 
-    Rows whose stratum has fewer than `n_folds` are one stratum together.
+    Patients whose stratum has fewer than `n_folds` are one stratum together.
     """
     rarest_first = np.argsort(np.nansum(y, axis=0), kind="stable")
     has = y[:, rarest_first] == 1
-    stratum = np.where(has.any(axis=1), has.argmax(axis=1), y.shape[1])
+    _, patient = np.unique(patients, return_inverse=True)
+    stratum = np.full(patient.max() + 1, y.shape[1])
+    np.minimum.at(stratum, patient, np.where(has.any(axis=1), has.argmax(axis=1), y.shape[1]))
     stratum = np.where(np.bincount(stratum)[stratum] < n_folds, y.shape[1] + 1, stratum)
     with warnings.catch_warnings():
         # Of a label so rare that some folds have none; those folds do not count for it.
         warnings.filterwarnings("ignore", message="The least populated class")
-        folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
-        return list(folds.split(stratum, stratum, patients))
+        # By patient: scikit-learn's StratifiedGroupKFold takes longer than all the fits that the folds are for.
+        folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed % 2**32).split(stratum, stratum)
+        held = [np.isin(patient, of_fold) for _, of_fold in folds]
+    return [(np.flatnonzero(~own), np.flatnonzero(own)) for own in held]
 
 
 def choose(

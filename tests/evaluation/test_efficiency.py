@@ -233,8 +233,8 @@ def test_to_beat_the_better_baseline_is_to_beat_each() -> None:
 def test_two_draws_give_an_interval_within_the_scale(grid: Grid) -> None:
     points = grid.run(grid.arms(scratch=8, pca=0.8), n_draws={1.0: 2, 0.1: 2}).points
     assert list(points.fraction) == [0.1, 0.1, 1.0, 1.0]
-    assert points.low.min() > 0.3
-    assert points.high.max() == 1
+    assert points.low.min() > 0.2
+    assert 0.98 < points.high.max() < 1
 
 
 def test_verdict_names_every_arm_and_claims_only_what_holds(grid: Grid) -> None:

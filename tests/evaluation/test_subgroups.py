@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from medclr.evaluation.cells import Cell
@@ -46,7 +47,8 @@ def test_each_group_has_its_own_auroc_interval_or_reason() -> None:
     assert of_arm.loc["PA", "auroc"] == pytest.approx(roc_auc_score(Y[own, 0], scores[own, 0]))
     drawn = bootstrap_auroc(Y[own, 0], scores[None, own, 0], PATIENTS[own], 4000, np.random.default_rng(1))
     widened = 1.12  # for the 14 patients with a positive: sqrt(14 / 13) t / z
-    low, high = (of_arm.loc["PA", "auroc"] + widened * (np.array(interval(drawn)) - of_arm.loc["PA", "auroc"])).tolist()
+    value = of_arm.loc["PA", "auroc"]
+    low, high = expit(logit(value) + widened * (np.array(interval(drawn)) - value) / (value * (1 - value))).tolist()
     assert (of_arm.loc["PA", "low"], of_arm.loc["PA", "high"]) == pytest.approx((low, high), abs=0.02)
     assert of_arm.loc["PA", "reason"] == ""
     assert of_arm.loc["AP", "reason"] == "only 3 patients with a positive (fewer than 5)"
