@@ -8,15 +8,16 @@ from typing import Any
 from medclr.commands.efficiency import efficiency
 from medclr.commands.finetune import finetune
 from medclr.commands.pretrain import pretrain
-from medclr.config import DemoConfig, EfficiencyConfig, FinetuneConfig, PretrainConfig
+from medclr.config import Arm, DemoConfig, EfficiencyConfig, FinetuneConfig, PretrainConfig
 from medclr.data.phantoms import write_phantoms
 from medclr.reporting.console import say
 from medclr.reporting.run import Run, next_command
 
-# Small enough for two cores and five minutes: a third of it pre-training, the rest 30 trained networks.
+# Small enough for two cores and five minutes: a third of it pre-training, the rest 15 networks from scratch, tuned.
 PATCH_SPEC = "phantom"
 PRETRAIN_EPOCHS = 16
 FRACTIONS = [0.1, 0.3, 1.0]
+ARMS: list[Arm] = ["scratch", "pca", "linear"]
 STEPS = 20
 
 
@@ -60,6 +61,7 @@ def demo(config: DemoConfig) -> Path:
         encoder=[encoder],
         out=folder / "efficiency",
         fractions=FRACTIONS,
+        arms=ARMS,
         min_steps=STEPS,
         max_steps=STEPS,
         batch_size=16,
