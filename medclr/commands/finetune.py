@@ -243,7 +243,9 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
     # The worst of all: one encoder that saw test patients marks the whole result.
     verdicts = [refuse_seen(config.labels, config, table, encoder_seen(one), names.fingerprint) for one in encoders]
     verdict = min(verdicts, key=lambda one: ("leak", "patients not checkable", "clean").index(one.status))
-    nears = [_nearly_seen(run, table, one, path) for one, path in zip(encoders, given, strict=True)]
+    # Seeds of one pre-training saw the same.
+    of_seen = {encoder_seen(one).pixels: (one, path) for one, path in zip(encoders, given, strict=True)}
+    nears = [_nearly_seen(run, table, one, path) for one, path in of_seen.values()]
     near = None if None in nears else max(filter(None, nears), default=0)
     scans = config.data or paths.get("data")
     check_stock(table.rows, spec, store, scans)

@@ -20,6 +20,8 @@ from medclr.training.probe import (
     inner_folds,
 )
 
+NEWTON = "newton-cholesky"
+
 
 def problem(patients, per_patient=2, features=6, seed=0):
     """Features of which the first says something of the label; half of the patients are positive."""
@@ -40,7 +42,7 @@ def scaled(x):
 def test_folded_weights_are_those_of_the_scaled_regression(patients, seed):
     x, y, keys = problem(patients, seed=seed)
     head = fit_linear(x, y, keys, seed)
-    model = LogisticRegression(C=head.strength, max_iter=1000, class_weight="balanced").fit(scaled(x), y[:, 0])
+    model = LogisticRegression(C=head.strength, class_weight="balanced", solver=NEWTON).fit(scaled(x), y[:, 0])
     new = np.random.default_rng(99).normal(0, 20, (50, 6))
     expected = model.decision_function((new - x.mean(0)) / x.std(0).max())
     np.testing.assert_allclose(head.scores(new)[:, 0], expected, rtol=1e-6, atol=1e-8)
@@ -74,7 +76,7 @@ def test_a_given_strength_is_used_and_not_chosen(monkeypatch):
     x, y, keys = problem(40)
     head = fit_linear(x, y, keys, 0, strength=0.03)
     assert (head.strength, head.chosen) == (0.03, False)
-    model = LogisticRegression(C=0.03, class_weight="balanced").fit(scaled(x), y[:, 0])
+    model = LogisticRegression(C=0.03, class_weight="balanced", solver=NEWTON).fit(scaled(x), y[:, 0])
     np.testing.assert_allclose(head.scores(x)[:, 0], model.decision_function(scaled(x)), rtol=1e-6)
 
 
@@ -88,7 +90,7 @@ def test_strength_is_the_best_of_inner_cross_validation_by_patient():
     folds = [(~own, own) for own in held]
 
     def quality(strength):
-        model = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced")
+        model = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced", solver=NEWTON)
         return np.mean(
             [auroc(y[b, 0], model.fit(standard[a], y[a, 0]).decision_function(standard[b])) for a, b in folds]
         )
@@ -205,7 +207,7 @@ def test_labels_are_a_regression_each_on_what_is_known():
     head = fit_linear(x, y, keys, 0, 0.5)
     for label in range(3):
         known = ~np.isnan(y[:, label])
-        model = LogisticRegression(C=0.5, class_weight="balanced").fit(scaled(x)[known], y[known, label])
+        model = LogisticRegression(C=0.5, class_weight="balanced", solver=NEWTON).fit(scaled(x)[known], y[known, label])
         np.testing.assert_allclose(head.scores(x)[:, label], model.decision_function(scaled(x)), rtol=1e-6, atol=1e-9)
     assert (head.scores(x)[:, 3:] == 0).all(), "nothing is known, or one class alone"
 
