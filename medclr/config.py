@@ -243,7 +243,7 @@ class PretrainConfig(StoreConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptConfig:
-    """Make an encoder of weights from elsewhere, to compare with, fine-tune, distil or embed with as with any other."""
+    """Make an encoder of weights from elsewhere (timm, MONAI): for curves, classifiers and embeddings."""
 
     network: str = _need(
         "whose weights they are, such as monai:resnet18 or timm:convnext_tiny; timm's are 2D, and need the extra timm"
