@@ -39,4 +39,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -qq -c constraints.txt torch
 	.venv/bin/python -m pip install -qq -c constraints.txt -e ".[dev]"
+	.venv/bin/python -m pip install -qq -c constraints.txt --no-deps timm  # its torchvision may not fit torch
 	@touch $@

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from medclr.commands.adopt import adopt
     from medclr.commands.distill import distill
     from medclr.commands.efficiency import efficiency
     from medclr.commands.embed import embed
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from medclr.commands.preview import preview
     from medclr.commands.scan import scan
     from medclr.config import (
+        AdoptConfig,
         DistillConfig,
         EfficiencyConfig,
         EmbedConfig,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AdoptConfig": "medclr.config",
     "DistillConfig": "medclr.config",
     "EfficiencyConfig": "medclr.config",
     "EmbedConfig": "medclr.config",
@@ -48,6 +51,7 @@ _HOME = {
     "PretrainConfig": "medclr.config",
     "PreviewConfig": "medclr.config",
     "ScanConfig": "medclr.config",
+    "adopt": "medclr.commands.adopt",
     "distill": "medclr.commands.distill",
     "efficiency": "medclr.commands.efficiency",
     "embed": "medclr.commands.embed",
@@ -64,6 +68,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AdoptConfig",
     "DistillConfig",
     "EfficiencyConfig",
     "EmbedConfig",
@@ -76,6 +81,7 @@ __all__ = [
     "PreviewConfig",
     "ScanConfig",
     "__version__",
+    "adopt",
     "distill",
     "efficiency",
     "embed",

@@ -23,6 +23,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from medclr import __version__
 from medclr.config import (
+    AdoptConfig,
     DemoConfig,
     DistillConfig,
     DoctorConfig,
@@ -58,6 +59,7 @@ COMMANDS = {
     "preview": Command(PreviewConfig, "medclr.commands.preview"),
     "prepare": Command(PrepareConfig, "medclr.commands.prepare"),
     "pretrain": Command(PretrainConfig, "medclr.commands.pretrain"),
+    "adopt": Command(AdoptConfig, "medclr.commands.adopt"),
     "finetune": Command(FinetuneConfig, "medclr.commands.finetune"),
     "predict": Command(PredictConfig, "medclr.commands.predict"),
     "embed": Command(EmbedConfig, "medclr.commands.embed"),
@@ -352,6 +354,8 @@ def _verdict(error: BaseException, config: Any) -> tuple[int, str]:
         return 1, ""
     if isinstance(error, OSError) and error.errno in _OS_ERRORS:
         return 1, f"medclr: {_OS_ERRORS[error.errno]}"
+    if "operator torchvision::" in str(error):
+        return 1, "medclr: the torchvision here does not fit this torch; uninstall it, or install the one built for it"
     where = _where(error)
     return 1, f"medclr: internal error: {type(error).__name__} in {where}; run again with --debug, and report it"
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from medclr.errors import UsageError
 
 METHODS = {"simclr": "SimCLR", "moco": "MoCo"}  # as they are written
+ADOPTED = "adopted"  # in the place of a method, of weights from elsewhere
 
 _CROP_SCALE = "smallest and largest share of the patch that a view shows"
 _WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists them (default: none)"
@@ -240,6 +241,46 @@ class PretrainConfig(StoreConfig):
             raise UsageError(f"--overlap {self.overlap}: must be above 0 and at most 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdoptConfig:
+    """Make an encoder of weights from elsewhere (timm, MONAI): for curves, classifiers and embeddings."""
+
+    network: str = _need(
+        "whose weights they are, such as monai:resnet18 or timm:convnext_tiny; timm's are 2D, and need the extra timm"
+    )
+    weights: Path = _need("file with them: .safetensors, or a PyTorch checkpoint with nothing but tensors")
+    like: Path | None = _say(
+        None,
+        "run of pretrain or prepare whose spec it takes, and whose volumes are used where no others are given; or an "
+        "encoder bundle",
+    )
+    spec: Path | None = _say(None, "data spec that has a patch, and a spacing where it needs one, instead of --like")
+    trained_on: str = _say("", "what the weights were trained on, in words that reports will quote (default: unknown)")
+    name: str | None = _say(None, "of its arms in a curve (default: that of the network)")
+    mean: float | None = _say(
+        None, "of the grey values it was trained on, on a scale from 0 to 1 (default: timm's for the network, or 0)"
+    )
+    std: float | None = _say(None, "their standard deviation (default: timm's for the network, or 1)")
+    out: Path | None = _say(None, "run folder to write (default: runs/DATE-COMMAND)")
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"(timm|monai):[A-Za-z][A-Za-z0-9_.-]*", self.network):
+            raise UsageError(f"--network {self.network}: must be timm:NAME or monai:NAME")
+        if (self.like is None) == (self.spec is None):
+            raise UsageError("--like RUN or --spec FILE says how its volumes are prepared; give one of the two")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.]{0,39}", self.name):
+            raise UsageError(f"--name {self.name}: must be a letter, then at most 39 of letters, digits, . and _")
+        if not self.trained_on.isprintable() or len(self.trained_on) > 200:
+            raise UsageError("--trained-on: must be one line of at most 200 characters")
+        if self.std is not None and not self.std > 0:
+            raise UsageError(f"--std {self.std}: must be above 0")
+
+    @property
+    def title(self) -> str:
+        """The name of its arms: arms have hyphens of their own."""
+        return self.name or self.network.partition(":")[2].replace("-", "_")
+
+
 @dataclass(frozen=True)
 class ClassifierConfig:
     """What finetune, efficiency and distill share: where the volumes are, and how a whole network is trained."""
@@ -423,11 +464,13 @@ class DistillConfig(ClassifierConfig):
     spec: Path | None = _say(
         None, "data spec of the public set whose own table --labels is (default: that of the teacher)"
     )
-    depth: Literal[10, 18, 34, 50, 101, 152] | None = _say(None, "layers of the student (default: the teacher's)")
+    depth: Literal[10, 18, 34, 50, 101, 152] | None = _say(
+        None, "layers of the student (default: the teacher's; 10 where that was adopted)"
+    )
     width: int | None = _say(
         None,
         "channels of the student's first stage (default: the most below half the teacher's, so that it has less than a "
-        "quarter of the parameters)",
+        "quarter of the parameters; 16 where that was adopted)",
     )
     norm: Literal["batch", "group"] | None = _say(None, "normalisation layers of the student (default: the teacher's)")
     encoder: Path | None = _say(

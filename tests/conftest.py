@@ -1,8 +1,12 @@
 """What all tests share: a home of their own, one thread per worker, and the gate to the tests on real data."""
 
+import importlib.util
 import os
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +47,39 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")))
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+class _Named(type):
+    """Whose every attribute is another like it."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Named(name, (), {})
+
+
+class _StandIn(types.ModuleType):
+    __path__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Named(name, (), {})
+
+
+@pytest.fixture(scope="session")
+def timm() -> Any:
+    """timm itself. It asks for torchvision, which cannot be imported beside torch's CPU build, to read pictures and to
+    detect objects; while it is imported something stands in for that. `make test` installs timm without it."""
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed; pip install -c constraints.txt --no-deps timm")
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("torchvision") is None:
+            names = ("", "models", "models.feature_extraction", "ops", "ops.misc", "datasets", "transforms")
+            for name in (*names, "transforms.functional"):
+                module = _StandIn(f"torchvision.{name}".rstrip("."))
+                patch.setitem(sys.modules, module.__name__, module)
+                parent, _, child = module.__name__.rpartition(".")
+                if parent:
+                    setattr(sys.modules[parent], child, module)
+        return importlib.import_module("timm")

@@ -27,7 +27,7 @@ from medclr.commands.finetune import (
 )
 from medclr.commands.predict import run_of
 from medclr.commands.prepare import check_stock, named_source, stocked
-from medclr.config import DistillConfig
+from medclr.config import DistillConfig, PretrainConfig
 from medclr.data.identity import Seen, check_leakage, load_key
 from medclr.data.labels import LabelTable, check_labels, held_out, labels_hash
 from medclr.data.store import Store
@@ -76,7 +76,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     sizes = {"student": _parameters(student), "teacher": _parameters(teacher.classifier)}
     ratio = sizes["student"] / sizes["teacher"]
     say(
-        f"student: ResNet-{architecture.depth} of width {architecture.width}, {sizes['student']:,} parameters, "
+        f"student: {architecture.title}, {sizes['student']:,} parameters, "
         f"{ratio:.3f} of the teacher's {sizes['teacher']:,}; on {counted(len(data.rows), 'volume')}"
     )
     y = _labels_of(data.rows, table) if table is not None and config.alpha < 1 else None
@@ -227,6 +227,10 @@ def _student(
         a = encoder.bundle.architecture
         return Classifier(nn.Sequential(copy.deepcopy(encoder.bundle.encoder)), a.feature_dim, outputs, crops=crops), a
     a = teacher.architecture
+    if not a.own:
+        # The encoder that pretrain makes by default: half of another library's network is nothing that it has.
+        c = PretrainConfig
+        a = Architecture(c.depth, 2 * c.width + 1, a.spatial_dims, a.channels, c.norm, a.patch)
     width = max(4, (a.width - 1) // 2) if config.width is None else config.width
     a = replace(a, depth=config.depth or a.depth, width=width, norm=config.norm or a.norm)
     torch.manual_seed(config.seed)
@@ -259,7 +263,7 @@ def _check_seen(
             f"split of {config.labels.name}; give the label table that it was fine-tuned by"
         )
     verdict = refuse_seen(config.labels, config, table, seen, seen.fingerprint)
-    near = nearly_seen(run, table, manifest, seen.pixels | teacher.trained_on.pixels)
+    near = None if seen.unrecorded else nearly_seen(run, table, manifest, seen.pixels | teacher.trained_on.pixels)
     return {
         "leakage": verdict.sentence,
         "near_duplicates": {"test_images": near, "sentence": near_sentence(near)},

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from medclr.commands.finetune import Labelled, break_down, check_classes, find_encoders, gather, sources
 from medclr.commands.prepare import check_stock
-from medclr.config import METHODS, Arm, EfficiencyConfig, LabelsConfig
+from medclr.config import ADOPTED, METHODS, Arm, EfficiencyConfig, LabelsConfig
 from medclr.data.phantoms import SCANNERS
 from medclr.data.pool import n_cores, worker_pool
 from medclr.evaluation.efficiency import BASELINES, Cell, Curve, Scores, label_efficiency
@@ -33,6 +34,10 @@ from medclr.training.probe import FEWEST_PATIENTS, FIXED_STRENGTH, NEIGHBOURS, f
 
 MOST_PCA_ROWS = 5000  # unlabelled volumes behind the components of the baseline
 FEW_LABELS = 0.01  # the fraction up to which twice as many draws are made, since there they differ most
+SIMCLR = (
+    "SimCLR: Chen T, Kornblith S, Norouzi M, Hinton G. A simple framework for contrastive learning of visual "
+    "representations. ICML 2020."
+)
 # Settings of pre-training in which the encoders of one arm may differ.
 _OF_A_SEED = {*FREE_FIELDS, "seed", "health_every", "label", "device"}
 
@@ -198,7 +203,8 @@ def _with_features(
 
 
 def _groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
-    """Encoders that differ in their seed alone, together, by the name of their method; a second group is numbered."""
+    """Encoders that differ in their seed alone, together, by the name of their method, or by that
+    which weights from elsewhere were given; a second group is numbered."""
     groups: dict[str, list[Encoder]] = {}
     kinds: dict[str, str] = {}
     for encoder in encoders:
@@ -206,9 +212,10 @@ def _groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
         learned = {name: value for name, value in bundle.details["hyperparameters"].items() if name not in _OF_A_SEED}
         kind = json.dumps([bundle.details["method"], learned, repr(bundle.architecture)], sort_keys=True)
         if kind not in kinds:
-            method = bundle.details["method"]
-            number = sum(name.rstrip("0123456789") == method for name in groups) + 1
-            kinds[kind] = method if number == 1 else f"{method}{number}"
+            adopted = bundle.details["method"] == ADOPTED
+            name = bundle.details["hyperparameters"]["name"] if adopted else bundle.details["method"]
+            numbered = (name if number == 1 else f"{name}{number}" for number in count(1))
+            kinds[kind] = next(free for free in numbered if free not in groups)
         groups.setdefault(kinds[kind], []).append(encoder)
     return groups
 
@@ -307,16 +314,16 @@ def _context(
         "command": "efficiency",
         "command_line": run.command_line,
         "phantoms": bool(rows["manufacturer"].isin({scanner.manufacturer for scanner in SCANNERS}).any()),
-        "leakage": data.verdict.sentence,
+        "leakage": data.leakage,
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
-        "transductive": data.verdict.status == "leak",
+        "transductive": data.transductive,
         "classes": list(table.task.classes),
         "task": {"kind": table.task.kind, "columns": list(table.task.columns), "outputs": list(table.task.outputs)},
         "encoders": [
             {
                 "group": group,
-                "method": METHODS[encoder.bundle.details["method"]],
-                "seed": encoder.bundle.details["hyperparameters"]["seed"],
+                "method": METHODS.get(encoder.bundle.details["method"], "weights from elsewhere"),
+                "seed": encoder.bundle.details["hyperparameters"].get("seed"),
                 "fingerprint": encoder.bundle.digest[:16],
             }
             for group, encoders in groups.items()
@@ -327,8 +334,7 @@ def _context(
         "methods": [*_methods(config, data, groups, known), *cited],
         "cite": [
             f"medclr {versions()['medclr']}, label-efficiency report.",
-            "SimCLR: Chen T, Kornblith S, Norouzi M, Hinton G. A simple framework for contrastive learning of visual "
-            "representations. ICML 2020.",
+            *([SIMCLR] if {one.bundle.details["method"] for one in data.encoders} != {ADOPTED} else []),
             *cited,
         ],
         "versions": versions(),
@@ -346,13 +352,25 @@ def _methods(
     for group, encoders in groups.items():
         a, details = encoders[0].bundle.architecture, encoders[0].bundle.details
         learned = details["hyperparameters"]
+        network = (
+            f"{group}: a {a.spatial_dims}D {a.title} that sees {' × '.join(map(str, a.patch))} voxels{of_slices}; "
+        )
+        if details["method"] == ADOPTED:
+            on = f"on “{learned['trained_on']}”, it is said" if learned["trained_on"] else "on data that nobody named"
+            said.append(
+                f"{network}its weights are from elsewhere, trained {on}, and whether with labels is not recorded."
+                + "".join(f" {change[0].upper()}{change[1:]}." for change in learned["changes"])
+                + f" It is given grey values less {a.mean:g}, divided by {a.std:g}."
+            )
+            continue
         said.append(
-            f"{group}: a {a.spatial_dims}D ResNet-{a.depth} of width {a.width} that sees "
-            f"{' × '.join(map(str, a.patch))} voxels{of_slices}; {METHODS[details['method']]} trained it for "
+            f"{network}{METHODS[details['method']]} trained it for "
             f"{learned['epochs']} epochs at batch size {learned['batch_size']} and temperature "
             f"{learned['temperature']}, without labels, "
             + (f"with {len(encoders)} seeds, over which results are means." if len(encoders) > 1 else "once.")
         )
+    if "scratch" in config.arms and len({repr(one.bundle.architecture) for one in data.encoders}) > 1:
+        said.append(f"scratch is the {data.architecture.title} of {next(iter(groups))} from random weights.")
     if config.crops > 1:
         said.append(
             f"A {'slice' if data.spec.slices else 'volume'} larger than that is judged by up to {config.crops} crops, "

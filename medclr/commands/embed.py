@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medclr.commands.apply import Volumes, forget_parts, in_parts, new_volumes, traced
-from medclr.commands.finetune import pretrained_volumes
+from medclr.commands.finetune import home_of, pretrained_volumes
 from medclr.commands.prepare import check_stock
 from medclr.commands.scan import check_inputs, check_skipped
 from medclr.config import EmbedConfig
@@ -70,4 +70,4 @@ def _volumes(config: EmbedConfig, run: Run, encoder: Encoder, source: Path) -> V
         return new_volumes(config, run, encoder.spec, config.store, key_file, "encoder")
     spec, store, rows = pretrained_volumes(config.store, encoder.spec, source, paths)
     check_stock(rows, spec, store, paths.get("data"))
-    return Volumes(rows, spec, store, [], source / "private" / "keys.csv")
+    return Volumes(rows, spec, store, [], home_of(source) / "private" / "keys.csv")

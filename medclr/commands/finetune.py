@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medclr import __version__
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
-from medclr.config import ClassifierConfig, FinetuneConfig, LabelsConfig, StoreConfig
+from medclr.config import ADOPTED, ClassifierConfig, FinetuneConfig, LabelsConfig, StoreConfig
 from medclr.data.crops import parts_of
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
 from medclr.data.labels import (
@@ -54,7 +54,7 @@ class Labelled:
         table: labelled rows; manifest: all rows; store, spec: where and how to read them.
         encoders: the pre-trained ones; the architecture of the first also serves a start from scratch.
         scans: what the volumes were prepared from, where that is known.
-        verdict: of the leakage check.
+        verdicts: of the leakage check, one for each encoder.
         near: how many test images are near-duplicates of what pre-training saw; None where that is not known.
     """
 
@@ -64,8 +64,21 @@ class Labelled:
     spec: DataSpec
     encoders: tuple[Encoder, ...]
     scans: Path | None
-    verdict: Verdict
+    verdicts: tuple[Verdict, ...]
     near: int | None
+
+    @property
+    def leakage(self) -> str:
+        """What was found of leakage: the worst, and of each encoder whose training left no record that this is so."""
+        unknown = [one for one in self.verdicts if one.status == "not checkable"]
+        others = [one for one in self.verdicts if one not in unknown]
+        worst = sorted(others, key=lambda one: ("leak", "patients not checkable", "clean").index(one.status))[:1]
+        return " ".join(dict.fromkeys(one.sentence for one in (*worst, *unknown)))
+
+    @property
+    def transductive(self) -> bool:
+        """Whether pre-training saw the test set, as was allowed."""
+        return any(one.status == "leak" for one in self.verdicts)
 
     @property
     def near_sentence(self) -> str:
@@ -131,7 +144,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         say(f"{run.folder} is complete already; use another --out to train again")
         return run.outcome
     data = gather(config, run, [source])
-    run.found(key_file=_key_file(config, source), volumes=source)
+    run.found(key_file=_key_file(config, source), volumes=home_of(source))
     table, rows = data.table, data.table.rows
     task, train, patients = table.task, table.of("train"), rows["patient_key"].to_numpy()
     check_classes(config, table, "train")
@@ -188,9 +201,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             for split, found in judged.items()
             if len(at := table.of(split))
         },
-        "leakage": data.verdict.sentence,
+        "leakage": data.leakage,
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
-        "transductive": data.verdict.status == "leak",
+        "transductive": data.transductive,
     }
     classifier = _classifier(fitted, start, task, config.crops)
     details = _details(config, data, source, rows.iloc[train])
@@ -232,7 +245,7 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
         if other.spec != encoder.spec:
             raise BundleError(
                 f"--encoder {path}: was trained on volumes prepared in another way than {source}; compare encoders of "
-                "one spec, or run efficiency for each"
+                "one spec (medclr adopt --like), or run efficiency for each"
             )
     paths = read_paths(source)
     names = load_key(config.key_file or paths.get("key_file"))
@@ -240,16 +253,14 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
     for sentence in sources(config, encoder):
         say(sentence)
     manifest, table = join_labels(config.labels, config, run, manifest, names, encoder.spec, config.groups)
-    # The worst of all: one encoder that saw test patients marks the whole result.
     verdicts = [refuse_seen(config.labels, config, table, encoder_seen(one), names.fingerprint) for one in encoders]
-    verdict = min(verdicts, key=lambda one: ("leak", "patients not checkable", "clean").index(one.status))
     # Seeds of one pre-training saw the same.
     of_seen = {encoder_seen(one).pixels: (one, path) for one, path in zip(encoders, given, strict=True)}
     nears = [_nearly_seen(run, table, one, path) for one, path in of_seen.values()]
     near = None if None in nears else max(filter(None, nears), default=0)
     scans = config.data or paths.get("data")
     check_stock(table.rows, spec, store, scans)
-    return Labelled(table, manifest, store, spec, tuple(encoders), scans, verdict, near)
+    return Labelled(table, manifest, store, spec, tuple(encoders), scans, tuple(verdicts), near)
 
 
 def join_labels(
@@ -292,7 +303,8 @@ def _loaded(config: LabelsConfig, path: Path) -> Encoder:
 def sources(config: LabelsConfig, encoder: Encoder) -> list[str]:
     """The public sets behind encoder and labels, with licence and citation."""
     labels = named_source("Labels", load_spec(config.spec)) if config.spec else []
-    return named_source("Encoder's data", encoder.spec) + labels
+    what = "Volumes" if encoder.bundle.details["method"] == ADOPTED else "Encoder's data"
+    return named_source(what, encoder.spec) + labels
 
 
 def check_classes(config: LabelsConfig, table: LabelTable, split: str) -> None:
@@ -434,6 +446,12 @@ def find_volumes(
     return pretrained_volumes(config.store, spec, source, paths)
 
 
+def home_of(source: Path) -> Path:
+    """The run that has the volumes of an encoder: its own, or that which it was adopted like."""
+    other = read_paths(source).get("volumes")
+    return source if other is None or stocked(source) else other
+
+
 def pretrained_volumes(
     root: Path | None, spec: DataSpec, source: Path, paths: dict[str, Path | None]
 ) -> tuple[DataSpec, Store, pd.DataFrame]:
@@ -448,6 +466,7 @@ def pretrained_volumes(
         UsageError: the run itself is not at hand.
         BundleError: its spec is not the network's.
     """
+    source = home_of(source)
     kept = stocked(source)
     if kept is None:
         raise UsageError(f"{source}: a bundle without the private/ and spec.yaml of its run; give --data too")

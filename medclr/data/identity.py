@@ -110,12 +110,14 @@ class Seen:
         patients: pseudonyms of the patients.
         pixels: pixel hashes of the volumes.
         n_unknown: volumes of which neither file nor table names the patient.
+        unrecorded: weights whose training left no such record, in words; empty where there are none.
     """
 
     fingerprint: str
     patients: frozenset[str]
     pixels: frozenset[str]
     n_unknown: int
+    unrecorded: str = ""
 
     @classmethod
     def of(cls, fingerprint: str, rows: pd.DataFrame) -> "Seen":
@@ -130,7 +132,7 @@ class Seen:
         """
         same_key = fingerprint == self.fingerprint
         seen = rows["pixel_hash"].isin(self.pixels) | (same_key & rows["patient_key"].isin(self.patients))
-        checkable = rows["patient_known"].to_numpy(bool) & (same_key and not self.n_unknown)
+        checkable = rows["patient_known"].to_numpy(bool) & (same_key and not (self.n_unknown or self.unrecorded))
         return np.where(seen, "yes", np.where(checkable, "no", "not checkable")).astype(object)
 
     def union(self, other: "Seen") -> "Seen":
@@ -141,6 +143,7 @@ class Seen:
             self.patients | (other.patients if same_key else frozenset()),
             self.pixels | other.pixels,
             self.n_unknown + (min(more, other.n_unknown) if same_key else more),
+            " and ".join(dict.fromkeys(filter(None, (self.unrecorded, other.unrecorded)))),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,6 +153,7 @@ class Seen:
             "patients": sorted(self.patients),
             "pixels": sorted(self.pixels),
             "n_unknown": self.n_unknown,
+            **({"unrecorded": self.unrecorded} if self.unrecorded else {}),  # earlier bundles have no such key
         }
 
     @classmethod
@@ -160,16 +164,19 @@ class Seen:
             BundleError: a field is missing, unknown or of the wrong type.
         """
         expected = {"fingerprint", "patients", "pixels", "n_unknown"}
-        if not isinstance(data, dict) or set(data) != expected:
+        if not isinstance(data, dict) or set(data) - {"unrecorded"} != expected:
             raise BundleError(f"the record of what the encoder saw must hold exactly {', '.join(sorted(expected))}")
         if not isinstance(data["fingerprint"], str):
             raise BundleError("the record of what the encoder saw: fingerprint is not text")
+        if not isinstance(data.get("unrecorded", ""), str):
+            raise BundleError("the record of what the encoder saw: unrecorded is not text")
         if not isinstance(data["n_unknown"], int):
             raise BundleError("the record of what the encoder saw: n_unknown is not a whole number")
         for name in ("patients", "pixels"):
             if not isinstance(data[name], list) or not all(isinstance(item, str) for item in data[name]):
                 raise BundleError(f"the record of what the encoder saw: {name} is not a list of text")
-        return cls(data["fingerprint"], frozenset(data["patients"]), frozenset(data["pixels"]), data["n_unknown"])
+        patients, pixels = frozenset(data["patients"]), frozenset(data["pixels"])
+        return cls(data["fingerprint"], patients, pixels, data["n_unknown"], data.get("unrecorded", ""))
 
 
 @dataclass(frozen=True)
@@ -180,10 +187,11 @@ class Verdict:
         status: "clean" only when patients and images were both checked and none was seen.
         n_patients: test patients that pre-training saw; 0 where they cannot be compared.
         n_images: test images whose exact pixels pre-training saw.
-        why_not: what keeps patients from being checked; empty where nothing does.
+        why_not: what keeps patients, or where nothing is recorded also images, from being checked; empty where nothing
+            does.
     """
 
-    status: Literal["clean", "leak", "patients not checkable"]
+    status: Literal["clean", "leak", "not checkable", "patients not checkable"]
     n_patients: int
     n_images: int
     why_not: str = ""
@@ -193,6 +201,8 @@ class Verdict:
         """The verdict in one sentence, for reports and messages."""
         if self.status == "clean":
             return "Pre-training saw none of the test patients and none of the test images."
+        if self.status == "not checkable":
+            return f"Whether test patients or test images were seen is not checkable for {self.why_not}."
         if self.status == "patients not checkable":
             return (
                 f"Patients not checkable: {self.why_not}. "
@@ -216,14 +226,16 @@ def check_leakage(
         n_unknown: test images of which nobody names the patient.
 
     Returns:
-        "leak" when an image, or under the same key a patient, was seen; never "clean" under another key, nor where a
-        patient is unknown.
+        "leak" when an image, or under the same key a patient, was seen; "not checkable" where a training left no
+        record; never "clean" under another key, nor where a patient is unknown.
     """
     same_key = fingerprint == seen.fingerprint
     n_patients = len(seen.patients.intersection(patients)) if same_key else 0
     n_images = sum(pixel in seen.pixels for pixel in pixels)
     if n_patients or n_images:
         return Verdict("leak", n_patients, n_images)
+    if seen.unrecorded:
+        return Verdict("not checkable", 0, 0, f"{seen.unrecorded}: no record of patients and images came with them")
     if not same_key:
         return Verdict("patients not checkable", 0, 0, "the encoder was made under another key")
     if n_unknown or seen.n_unknown:

@@ -1,6 +1,6 @@
 """Encoder bundles: a folder with weights and everything needed to use them on new data."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Bundle:
 
     Attributes:
         encoder: maps (B, channels, *patch) to (B, architecture.feature_dim); in evaluation mode, on the CPU.
-        projector: the projector it was trained with, likewise.
+        projector: the projector it was trained with, likewise; empty where its weights are from elsewhere.
         architecture: what both were built from.
         details: plain JSON types; keys spec, axis_order, method, hyperparameters, code_version,
             manifest_hash, holdout, seen.
@@ -60,14 +60,15 @@ def save_bundle(
     Args:
         folder: of the bundle; its parent exists.
         encoder: from `build_encoder(architecture)`.
-        projector: from `build_projector`.
+        projector: from `build_projector`, or empty.
         architecture: of the encoder.
         details: as in Bundle, all keys of it; JSON types and tuples, NaN for unknown, and never a path.
 
     Raises:
         MedclrError: it cannot be written.
     """
-    record = {"architecture": asdict(architecture), "projector": describe_projector(projector), **details}
+    described = describe_projector(projector) if list(projector.children()) else None
+    record = {"architecture": architecture.to_dict(), "projector": described, **details}
     write_sealed(ENCODER, folder, _Pair(encoder, projector), record)
 
 
@@ -115,4 +116,6 @@ class _Pair(nn.Module):
 
 def _build(record: dict[str, Any]) -> _Pair:
     architecture = Architecture.of(record["architecture"])
-    return _Pair(build_encoder(architecture), build_projector(architecture.feature_dim, **record["projector"]))
+    described = record["projector"]
+    projector = nn.Sequential() if described is None else build_projector(architecture.feature_dim, **described)
+    return _Pair(build_encoder(architecture), projector)

@@ -192,7 +192,7 @@ def save_classifier(
     assert isinstance(classifier.network, nn.Sequential)
     kept = list(classifier.network)[1:]
     record = {
-        "architecture": asdict(architecture),
+        "architecture": architecture.to_dict(),
         "projector": describe_projector(nn.Sequential(*kept)) if kept else None,
         "head": _describe_head(classifier.head),
         "pooling": {"crops": classifier.crops, "attention": classifier.pool and classifier.pool.weigh.in_features},

@@ -43,6 +43,10 @@ def describe_projector(projector: nn.Module) -> dict[str, Any]:
 def hidden_layers(projector: nn.Sequential, layers: int) -> list[nn.Module]:
     """The first layers of a projector, each with its norm and ReLU; raises UsageError where it has not so many."""
     linear = [i for i, layer in enumerate(projector) if isinstance(layer, nn.Linear)]
+    if not linear:
+        if layers:
+            raise UsageError(f"layer {layers} of the projector: weights from elsewhere come without one; choose 0")
+        return []
     if not 0 <= layers < len(linear):
         raise UsageError(f"layer {layers} of the projector: choose 0 to {len(linear) - 1}, the last hidden one")
     return list(projector)[: linear[layers]]

@@ -120,7 +120,9 @@ def read_sealed(kind: Kind, path: Path, build: Callable[[dict[str, Any]], Networ
         why = " ".join(str(error).split())[:200]
         raise BundleError(f"{kind.what} {folder}: {kind.record} describes no network ({why}); {kind.again}") from error
     _compare(kind, folder, network.state_dict(), tensors)
-    network.to_empty(device="cpu")
+    # Built anew, since a network may hold values that are no weights; what is drawn for it changes nothing else.
+    with torch.random.fork_rng(devices=[]):
+        network = build(record)
     network.load_state_dict(tensors)
     return network.eval(), {key: record[key] for key in record if key == "digest" or key not in _OWN}
 

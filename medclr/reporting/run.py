@@ -288,7 +288,7 @@ def _flags(values: Mapping[str, Any]) -> list[str]:
 def versions() -> dict[str, str]:
     """Versions of medclr, Python and the libraries behind the numbers; of those not loaded, none."""
     found = {"medclr": _version("medclr"), "python": platform.python_version()}
-    loaded = ("numpy", "scipy", "sklearn", "pandas", "pydicom", "torch", "monai", "pytorch_lightning")
+    loaded = ("numpy", "scipy", "sklearn", "pandas", "pydicom", "torch", "monai", "pytorch_lightning", "timm")
     return found | {name: str(sys.modules[name].__version__) for name in loaded if name in sys.modules}
 
 

@@ -276,3 +276,26 @@ def test_patients_under_another_key_are_unknown():
     assert both == Seen("key-1", frozenset("ab"), frozenset("pqrs"), 2)
     assert check_leakage(both, "key-1", ["x"], ["t"]).status == "patients not checkable"
     assert check_leakage(both, "key-1", ["n"], ["s"]).status == "leak"
+
+
+def test_a_training_that_left_no_record_is_never_clean():
+    seen = Seen("", frozenset(), frozenset(), 0, "net (weights from elsewhere)")
+    verdict = check_leakage(seen, "k", ["p"], ["x"])
+    assert (verdict.status, verdict.n_patients, verdict.n_images) == ("not checkable", 0, 0)
+    assert verdict.sentence == (
+        "Whether test patients or test images were seen is not checkable for net (weights from elsewhere): no record "
+        "of patients and images came with them."
+    )
+    known = Seen("k", frozenset({"p"}), frozenset({"x"}), 0)
+    for both in (known.union(seen), seen.union(known)):
+        assert both.unrecorded == seen.unrecorded
+        assert check_leakage(both, "k", ["q"], ["y"]).status == "not checkable"
+        # What is recorded still counts.
+        assert check_leakage(both, "k", ["q"], ["x"]).status == "leak"
+    assert seen.union(seen).unrecorded == seen.unrecorded
+    assert Seen.from_dict(seen.to_dict()) == seen
+    assert known.to_dict().keys() == {"fingerprint", "patients", "pixels", "n_unknown"}
+    with pytest.raises(BundleError, match="unrecorded is not text"):
+        Seen.from_dict(seen.to_dict() | {"unrecorded": 3})
+    rows = pd.DataFrame({"patient_key": ["p", "q"], "pixel_hash": ["x", "y"], "patient_known": [True, True]})
+    assert list(known.union(seen).holds("k", rows)) == ["yes", "not checkable"]

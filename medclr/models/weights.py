@@ -1,0 +1,126 @@
+"""Weights from elsewhere: read without running code, and all of them or none."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from medclr.errors import BundleError, UsageError
+from medclr.models.named import Named
+
+_NESTS = ("state_dict", "model_state_dict", "model", "network", "net")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a PyTorch checkpoint, by their names.
+
+    Raises:
+        UsageError: there is no such file.
+        BundleError: it holds no tensors, or more than `torch.load(weights_only=True)` reads.
+    """
+    if not path.is_file():
+        raise UsageError(f"--weights {path}: no such file")
+    try:
+        found: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except SafetensorError as error:
+        raise BundleError(f"--weights {path}: not a safetensors file; copy it again") from error
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise BundleError(
+            f"--weights {path}: not a checkpoint of tensors alone, and others can run code when they are read; where "
+            "you trust it, save its state_dict() with safetensors.torch.save_file"
+        ) from error
+    while isinstance(found, Mapping) and (inner := next((n for n in _NESTS if isinstance(found.get(n), Mapping)), "")):
+        found = found[inner]
+    named = found if isinstance(found, Mapping) else {}
+    tensors = {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise BundleError(f"--weights {path}: holds no tensors by name; save the state_dict() of the network")
+    return tensors
+
+
+def fit_weights(network: Named, given: Mapping[str, Tensor]) -> list[str]:
+    """Give a network its weights, every one of them.
+
+    Names may have any one prefix, such as "module.encoder."; a head, or other parts that the network does not have, are
+    left out. Where it has one input channel and the stem was trained on several, that is summed over them: a grey image
+    is then seen as one whose channels are equal.
+
+    Returns:
+        What was changed on the way, in words.
+
+    Raises:
+        BundleError: some are missing, of another shape or not finite, or there are others within the network.
+    """
+    wanted, said = network.body.state_dict(), []
+    prefix = _prefix(wanted, given)
+    own = {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
+    fitted: dict[str, Tensor] = {}
+    faults: dict[str, list[str]] = {"missing": [], "of another shape": [], "not finite": []}
+    for name, like in wanted.items():
+        tensor = own.get(name)
+        if tensor is None and name.endswith("num_batches_tracked"):
+            # A counter that old checkpoints lack, and nothing reads.
+            tensor = torch.zeros_like(like)
+        if tensor is None:
+            faults["missing"].append(prefix + name)
+            continue
+        if _is_stem_of_more(tensor, like):
+            said.append(f"its stem, trained on {tensor.shape[1]} channels, was summed over them")
+            tensor = tensor.sum(1, keepdim=True)
+        if tensor.shape != like.shape:
+            faults["of another shape"].append(f"{name} {list(tensor.shape)} for {list(like.shape)}")
+        elif not tensor.isfinite().all():
+            faults["not finite"].append(name)
+        fitted[name] = tensor.to(like.dtype)
+    parts = {name.partition(".")[0] for name in wanted}
+    rest = [name for name in own if name not in wanted]
+    left = [name for name in rest if _of(network.heads, name) or name.partition(".")[0] not in parts]
+    faults["unexpected"] = [name for name in rest if name not in left]
+    if found := [f"{len(names)} {what}: {_some(names)}" for what, names in faults.items() if names]:
+        fits = len(wanted) - sum(len(names) for what, names in faults.items() if what != "unexpected")
+        raise BundleError(f"{fits} of {len(wanted)} weights fit; {'; '.join(found)}")
+    network.body.load_state_dict(fitted)
+    if prefix:
+        said.append(f"names lost their prefix {prefix[:-1]}")
+    if left:
+        said.append(f"left out: {', '.join(sorted({name.partition('.')[0] for name in left}))}")
+    return said
+
+
+def _prefix(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Under which most of the names are found."""
+    counts: Counter[str] = Counter()
+    for name in given:
+        starts = [0, *(at + 1 for at, char in enumerate(name) if char == ".")]
+        counts.update(name[:at] for at in starts if name[at:] in wanted)
+    if not counts:
+        return ""
+    (best, n), *others = counts.most_common()
+    if others and others[0][1] == n > len(wanted) // 2:
+        raise BundleError(
+            f"there are several such networks, as {best} and as {others[0][0]}; save the weights of one of them alone"
+        )
+    return best
+
+
+def _of(heads: tuple[str, ...], name: str) -> bool:
+    return name.startswith(tuple(f"{head}." for head in heads))
+
+
+def _is_stem_of_more(tensor: Tensor, like: Tensor) -> bool:
+    one = like.ndim > 2 and like.shape[1] == 1 and tensor.ndim == like.ndim
+    return one and tensor.shape[1] > 1 and (tensor.shape[0], *tensor.shape[2:]) == (like.shape[0], *like.shape[2:])
+
+
+def _some(items: list[str], most: int = 3) -> str:
+    return ", ".join(items[:most]) + (", …" if len(items) > most else "")

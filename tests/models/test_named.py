@@ -1,0 +1,174 @@
+"""Networks of other libraries give the features that these give."""
+
+import pytest
+import torch
+from monai.networks import nets
+from torch import nn
+
+from medclr.errors import MedclrError, UsageError
+from medclr.models import Architecture, build_encoder, load_bundle, save_bundle
+from medclr.models.encoder import stages
+from medclr.models.named import variants
+from medclr.models.weights import fit_weights
+
+DETAILS = {
+    "spec": {},
+    "axis_order": "",
+    "method": "adopted",
+    "hyperparameters": {},
+    "code_version": "0.1.0",
+    "manifest_hash": None,
+    "holdout": {},
+    "seen": {},
+}
+
+MONAI = {
+    "resnet10": (lambda: nets.resnet10(spatial_dims=3, n_input_channels=1, num_classes=3), 3, "fc"),
+    "resnet10-nobias": (
+        lambda: nets.resnet10(spatial_dims=2, n_input_channels=1, bias_downsample=False),
+        2,
+        "fc",
+    ),
+    "resnet10-a": (lambda: nets.resnet10(spatial_dims=3, n_input_channels=1, shortcut_type="A"), 3, "fc"),
+    "densenet121": (lambda: nets.DenseNet121(2, 1, 5), 2, "class_layers.out"),
+    "efficientnet-b0": (lambda: nets.EfficientNetBN("efficientnet-b0", False, True, 2, 1, 7), 2, "_fc"),
+    "seresnet50": (lambda: nets.SEResNet50(spatial_dims=2, in_channels=1, num_classes=2), 2, "last_linear"),
+}
+
+
+def seen_by(head: nn.Module, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What the head of a network is given."""
+    seen = []
+    hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        network.eval()(images)
+    hook.remove()
+    return seen[0]
+
+
+def settled(network: nn.Module, *shape: int) -> nn.Module:
+    """With running statistics that a fresh network does not have."""
+    with torch.no_grad():
+        network.train()(torch.rand(*shape))
+    return network
+
+
+@pytest.mark.parametrize("name", MONAI)
+def test_monais_networks_give_what_their_head_is_given(name):
+    make, dims, head = MONAI[name]
+    torch.manual_seed(0)
+    patch = (32 if dims == 2 else 12,) * dims
+    theirs = settled(make(), 4, 1, *patch)
+    architecture = Architecture.named(f"monai:{name}", dims, 1, patch, mean=0.4, std=0.5)
+    encoder = build_encoder(architecture).eval()
+    said = fit_weights(encoder, theirs.state_dict())
+    assert said == [f"left out: {head.partition('.')[0]}"]
+    images = torch.rand(3, 1, *patch)
+    expected = seen_by(theirs.get_submodule(head), theirs, (images - 0.4) / 0.5)
+    with torch.no_grad():
+        features = encoder(images)
+    assert features.shape == (3, architecture.feature_dim)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224.augreg_in21k", "convnext_atto"])
+def test_timms_networks_give_what_their_head_is_given(timm, name):
+    torch.manual_seed(0)
+    size = {"img_size": 32} if name.startswith("vit") else {}
+    theirs = settled(timm.create_model(name, pretrained=False, num_classes=4, in_chans=3, **size), 4, 3, 32, 32)
+    architecture = Architecture.named(f"timm:{name}", 2, 1, (32, 32), *([0.5] * 2))
+    encoder = build_encoder(architecture).eval()
+    said = fit_weights(encoder, theirs.state_dict())
+    assert said[0] == "its stem, trained on 3 channels, was summed over them"
+    images = torch.rand(3, 1, 32, 32)
+    colours = ((images - 0.5) / 0.5).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        theirs.eval()
+        expected = theirs.forward_head(theirs.forward_features(colours), pre_logits=True)
+        features = encoder(images)
+    assert features.shape == (3, architecture.feature_dim)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-3)
+    assert encoder.greys() == ((0.5, 0.5) if name.startswith("vit") else (0.449, 0.226))
+
+
+def test_every_weight_is_in_one_stage_also_those_that_no_layer_has(timm):
+    for name, at_least in (("timm:vit_tiny_patch16_224", 14), ("monai:densenet121", 8), ("monai:resnet10", 6)):
+        encoder = build_encoder(Architecture.named(name, 2, 1, (32, 32)))
+        parts = [[id(p) for p in part.parameters()] for part in stages(encoder)]
+        assert sorted(one for part in parts for one in part) == sorted(id(p) for p in encoder.parameters())
+        assert sum(map(bool, parts)) >= at_least, name
+
+
+def test_a_bundle_of_one_computes_what_was_saved_with_what_is_no_weight(timm, tmp_path):
+    """EVA's rotary positions are buffers that no file has."""
+    architecture = Architecture.named("timm:eva02_tiny_patch14_224", 2, 1, (28, 28), 0.4, 0.3)
+    encoder = build_encoder(architecture).eval()
+    assert {name for name, _ in encoder.named_buffers()} - encoder.state_dict().keys()
+    save_bundle(tmp_path / "encoder", encoder, nn.Sequential(), architecture, DETAILS)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    loaded = load_bundle(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loaded.architecture == architecture
+    images = torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encoder(images), encoder(images))
+        torch.testing.assert_close(loaded.middle(0)(images), encoder(images))
+    with pytest.raises(UsageError, match="layer 1 of the projector: weights from elsewhere come without one; choose 0"):
+        loaded.middle(1)
+
+
+def test_what_there_is_not_is_refused_by_name(timm):
+    for network, dims, side, words in (
+        ("monai:resnet11", 2, 32, "choose timm:NAME, or monai: and one of resnet10, .*densenet121"),
+        ("other:resnet10", 2, 32, "network other:resnet10: choose"),
+        ("timm:nonesuch", 2, 32, "timm .* has none of this name"),
+        ("timm:hf-hub:somebody/network", 2, 32, "has none of this name"),
+        ("timm:resnet18", 3, 32, "timm's are 2D, the images are 3D"),
+        ("timm:convnext_atto", 2, 28, "takes no patch of 28 × 28 .*use a larger"),
+        ("timm:vit_tiny_patch16_224", 2, 8, "8 × 8"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            _ = Architecture.named(network, dims, 1, (side,) * dims).feature_dim
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ModuleNotFoundError("No module named 'timm'"), "timm is not installed; pip install"),
+        (RuntimeError("operator torchvision::nms does not exist"), r"cannot be imported \(operator torchvision::nms"),
+    ],
+)
+def test_a_timm_that_is_not_there_or_broken_is_one_line_with_the_fix(monkeypatch, error, words):
+    import builtins
+
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name == "timm":
+            raise error
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(MedclrError, match=words) as caught:
+        build_encoder(Architecture.named("timm:resnet18", 2, 1, (28, 28)))
+    assert "pip install 'medclr[timm]'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_names_of_monais_resnets_also_stand_for_other_shortcuts():
+    assert variants("monai:resnet18") == ["monai:resnet18", "monai:resnet18-nobias", "monai:resnet18-a"]
+    assert variants("monai:resnet18-a") == ["monai:resnet18-a"]
+    assert variants("timm:resnet18") == ["timm:resnet18"]
+
+
+def test_an_architecture_of_ones_own_is_written_as_it_always_was():
+    own = Architecture(depth=10, width=8, spatial_dims=2, channels=1, norm="batch", patch=(16, 16))
+    assert own.to_dict() == {
+        "depth": 10, "width": 8, "spatial_dims": 2, "channels": 1, "norm": "batch", "patch": (16, 16)
+    }  # fmt: skip
+    assert Architecture.of(own.to_dict()) == own
+    other = Architecture.named("monai:resnet10", 2, 1, (16, 16), 0.4, 0.5)
+    assert Architecture.of(other.to_dict()) == other
+    assert (own.own, own.title) == (True, "ResNet-10 of width 8")
+    assert (other.own, other.title) == (False, "resnet10 of MONAI")

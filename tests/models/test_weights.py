@@ -1,0 +1,122 @@
+"""All weights or none, and no code."""
+
+import pickle
+from collections import OrderedDict
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from medclr.errors import BundleError, UsageError
+from medclr.models.named import Named
+from medclr.models.weights import fit_weights, read_weights
+
+
+def network() -> Named:
+    layers = {"stem": nn.Conv2d(1, 4, 3), "bn": nn.BatchNorm2d(4), "body": nn.Conv2d(4, 4, 1), "pool": nn.Flatten()}
+    return Named(nn.Sequential(OrderedDict(layers)), ("fc",), 0.0, 1.0)
+
+
+@pytest.fixture
+def given() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    tensors = network().body.state_dict()
+    return {name: torch.rand_like(t) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def fits(given, tensors) -> list[str]:
+    found = network()
+    said = fit_weights(found, tensors)
+    for name, tensor in found.body.state_dict().items():
+        torch.testing.assert_close(tensor, given[name])
+    return said
+
+
+def test_weights_fit_under_any_prefix_and_without_their_head(given):
+    assert fits(given, given) == []
+    wrapped = {f"module.encoder.{name}": tensor for name, tensor in given.items()}
+    head = {"module.encoder.fc.weight": torch.rand(3), "module.projector.0.weight": torch.rand(3)}
+    assert fits(given, wrapped | head) == ["names lost their prefix module.encoder", "left out: fc"]
+
+
+def test_a_counter_that_old_files_lack_is_no_weight_and_halves_become_floats(given):
+    fewer = {name: tensor for name, tensor in given.items() if not name.endswith("num_batches_tracked")}
+    assert fits(given, fewer) == []
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
+    assert fits({name: tensor.float() if tensor.is_floating_point() else given[name] for name, tensor in half.items()},
+                half) == []  # fmt: skip
+
+
+def test_a_stem_of_colours_sees_grey_as_equal_colours(given):
+    colours = given | {"stem.weight": torch.rand(4, 3, 3, 3)}
+    found = network()
+    assert fit_weights(found, colours) == ["its stem, trained on 3 channels, was summed over them"]
+    theirs = nn.Conv2d(3, 4, 3)
+    theirs.load_state_dict({"weight": colours["stem.weight"], "bias": colours["stem.bias"]})
+    images = torch.rand(2, 1, 5, 5)
+    torch.testing.assert_close(found.body.stem(images), theirs(images.expand(-1, 3, -1, -1)))
+
+
+def test_anything_less_than_all_of_them_is_refused_and_names_the_first(given):
+    before = network()
+    kept = {name: tensor.clone() for name, tensor in before.body.state_dict().items()}
+    gone = {name: tensor for name, tensor in given.items() if name.startswith("bn")}
+    for tensors, words in (
+        (gone, r"5 of 9 weights fit; 4 missing: stem.weight, stem.bias, body.weight, …"),
+        ({"other": torch.rand(3)}, r"8 missing"),
+        (given | {"body.weight": torch.rand(4, 4, 3, 3)}, r"1 of another shape: body.weight \[4, 4, 3, 3\] for \[4, 4"),
+        (given | {"bn.bias": torch.full((4,), torch.nan)}, r"1 not finite: bn.bias"),
+        (given | {"body.extra": torch.rand(1)}, r"9 of 9 weights fit; 1 unexpected: body.extra"),
+    ):
+        with pytest.raises(BundleError, match=words):
+            fit_weights(before, tensors)
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in before.body.state_dict().items())
+
+
+def test_of_two_such_networks_in_a_file_none_is_guessed(given):
+    both = {f"{which}.{name}": tensor for which in ("encoder_q", "encoder_k") for name, tensor in given.items()}
+    with pytest.raises(BundleError, match=r"several such networks, as encoder_q\. and as encoder_k\.; save"):
+        fit_weights(network(), both)
+
+
+def test_files_are_read_as_tensors_by_name(given, tmp_path):
+    save_file(given, tmp_path / "a.safetensors")
+    torch.save(given, tmp_path / "b.pt")
+    torch.save({"epoch": 3, "state_dict": given, "optimizer": {"lr": 0.1}}, tmp_path / "c.pth")
+    torch.save({"model": {"state_dict": given}}, tmp_path / "d.ckpt")
+    for name in ("a.safetensors", "b.pt", "c.pth", "d.ckpt"):
+        found = read_weights(tmp_path / name)
+        assert found.keys() == given.keys()
+        assert all(torch.equal(found[key], given[key]) for key in given)
+
+
+class Trap:
+    def __reduce__(self):
+        return (open, ("trapped", "w"))
+
+
+def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "trap": Trap()}, "trap.pt")
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Trap(), 2))
+    (tmp_path / "junk.pt").write_bytes(b"\x00" * 50)
+    (tmp_path / "empty.pt").write_bytes(b"")
+    for name in ("trap.pt", "plain.pkl", "junk.pt", "empty.pt"):
+        with pytest.raises(BundleError, match=r"not a checkpoint of tensors alone.*save its state_dict\(\)"):
+            read_weights(tmp_path / name)
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_file_without_tensors_and_none_at_all_are_named(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "a.pt")
+    torch.save([torch.rand(2)], tmp_path / "list.pt")
+    (tmp_path / "b.safetensors").write_bytes(b"\xff" * 20)
+    for name, error, words in (
+        ("a.pt", BundleError, "holds no tensors by name"),
+        ("list.pt", BundleError, "holds no tensors by name"),
+        ("b.safetensors", BundleError, "not a safetensors file"),
+        ("c.pt", UsageError, "no such file"),
+    ):
+        with pytest.raises(error, match=words):
+            read_weights(tmp_path / name)
