@@ -94,6 +94,11 @@ def with_claims(differences: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame
     return rows.assign(claim=pd.Series(claims, index=rows.index, dtype=object))
 
 
+def doubted(row: Mapping[Any, Any]) -> bool:
+    """Whether a claim to be ahead is one that the second opinion, over test patients alone, does not share."""
+    return bool(row["claim"] in (HELPS, AHEAD) and row["delong_p"] >= _ALPHA)
+
+
 def _claim(row: Mapping[Any, Any], ahead: str) -> str:
     if row["reason"]:
         return MISSING
@@ -215,7 +220,8 @@ def _how_many(curve: Curve, chosen: Mapping[str, list[float]], arms: list[str]) 
             more.append(f"To match scratch with all labels, {arm}: {curve.needed[arm]}.")
     if not curve.needed:
         more.append(
-            "Labels needed to match scratch with all of them are not known: that takes scratch at 100% and less."
+            "Labels needed to match scratch with all of them are not known: the curve has no AUROC of scratch with all "
+            "labels, or no smaller share."
         )
     if not chosen:
         return Answer(question, "No number of labels is shown at which pre-training helps.", more)
@@ -242,6 +248,11 @@ def _how_sure(
             effect = f"{number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)})"
             against = f"against {row['baseline']}, Holm's p {_equals(row['p_holm'])}"
             more.append(f"{row['arm']} with {share(row['fraction'])}: {effect} {against}.")
+            if doubted(row):
+                more.append(
+                    f"DeLong's second opinion does not share that: its p for {row['arm']} with "
+                    f"{share(row['fraction'])} is {p(row['delong_p'])}, so read this claim with care."
+                )
     if len(compared):
         counts = compared["claim"].value_counts()
         said = [f"{_COUNTED[claim]} in {counts[claim]}" for claim in _COUNTED if claim in counts]

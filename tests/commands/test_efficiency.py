@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from medclr.commands.finetune import break_down
 from medclr.config import EfficiencyConfig
 from medclr.data.phantoms import write_phantoms
 from medclr.errors import UsageError
+from medclr.evaluation.efficiency import label_efficiency
 from medclr.models.bundle import load_bundle, save_bundle
 
 SPEC = """
@@ -93,6 +95,33 @@ def test_a_run_that_goes_on_computes_no_features_again(trained, monkeypatch):
     assert all("features" not in path.name for path in Path("runs/again").iterdir())
 
 
+def test_where_a_worker_is_killed_a_line_says_so_and_what_is_finished_is_kept(trained, monkeypatch, capfd):
+    words = [*CURVE, *BUDGET, "--arms", "full", "--draws", "3", "--out", "runs/killed"]
+
+    def killing(*given, **named):
+        *others, on_cell = given
+
+        def once(cell):
+            on_cell(cell)
+            os.kill(next(iter(named["pool"]._processes)), signal.SIGKILL)
+
+        return label_efficiency(*others, once, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "label_efficiency", killing)
+        assert main([*words, "--jobs", "2"]) == 1
+    told = capfd.readouterr().err.strip().splitlines()
+    assert told == [
+        "medclr: a process that computes cells died; out of memory? Finished cells are kept: run the same command "
+        "again to go on, with fewer --jobs, and in a script call medclr under `if __name__ == '__main__':`"
+    ]
+    kept = {path: path.stat().st_mtime_ns for path in Path("runs/killed/cells").glob("*.json")}
+    assert 1 <= len(kept) < 6
+    assert main([*words, "--jobs", "1"]) == 0
+    assert len(list(Path("runs/killed/cells").glob("*.json"))) == 6
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 def test_the_rows_behind_the_scores_are_kept_in_private(trained):
     assert main([*CURVE, *BUDGET, "--arms", "pca", "--out", "runs/rows"]) == 0
     rows = pd.read_csv("runs/rows/private/test.csv")
@@ -127,6 +156,31 @@ def test_ages_become_bands_and_the_scanner_is_always_there():
     assert found["Age"].tolist() == ["18-39", "60+", "unknown"]
     assert found["sex"].tolist() == ["F", "M", ""]
     assert found["manufacturer"].tolist() == ["GE", "GE", "ACME"]
+
+
+def grouped(**columns):
+    n = len(next(iter(columns.values())))
+    return break_down(
+        SimpleNamespace(rows=pd.DataFrame({"manufacturer": ["GE"] * n, "model": "a"}), groups=pd.DataFrame(columns))
+    )
+
+
+def test_ages_are_read_as_dicom_writes_them():
+    ages = ["004Y", "214M", "220M", "999W", "010D", "058Y", "61.5", "", "old"]
+    bands = ["0-17", "0-17", "18-39", "18-39", "0-17", "40-59", "60+", "unknown", "unknown"]
+    found = grouped(PatientAge=ages, **{"Patient Age": ages, "age_group": ages})
+    assert found["PatientAge"].tolist() == found["Patient Age"].tolist() == bands
+    assert found["age_group"].tolist() == ages
+    assert grouped(age=["60-69", "70-79"])["age"].tolist() == ["60-69", "70-79"]
+
+
+def test_numbers_become_quartiles_where_they_are_many():
+    found = grouped(weight=[*map(str, range(50, 66)), ""], doses=[*"12345678" * 2, ""], code=[*"ABCDEFGHIJKLMNOP", ""])
+    assert found["weight"].value_counts(sort=False).to_dict() == {
+        "below 54": 4, "54 to below 58": 4, "58 to below 62": 4, "62 and above": 4, "unknown": 1
+    }  # fmt: skip
+    assert found["doses"].tolist()[:3] == ["1", "2", "3"]
+    assert found["code"].tolist()[:2] == ["A", "B"]
 
 
 def test_only_arms_that_train_a_network_can_be_tuned():
