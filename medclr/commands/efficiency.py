@@ -318,10 +318,26 @@ def _write_examples(
             _examples(data, test[at], each[:, at, column])
             for at in most_confident_errors(y[:, column], mean[:, column], config.examples)
         ]
-        sections.append(Section(output, *kinds))
+        sections.append(Section(output if task.kind == "multilabel" else f"{task.name} = {output}", *kinds))
     shown = {"arm": arm, "fraction": top, "n_cells": len(cells), "crops": config.crops}
     html = examples_page(sections, data.spec, {key: context[key] for key in _OF_A_PAGE} | shown)
     say(f"wrote {run.write_text('private/errors.html', html)}: images of patients, not to be passed on")
+
+
+def _left_out(data: Labelled) -> list[str]:
+    """What the label table and the scans hold and no figure rests on, in a sentence, if there is anything."""
+    table = data.table
+    parts = [
+        (len(table.unmatched_keys), "key", "of the label table without a volume"),
+        (
+            int((~data.manifest["volume_id"].isin(table.rows["volume_id"])).sum()),
+            "volume",
+            "without a label (pre-training and pca may have seen them)",
+        ),
+        (table.rows.iloc[table.of("val")]["patient_key"].nunique(), "labelled patient", "of the val split"),
+    ]
+    said = [f"{counted(n, noun)} {what}" for n, noun, what in parts if n]
+    return [f"Left out: {listed(said)}."] if said else []
 
 
 _OF_A_PAGE = ("command_line", "versions", "hardware")
@@ -367,6 +383,7 @@ def _context(
         }
 
     notes = [] if data.near == 0 else [data.near_sentence]
+    notes += _left_out(data)
     notes += [] if known else ["Not every file names its patient: intervals are image-level, and may be too narrow."]
     cited = sources(config, data.encoders[0])
     return {

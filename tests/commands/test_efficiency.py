@@ -1,6 +1,8 @@
 """What `medclr efficiency` makes of its encoders, its columns and its processes."""
 
+import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -11,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import expit
 
 import medclr
 from medclr.cli import main
@@ -128,6 +131,50 @@ def test_the_rows_behind_the_scores_are_kept_in_private(trained):
     labels = pd.read_csv("phantoms/labels.csv")
     assert len(rows) == (labels["split"] == "test").sum()
     assert rows["y 1"].sum() == labels["lesion"][labels["split"] == "test"].sum()
+
+
+def test_examples_of_errors_are_in_private_alone_and_change_nothing_else(trained, capsys):
+    def run(out, *more):
+        assert main([*CURVE, *BUDGET, "--arms", "pca", "linear", "--out", f"runs/{out}", *more]) == 0
+        shared = [path for path in Path(f"runs/{out}").rglob("*") if path.is_file() and "private" not in path.parts]
+        return {str(path.relative_to(f"runs/{out}")): path.read_bytes() for path in shared}
+
+    before = run("shown")
+    assert not Path("runs/shown/private/errors.html").exists()
+    capsys.readouterr()
+    after = run("shown", "--examples", "3")  # a finished run takes it up
+    assert "wrote runs/shown/private/errors.html: images of patients, not to be passed on" in capsys.readouterr().out
+    assert after.keys() == before.keys()
+    same = {name for name in after if after[name] == before[name]}
+    assert {"report.html", "config.yaml", "curve.csv", "differences.csv"} <= same
+    assert not [name for name, data in after.items() if b"data:image" in data or b"errors.html" in data]
+
+    path = Path("runs/shown/private/errors.html")
+    assert path.stat().st_mode & 0o777 == 0o600
+    page = path.read_text()
+    assert "Do not pass it on" in page
+    assert "Errors of simclr-linear" in page
+    table = pd.read_csv("runs/shown/private/test.csv", dtype={"volume_id": str})
+    scores = [json.loads(cell.read_text())["scores"] for cell in Path("runs/shown/cells").glob("simclr*.json")]
+    table["probability"] = expit(np.array(scores)[..., 0]).mean(axis=0)
+    worst = {
+        label: rows.sort_values("probability", ascending=label == 1).head(3) for label, rows in table.groupby("y 1")
+    }
+    figures = re.findall(r"<b>([\d.]+)</b> for lesion = 1\n.*label: (\d)</span>\n<span>volume (\w+)<", page)
+    expected = [
+        (f"{row.probability:.3f}", str(label), row.volume_id) for label in (0, 1) for row in worst[label].itertuples()
+    ]
+    assert figures == expected
+    assert page.count("<img") == 3 * len(figures)  # three planes of each
+    raw = set(pd.read_csv("runs/one/private/keys.csv", dtype=str)["raw"])
+    assert not [text for text in raw if len(text) > 4 and text in page]
+
+
+def test_what_was_left_out_is_said(trained):
+    page = Path("runs/shown/report.html").read_text()
+    labels = pd.read_csv("phantoms/labels.csv")
+    n = labels.loc[labels["split"] == "val", "patient_id"].nunique()
+    assert f"Left out: {n} labelled patients of the val split." in page
 
 
 def encoder(method="simclr", **learned):
