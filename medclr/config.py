@@ -434,10 +434,13 @@ class EfficiencyConfig(LabelsConfig):
         },
     )
     jobs: int | None = _say(None, "cells computed at a time (default: one per core, or one where there is a GPU)")
+    examples: int = _say(
+        0, "worst false positives, and as many false negatives, whose images private/errors.html shows; 0 for no page"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_ranges(self, draws=1, jobs=1)
+        _check_ranges(self, draws=1, jobs=1, examples=0)
         for arm in self.tuned:
             if arm not in ("scratch", "full", "lp-ft"):
                 raise UsageError(f"--tuned {arm}: it trains no whole network, so there is no learning rate to choose")

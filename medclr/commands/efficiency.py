@@ -19,24 +19,34 @@ from numpy.typing import NDArray
 from medclr.commands.finetune import Labelled, break_down, check_classes, find_encoders, gather, sources
 from medclr.commands.prepare import check_stock
 from medclr.config import ADOPTED, METHODS, Arm, EfficiencyConfig, LabelsConfig
+from medclr.data.labels import Task
+from medclr.data.loader import Blocks
 from medclr.data.phantoms import SCANNERS
 from medclr.data.pool import n_cores, worker_pool
 from medclr.evaluation.efficiency import BASELINES, Cell, Curve, Scores, label_efficiency
+from medclr.evaluation.examples import most_confident_errors
 from medclr.metrics import label_aurocs
 from medclr.reporting.console import counted, progress, say
+from medclr.reporting.examples_page import Example, Section, examples_page
 from medclr.reporting.figures import efficiency_figure
+from medclr.reporting.findings import findings
 from medclr.reporting.html import efficiency_page
+from medclr.reporting.numbers import listed
 from medclr.reporting.run import FREE_FIELDS, Run, hardware, versions
-from medclr.training.encode import Bags, Encoder, pixel_rows
+from medclr.training.encode import Bags, Encoder, images, pixel_rows
 from medclr.training.methods import AUTO, INNER_FOLDS, RATES, Material, Start, fit, trainings
 from medclr.training.pooling import HIDDEN, STEPS
 from medclr.training.probe import FEWEST_PATIENTS, FIXED_STRENGTH, NEIGHBOURS, fit_pca
 
 MOST_PCA_ROWS = 5000  # unlabelled volumes behind the components of the baseline
 FEW_LABELS = 0.01  # the fraction up to which twice as many draws are made, since there they differ most
-SIMCLR = (
+_SIMCLR = (
     "SimCLR: Chen T, Kornblith S, Norouzi M, Hinton G. A simple framework for contrastive learning of visual "
     "representations. ICML 2020."
+)
+_SECOND_OPINION = (
+    "As a second opinion, AUROCs and differences also have intervals by DeLong's closed form (Biometrics 1988; "
+    "clustered by patient, as by Obuchowski, Biometrics 1997), which takes draws and encoders as given."
 )
 # Settings of pre-training in which the encoders of one arm may differ.
 _OF_A_SEED = {*FREE_FIELDS, "seed", "health_every", "label", "device"}
@@ -142,7 +152,8 @@ def _processes(config: EfficiencyConfig, work: _Work) -> Iterator[Executor | Non
         _begin(work, 0)
         yield None
         return
-    with worker_pool(jobs, "computes cells", partial(_begin, work, 1)) as pool:
+    again = "Finished cells are kept: run the same command again to go on, with fewer --jobs"
+    with worker_pool(jobs, "computes cells", partial(_begin, work, 1), again) as pool:
         yield pool
 
 
@@ -272,6 +283,8 @@ def _write(
     efficiency_figure(curve.points, title, [run.folder / f"curve.{kind}" for kind in ("png", "svg", "pdf")])
     context = _context(config, run, data, groups, title)
     run.write_text("report.html", efficiency_page(curve, context))
+    if config.examples:
+        _write_examples(config, run, data, curve, context)
     report = {
         "verdict": curve.verdict(),
         **{name: table.to_dict("records") for name, table in tables.items()},
@@ -291,10 +304,80 @@ def _write(
     say(f"next: open {run.folder / 'report.html'} in a browser")
 
 
+def _write_examples(
+    config: EfficiencyConfig, run: Run, data: Labelled, curve: Curve, context: Mapping[str, Any]
+) -> None:
+    """The worst errors with most labels, by the arm that the report shows first, or else the highest."""
+    top = max(config.fractions)
+    known = curve.points[(curve.points["fraction"] == top) & (curve.points["reason"] == "")]
+    if not len(known):
+        say(f"no examples: no arm has a result with {100 * top:g}% of the labels")
+        return
+    first = findings(curve, context).arm
+    arm = first if first in set(known["arm"]) else str(known.sort_values("auroc", kind="stable")["arm"].iloc[-1])
+    cells = [cell for cell in curve.cells if cell.arm == arm and cell.fraction == top and cell.scores is not None]
+    task, test = data.table.task, data.table.of("test")
+    each = np.stack([task.probabilities(cell.scores) for cell in cells if cell.scores is not None])
+    y, mean = data.table.y[test], each.mean(axis=0)
+    sections = []
+    for column, output in enumerate(task.outputs):
+        kinds = [
+            _examples(data, test[at], each[:, at, column])
+            for at in most_confident_errors(y[:, column], mean[:, column], config.examples)
+        ]
+        sections.append(Section(output if task.kind == "multilabel" else f"{task.name} = {output}", *kinds))
+    shown = {"arm": arm, "fraction": top, "n_cells": len(cells), "crops": config.crops}
+    html = examples_page(sections, data.spec, {key: context[key] for key in _OF_A_PAGE} | shown)
+    say(f"wrote {run.write_text('private/errors.html', html)}: images of patients, not to be passed on")
+
+
+def _left_out(data: Labelled) -> list[str]:
+    """What the label table and the scans hold and no figure rests on, in a sentence, if there is anything."""
+    table = data.table
+    parts = [
+        (len(table.unmatched_keys), "key", "of the label table without a volume"),
+        (
+            int((~data.manifest["volume_id"].isin(table.rows["volume_id"])).sum()),
+            "volume",
+            "without a label (pre-training and pca may have seen them)",
+        ),
+        (table.rows.iloc[table.of("val")]["patient_key"].nunique(), "labelled patient", "of the val split"),
+    ]
+    said = [f"{counted(n, noun)} {what}" for n, noun, what in parts if n]
+    return [f"Left out: {listed(said)}."] if said else []
+
+
+_OF_A_PAGE = ("command_line", "versions", "hardware")
+
+
+def _examples(data: Labelled, at: NDArray[np.intp], probability: NDArray[np.float64]) -> list[Example]:
+    """at: positions in the label table; probability: (cells, n) of them."""
+    if not len(at):
+        return []
+    task, rows = data.table.task, data.table.rows.iloc[at]
+    if data.spec.slices:  # of each volume the middle one of those that are kept
+        rows = rows.assign(slice=[int(kept[len(kept) // 2]) for kept in rows["slices"]])
+    batch = Blocks(rows, data.store, data.spec).__getitems__([(0, row) for row in range(len(rows))])
+    pictures = images(batch["blocks"], batch["low"], batch["high"])[:, 0].numpy()
+    return [
+        Example(row, picture, float(p.mean()), float(p.min()), float(p.max()), _truth(task, y))
+        for row, picture, p, y in zip(
+            rows.itertuples(index=False), pictures, probability.T, data.table.y[at], strict=True
+        )
+    ]
+
+
+def _truth(task: Task, y: NDArray[np.float64]) -> str:
+    """What a volume is, in words."""
+    if task.kind == "binary":
+        return task.classes[int(y[0])]
+    return listed([name for name, value in zip(task.outputs, y, strict=True) if value == 1]) or "none"
+
+
 def _context(
     config: EfficiencyConfig, run: Run, data: Labelled, groups: Mapping[str, Sequence[Encoder]], title: str
 ) -> dict[str, Any]:
-    table, rows = data.table, data.table.rows
+    table, rows, task = data.table, data.table.rows, data.table.task
     known = bool(rows["patient_known"].all())
 
     def counts(split: str) -> dict[str, int]:
@@ -307,6 +390,7 @@ def _context(
         }
 
     notes = [] if data.near == 0 else [data.near_sentence]
+    notes += _left_out(data)
     notes += [] if known else ["Not every file names its patient: intervals are image-level, and may be too narrow."]
     cited = sources(config, data.encoders[0])
     return {
@@ -317,8 +401,8 @@ def _context(
         "leakage": data.leakage,
         "near_duplicates": {"test_images": data.near, "sentence": data.near_sentence},
         "transductive": data.transductive,
-        "classes": list(table.task.classes),
-        "task": {"kind": table.task.kind, "columns": list(table.task.columns), "outputs": list(table.task.outputs)},
+        "classes": list(task.classes),
+        "task": {"kind": task.kind, "columns": list(task.columns), "outputs": list(task.outputs)},
         "encoders": [
             {
                 "group": group,
@@ -331,10 +415,10 @@ def _context(
         ],
         "test": counts("test"),
         "train": counts("train"),
-        "methods": [*_methods(config, data, groups, known), *cited],
+        "methods": [*_methods(config, data, groups, known), *([_SECOND_OPINION] * (task.kind == "binary")), *cited],
         "cite": [
             f"medclr {versions()['medclr']}, label-efficiency report.",
-            *([SIMCLR] if {one.bundle.details["method"] for one in data.encoders} != {ADOPTED} else []),
+            *([_SIMCLR] if {one.bundle.details["method"] for one in data.encoders} != {ADOPTED} else []),
             *cited,
         ],
         "versions": versions(),

@@ -1,5 +1,6 @@
 """`medclr finetune`: from a handful of labels to a classifier, and how good it is on patients it never saw."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
 from medclr.evaluation.measures import temperature_of
 from medclr.evaluation.single import judge
-from medclr.evaluation.subgroups import age_bands
+from medclr.evaluation.subgroups import age_bands, quartile_bands
 from medclr.metrics import bootstrap, interval, label_aurocs, weighted_mean_auroc
 from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, NeighboursHead, save_classifier
@@ -43,6 +44,7 @@ from medclr.training.methods import Fitted, Material, Start, fit
 from medclr.training.probe import NEIGHBOURS, Linear, Neighbours
 from medclr.transforms.presets import Views, build_views
 
+MOST_NUMBERS = 8  # that a column may have for each to be a group of its own
 FINETUNE_CROP = (0.7, 1.0)  # a view for a classifier must still show what the label is about
 
 
@@ -168,6 +170,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         lambda step, loss: say(f"step {step}: loss {loss:.3f}"),
         run.folder / "checkpoints" / "last.ckpt",
     )
+    if fitted.choice:
+        say(f"{config.method}: {fitted.choice}")
     scores = fitted.scores(np.arange(len(rows)))
     # Out of fold where the method chose something by cross-validation; else the val split, which it has not seen.
     held, y_held = fitted.held_out, table.y[train]
@@ -385,16 +389,31 @@ def _measured(
 
 
 def break_down(table: LabelTable) -> pd.DataFrame:
-    """The columns by which results are broken down: those of the table that were asked for, and the scanner."""
+    """The columns by which results are broken down: those of the table that were asked for, and the scanner.
+
+    Ages become bands, and other columns of more than 8 different numbers their quartiles over all labelled volumes.
+    """
     columns = table.groups.copy()
     for name in columns:
-        years = pd.to_numeric(columns[name].str.extract(r"^0*(\d+)Y?$", expand=False))
-        if str(name).lower() == "age":
-            columns[name] = age_bands(years.to_numpy(float))
+        numbers = pd.to_numeric(columns[name].replace("", None), errors="coerce").astype(float)
+        years = _years(columns[name])
+        if re.search(r"(?:\b|_|(?<=[a-z])(?=A))(?i:age)$", str(name)) and np.isfinite(years).any():
+            columns[name] = age_bands(years)
+        elif (np.isfinite(numbers) | (columns[name] == "")).all() and numbers.nunique() > MOST_NUMBERS:
+            columns[name] = quartile_bands(numbers.to_numpy())
     rows = table.rows
     for name in ("manufacturer", "model"):
         columns[name] = rows[name].to_numpy()
     return columns
+
+
+def _years(ages: pd.Series) -> NDArray[np.float64]:
+    """Ages as numbers of years, or as DICOM writes them: 045Y, 018M, 006W, 010D (PS3.5, value representation AS)."""
+    found = ages.str.extract(r"^(\d+(?:\.\d+)?)([YMWD]?)$")
+    return (pd.to_numeric(found[0]) / found[1].map(_A_YEAR)).to_numpy(float)
+
+
+_A_YEAR = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}
 
 
 def _by_split(metrics: dict[str, Any]) -> pd.DataFrame:

@@ -43,6 +43,7 @@ _NEGATIVE = {"0", "0.0", "false", "f", "no", "n", "negative", "neg", "-", "absen
 # Beside two classes or more, what is written where the class is not known.
 _UNKNOWN = {"?", "na", "n/a", "nan", "null", "unknown", "not known", "uncertain", "unclear", "missing"}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+_AGE = re.compile(r"\d{3}[YMWD]", re.ASCII)  # as DICOM writes it
 _DATE = re.compile(r"(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})(?!\d).*|(19|20)\d{6}", re.ASCII)
 MOST_CLASSES = 30  # a column of more values holds names, ids or measurements
 
@@ -596,7 +597,7 @@ def _check_group(table: pd.DataFrame, name: str, path: Path, layout: TableLayout
     if name in (*KEYS, *_keys_of(table, layout)):
         raise UsageError(f"--groups {name}: its values name patients or files; choose columns such as sex or age")
     values = [value for value in table[name].unique() if value != ""]
-    numbers = all(re.fullmatch(_NUMBER, value) for value in values)
+    numbers = all(re.fullmatch(_NUMBER, value) or re.fullmatch(_AGE, value) for value in values)
     if _are_dates(values) or (len(values) > MOST_CLASSES and not numbers):
         raise UsageError(
             f"--groups {name}: {len(values):,} different texts in {path.name}, or dates; put them into at most "

@@ -18,24 +18,30 @@ _CONNECT_S = 10.0
 
 
 @contextmanager
-def worker_pool(n_workers: int, doing: str, begin: Callable[[], None] | None = None) -> Iterator[Executor]:
+def worker_pool(
+    n_workers: int,
+    doing: str,
+    begin: Callable[[], None] | None = None,
+    again: str = "Run again with fewer --workers",
+) -> Iterator[Executor]:
     """Processes to hand work to.
 
     Args:
         n_workers: how many.
         doing: what they do, for the error: "reads headers".
         begin: called in each of them first.
+        again: what to do where one died.
 
     Raises:
         DataError: one of them died.
     """
-    pool = ProcessPoolExecutor(n_workers, forkserver(), _begin, (begin,))
+    pool = _Processes(n_workers, forkserver(), _begin, (begin,))
     try:
         yield pool
     except BrokenProcessPool:
         raise DataError(
-            f"a process that {doing} died; out of memory? Run again with fewer --workers, and in a script call medclr "
-            "under `if __name__ == '__main__':`"
+            f"a process that {doing} died; out of memory? {again}, and in a script call medclr under "
+            "`if __name__ == '__main__':`"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -90,6 +96,16 @@ def forkserver() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "medclr.data.prepare"])  # seconds, spent once and not by each
     return context
+
+
+class _Processes(ProcessPoolExecutor):
+    """As it is, but that one which dies before it has begun is as dead as one that dies later."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        try:
+            return super().submit(function, *args, **kwargs)
+        except (ConnectionError, EOFError):
+            raise BrokenProcessPool from None
 
 
 class _DaskExecutor(Executor):

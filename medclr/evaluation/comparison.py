@@ -9,18 +9,24 @@ import pandas as pd
 
 from medclr.evaluation.estimates import LEVEL, Chance, Outcome
 from medclr.evaluation.labels_needed import LabelsNeeded, labels_needed
+from medclr.evaluation.second_opinion import Means
 from medclr.metrics import holm
 
 BASELINES = ("scratch", "pca")
 BETTER = "better baseline"
-_NUMBERS = ("difference", "low", "high", "p", "p_holm", "detectable")
+_DELONG = ("delong_low", "delong_high", "delong_p")
+_NUMBERS = ("difference", "low", "high", "p", "p_holm", "detectable", *_DELONG)
 _COLUMNS = ["arm", "versus", "baseline", "fraction", *_NUMBERS, "reason"]
 
 
 def differences_of(
-    outcomes: Sequence[Outcome], chance: Chance, n_patients: float, baselines: Sequence[str]
+    outcomes: Sequence[Outcome],
+    chance: Chance,
+    n_patients: float,
+    baselines: Sequence[str],
+    second: Mapping[float, Means],
 ) -> pd.DataFrame:
-    """`Curve.differences`."""
+    """`Curve.differences`. second: `delong_means` of the outcomes."""
     known = {(outcome.arm, outcome.fraction): outcome for outcome in outcomes}
     rows: list[dict[str, Any]] = []
     for outcome in outcomes:
@@ -35,6 +41,9 @@ def differences_of(
                 found = chance.estimate(outcome.auroc, n_patients, baseline.auroc)
                 row |= {"difference": found.value, "low": found.low, "high": found.high}
                 row |= {"p": found.p, "detectable": found.detectable}
+                if outcome.fraction in second:
+                    _, _, *delong = second[outcome.fraction].difference(outcome.arm, versus)
+                    row |= dict(zip(_DELONG, delong, strict=True))
             rows.append(row)
 
     tested = [row for row in rows if not row["reason"]]
@@ -53,7 +62,7 @@ def against_better(rows: list[dict[str, Any]]) -> dict[str, Any]:
     nearest = min(rows, key=lambda row: row["difference"])
     row = nearest | {"versus": BETTER}
     if nearest["difference"] > 0:
-        row |= {name: max(one[name] for one in rows) for name in ("p", "p_holm")}
+        row |= {name: float(np.max([one[name] for one in rows])) for name in ("p", "p_holm", "delong_p")}
     return row
 
 
@@ -96,7 +105,7 @@ def _claims(rows: pd.DataFrame, helps: str) -> str:
     claims: dict[str, list[str]] = {}
     for row in rows.to_dict("records"):
         where = f"{100 * row['fraction']:g}%"
-        effect = f"{row['difference']:+.3f}, {row['low']:+.3f} to {row['high']:+.3f}"
+        effect = f"{row['difference']:+.3f}, {row['low']:+.3f} to {row['high']:+.3f}".replace("-", "−")
         if row["reason"]:
             claim, where = "is not compared", f"{where} ({row['reason']})"
         else:
@@ -105,5 +114,7 @@ def _claims(rows: pd.DataFrame, helps: str) -> str:
                 claim = "shows no difference that these data can resolve"
             else:
                 claim = helps if row["difference"] > 0 else "hurts"
+                if row["difference"] > 0 and row["delong_p"] >= 1 - LEVEL:
+                    where += f", where DeLong's second opinion does not leave out 0 (p = {row['delong_p']:.3f})"
         claims.setdefault(claim, []).append(where)
     return ", and ".join(f"{claim} at {', '.join(where)}" for claim, where in claims.items())

@@ -15,6 +15,7 @@ from medclr.evaluation.estimates import Chance, Estimate, Outcome, Truth, outcom
 from medclr.evaluation.labels_needed import LabelsNeeded
 from medclr.evaluation.measures import measure
 from medclr.evaluation.plot import draw_curve
+from medclr.evaluation.second_opinion import Means, delong_means
 from medclr.evaluation.subgroups import subgroups
 
 if TYPE_CHECKING:  # matplotlib is loaded by those who draw
@@ -29,7 +30,9 @@ class Curve:
 
     `points`: one row per arm and fraction: AUROC averaged over draws and encoders, its 95% interval, and counts of
     labelled patients and volumes (their rounded mean over draws; of several classes, volumes are not counted). Where
-    any cell has no result the point has none either: an average over the others would hide it.
+    any cell has no result the point has none either: an average over the others would hide it. `delong_low` and
+    `delong_high` are a second opinion, over test patients alone, with draws and encoders as given: the interval in
+    closed form (DeLong; Obuchowski where patients repeat) on the logit scale. NaN of several outputs.
 
     `differences`: one row per pre-trained arm, fraction and baseline (`versus`): AUROC of the arm minus that of the
     baseline, its 95% interval, p, and p after Holm over all of these rows. One more row per arm and fraction has
@@ -37,7 +40,8 @@ class Curve:
     `p_holm` is that of the claim it makes: if ahead, the largest over all baselines, as to beat the better one is
     to beat each; if behind, that of the better baseline. So choosing the baseline after the fact costs no validity.
     `detectable` is the smallest true difference that a test of this comparison alone would find with 80% power; NaN
-    where the two rank all rows alike.
+    where the two rank all rows alike. `delong_low`, `delong_high` and `delong_p`, not corrected, are the second opinion
+    of this difference; the p of a claim to be ahead is again the largest.
 
     `measures`, `calibration`: see `medclr.evaluation.measures`. `subgroups`: see `medclr.evaluation.subgroups`.
 
@@ -150,12 +154,13 @@ def label_efficiency(
         (one.arm, one.fraction): chance.estimate(one.auroc, n_patients) for one in results if one.auroc is not None
     }
     y_of = {key: y_train[rows] for key, rows in draws.items()}
-    points = _points(results, estimates)
+    second = delong_means(results, truth)
+    points = _points(results, estimates, second)
     measures, calibration = measure(results, truth, chance, kind, names, y_of)
     return Curve(
         cells,
         points,
-        differences_of(results, chance, n_patients, baselines),
+        differences_of(results, chance, n_patients, baselines, second),
         measures,
         calibration,
         subgroups(results, truth, chance, kind, pd.DataFrame() if groups is None else groups),
@@ -163,7 +168,9 @@ def label_efficiency(
     )
 
 
-def _points(results: Sequence[Outcome], estimates: Mapping[tuple[str, float], Estimate]) -> pd.DataFrame:
+def _points(
+    results: Sequence[Outcome], estimates: Mapping[tuple[str, float], Estimate], second: Mapping[float, Means]
+) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for one in results:
         row: dict[str, Any] = {"arm": one.arm, "fraction": one.fraction}
@@ -173,5 +180,7 @@ def _points(results: Sequence[Outcome], estimates: Mapping[tuple[str, float], Es
         row |= {"n_draws": one.n_draws, "n_encoders": one.n_encoders}
         found = estimates.get((one.arm, one.fraction))
         row |= dict(zip(("auroc", "low", "high"), found[:3] if found else (math.nan,) * 3, strict=True))
+        delong = second[one.fraction].interval(one.arm) if found and one.fraction in second else (math.nan,) * 2
+        row |= dict(zip(("delong_low", "delong_high"), delong, strict=True))
         rows.append(row | {"reason": one.reason})
     return pd.DataFrame(rows)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,20 @@ def subgroups(
         groups: columns of the test rows; values that are None, NaN or "" are one group, "unknown".
 
     Returns:
-        One row for each arm, column and group, groups sorted by name with "unknown" last: arm, fraction, column, group,
-        n (rows), n_patients, n_positive and n_negative (rows with any positive and with none known; NaN of several
-        classes), auroc, low, high, reason.
+        One row for each arm, column and group, groups in the order of a column's categories, if it has any, else by
+        name, with "unknown" last: arm, fraction, column, group, n (rows), n_patients, n_positive and n_negative (rows
+        with any positive and with none known; NaN of several classes), auroc, low, high, reason.
     """
     largest = max((outcome.fraction for outcome in outcomes), default=math.nan)
     last = [outcome for outcome in outcomes if outcome.fraction == largest]
     rows: list[dict[str, Any]] = []
     for column in groups.columns:
-        names = np.array([UNKNOWN if pd.isna(value) or value == "" else str(value) for value in groups[column]])
-        distinct = sorted(set(names.tolist()), key=lambda name: (name == UNKNOWN, name))
+        values = groups[column]
+        names = np.array([UNKNOWN if pd.isna(value) or value == "" else str(value) for value in values])
+        present = set(names.tolist())
+        ordered = isinstance(values.dtype, pd.CategoricalDtype)
+        places = list(values.cat.categories if ordered else sorted(present - {UNKNOWN}))
+        distinct = [name for name in dict.fromkeys([*places, UNKNOWN]) if name in present]
         if len(distinct) > MOST_GROUPS:
             reason = f"{len(distinct)} values are too many to compare (more than {MOST_GROUPS})"
             empty = {"group": "", **dict.fromkeys((*_COUNTS, *_NUMBERS), math.nan), "reason": reason}
@@ -68,6 +73,23 @@ def age_bands(years: np.ndarray) -> np.ndarray:
     """
     names = np.array(["0-17", "18-39", "40-59", "60+", UNKNOWN], dtype=object)
     return np.asarray(names[np.where(years >= 0, np.digitize(years, [18, 40, 60]), 4)])
+
+
+def quartile_bands(values: np.ndarray) -> "pd.Categorical[str]":
+    """Numbers as four bands of about as many rows each, by their quartiles: "below 61", "61 to below 72", ....
+
+    The least and the greatest are not named, as they are of single patients. Fewer bands where values repeat so much
+    that quartiles meet. values: (n,), NaN where unknown; at least two must differ.
+    """
+    known = values[~np.isnan(values)]
+    quartiles = np.quantile(known, (0.25, 0.5, 0.75), method="higher")
+    above = known[known > known.min()]  # where more than three quarters are the least: those, and the others
+    bounds = np.unique(quartiles[quartiles > known.min()] if quartiles[2] > known.min() else above.min())
+    text = [str(float(bound)).removesuffix(".0") for bound in bounds]
+    names = [f"below {text[0]}", *(f"{a} to below {b}" for a, b in pairwise(text)), f"{text[-1]} and above"]
+    bands = np.array([*names, UNKNOWN], dtype=object)
+    place = np.where(np.isnan(values), len(names), np.searchsorted(bounds, values, side="right"))
+    return pd.Categorical(bands[place], bands, ordered=True)
 
 
 def _group(

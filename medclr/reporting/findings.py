@@ -94,6 +94,11 @@ def with_claims(differences: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame
     return rows.assign(claim=pd.Series(claims, index=rows.index, dtype=object))
 
 
+def doubted(row: Mapping[Any, Any]) -> bool:
+    """Whether a claim to be ahead is one that the second opinion, over test patients alone, does not share."""
+    return bool(row["claim"] in (HELPS, AHEAD) and row["delong_p"] >= _ALPHA)
+
+
 def _claim(row: Mapping[Any, Any], ahead: str) -> str:
     if row["reason"]:
         return MISSING
@@ -167,13 +172,15 @@ def _which(
             for row in ahead.to_dict("records")
         ]
     else:
-        short = "No pre-trained arm is shown to beat the better baseline, so the simpler baseline is the safer choice."
-        more += _baselines(glance)
+        best = list(dict.fromkeys(row["baseline"]["arm"] for row in glance if row["baseline"]))
+        stay = f", so stay with {best[0] if len(best) == 1 else _baselines(glance)}" if best else ""
+        short = f"No pre-trained arm is shown to beat the better baseline{stay}."
     covered = {fraction for where in chosen.values() for fraction in where}
     rest = [row["fraction"] for row in glance if row["fraction"] not in covered]
     if chosen and rest:
         more.append(f"With {_shares(rest)} no pre-trained arm is shown to beat the better baseline.")
-        more += _baselines([row for row in glance if row["fraction"] in rest])
+        better = _baselines([row for row in glance if row["fraction"] in rest])
+        more += [f"The better baseline is {better}."] if better else []
     if n_compared > 1:
         more.append(
             f"The figures of the highest of {n_compared} arms are optimistic, because the same test set ranked them; "
@@ -196,14 +203,13 @@ def _others(chosen: Mapping[str, list[float]], claims: pd.DataFrame) -> list[str
     return found
 
 
-def _baselines(glance: list[dict[str, Any]]) -> list[str]:
-    """Which baseline is the better one at which fractions."""
+def _baselines(glance: list[dict[str, Any]]) -> str:
+    """Which baseline is the better one at which fractions; "" where none has a result."""
     where: dict[str, list[float]] = {}
     for row in glance:
         if row["baseline"]:
             where.setdefault(row["baseline"]["arm"], []).append(row["fraction"])
-    said = [f"{arm} with {_shares(fractions)}" for arm, fractions in where.items()]
-    return [f"The better baseline is {listed(said)}."] if said else []
+    return listed([f"{arm} with {_shares(fractions)}" for arm, fractions in where.items()])
 
 
 def _how_many(curve: Curve, chosen: Mapping[str, list[float]], arms: list[str]) -> Answer:
@@ -215,9 +221,12 @@ def _how_many(curve: Curve, chosen: Mapping[str, list[float]], arms: list[str]) 
             more.append(f"To match scratch with all labels, {arm}: {curve.needed[arm]}.")
     if not curve.needed:
         more.append(
-            "Labels needed to match scratch with all of them are not known: that takes scratch at 100% and less."
+            "Labels needed to match scratch with all of them are not known: the curve has no AUROC of scratch with all "
+            "labels, or no smaller share."
         )
     if not chosen:
+        if more and curve.needed:
+            more.append("That is where two mean curves are level, and does not show that pre-training helps.")
         return Answer(question, "No number of labels is shown at which pre-training helps.", more)
     said = []
     for arm, fractions in chosen.items():
@@ -242,9 +251,15 @@ def _how_sure(
             effect = f"{number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)})"
             against = f"against {row['baseline']}, Holm's p {_equals(row['p_holm'])}"
             more.append(f"{row['arm']} with {share(row['fraction'])}: {effect} {against}.")
+            if doubted(row):
+                more.append(
+                    f"DeLong's second opinion does not share that: its p for {row['arm']} with "
+                    f"{share(row['fraction'])} is {p(row['delong_p'])}, so read this claim with care."
+                )
     if len(compared):
         counts = compared["claim"].value_counts()
-        said = [f"{_COUNTED[claim]} in {counts[claim]}" for claim in _COUNTED if claim in counts]
+        whole = "all " if len(counts) == 1 < len(compared) else ""
+        said = [f"{_COUNTED[claim]} in {whole}{counts[claim]}" for claim in _COUNTED if claim in counts]
         short = f"Of {counted(len(compared), 'comparison')} with the better baseline, {listed(said)}."
     else:
         short = "No comparison could be made."
@@ -274,7 +289,7 @@ _COUNTED = {
     HELPS: "pre-training helps",
     AHEAD: "pre-training is ahead",
     HURTS: "pre-training hurts",
-    OPEN: "no difference is resolved",
+    OPEN: "the difference is not resolved",
 }
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from medclr.evaluation.plot import group_and_method
 from medclr.reporting.figures import arm_swatches, efficiency_svg
-from medclr.reporting.findings import BASELINES, BETTER, Curve, applicable, findings, with_claims
+from medclr.reporting.findings import BASELINES, BETTER, Curve, applicable, doubted, findings, with_claims
 from medclr.reporting.numbers import because, count, listed, number, p, share, span
 
 _MEANINGS = {
@@ -66,6 +66,7 @@ def efficiency_page(curve: Curve, context: Mapping[str, Any]) -> str:
         needed={arm: str(needed) for arm, needed in curve.needed.items() if arm != "scratch"},
         better=_by_fraction(with_claims(differences, points)),
         each=_by_fraction(differences[differences["versus"] != BETTER]),
+        second=_second(points) if differences["delong_p"].notna().any() else None,
         panels=_panels(curve.calibration[curve.calibration["fraction"] == top], curve.measures, arms, top),
         ece=_at_top(curve.measures, top),
         calibrations=_grid(curve.measures[curve.measures["measure"].isin(_CALIBRATION)]),
@@ -127,6 +128,12 @@ def _grid(frame: pd.DataFrame, across: str = "fraction") -> dict[str, Any]:
         rows = groups.setdefault(cell["measure"], {})
         rows.setdefault(cell["arm"], {})[cell[across]] = cell | {"mark": reasons.get(cell["reason"])}
     return {"keys": keys, "groups": groups, "reasons": reasons}
+
+
+def _second(points: pd.DataFrame) -> dict[str, Any]:
+    """AUROCs with the intervals of the second opinion."""
+    own = {"auroc": "value", "delong_low": "low", "delong_high": "high"}
+    return _grid(points.drop(columns=["low", "high"]).rename(columns=own).assign(measure="AUROC"))
 
 
 def _at_top(measures: pd.DataFrame, top: float) -> dict[str, Any]:
@@ -200,4 +207,4 @@ TEMPLATES = jinja2.Environment(
 TEMPLATES.filters |= {
     "number": number, "span": span, "p": p, "share": share, "count": count, "because": because, "listed": listed
 }  # fmt: skip
-TEMPLATES.tests["nan"] = math.isnan
+TEMPLATES.tests |= {"nan": math.isnan, "doubted": doubted}

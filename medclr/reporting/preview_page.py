@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from medclr.data.candidate import Skipped
 from medclr.data.spec import DataSpec
-from medclr.data.thumbnail import upright
-from medclr.reporting.caption import by, data_uri, shown, spacing
+from medclr.reporting.caption import by, pictures, shown, spacing
 from medclr.reporting.html import TEMPLATES
 from medclr.reporting.words import Window, in_words, number
 from medclr.transforms.augmentation import Params
@@ -22,8 +21,6 @@ from medclr.transforms.presets import Views
 
 Image = NDArray[np.float32]
 
-_CUTS = (("axial", 2), ("coronal", 1), ("sagittal", 0))
-_FINE = 48  # pixels of the longer side, from which a browser may smooth what it enlarges
 _NAMES = {
     "crop": "Crop and zoom",
     "rotation": "Rotation",
@@ -153,7 +150,11 @@ def _heading(row: Any) -> dict[str, Any]:
 
 def _seen(spec: DataSpec, views: Views, seen: Seen, window_hu: Window | None) -> dict[str, Any]:
     columns = [
-        {"label": "Source", "pictures": _pictures(spec, seen, seen.source, "source"), "lines": _facts(spec, seen)}
+        {
+            "label": "Source",
+            "pictures": _pictures(spec, seen, seen.source, "source"),
+            "lines": _facts(spec, seen),
+        }
     ]
     for n, (image, params) in enumerate(zip(seen.views, seen.params, strict=True), start=1):
         columns.append(
@@ -196,35 +197,7 @@ def _rows(spec: DataSpec, examples: Sequence[Seen], images: Sequence[Image], wha
 
 
 def _pictures(spec: DataSpec, seen: Seen, image: Image, what: str) -> list[dict[str, Any]]:
-    """The plane, or the three middle planes, with the proportions of the body where the spacing is known."""
-    steps = np.array(_steps_of(spec, seen))
-    longest = (steps * image.shape).max()
-    cuts = [("", -1)] if image.ndim == 2 else _CUTS
-    found = []
-    for cut, axis in cuts:
-        plane = image if axis < 0 else image.take(image.shape[axis] // 2, axis)
-        width, height = np.delete(steps * image.shape, axis) if axis >= 0 else steps * image.shape
-        picture = np.rint(upright(plane) * 255).astype(np.uint8)
-        found.append(
-            {
-                "alt": f"{what}, {cut} middle slice" if cut else what,
-                "source": data_uri(picture),
-                "width": picture.shape[1],
-                "height": picture.shape[0],
-                "share": round(100 * width / longest, 2),
-                "ratio": round(width / height, 4),
-                "tiny": max(picture.shape) < _FINE,
-            }
-        )
-    return found
-
-
-def _steps_of(spec: DataSpec, seen: Seen) -> Sequence[float]:
-    """The voxel of the block, of which only the proportions matter here."""
-    own = tuple(float(step) for step in spec.in_plane(seen.row.spacing_mm))
-    if not np.isfinite(own).all():
-        return (1.0,) * len(own)
-    return own if spec.sizing == "fit" else spec.spacing_mm or own
+    return pictures(spec, seen.row.spacing_mm, image, what)
 
 
 def _facts(spec: DataSpec, seen: Seen) -> list[str]:

@@ -35,7 +35,9 @@ from medclr.errors import MedclrError, UsageError
 
 # They say where and with how many hands, and what of it is shown and to whom, not what is computed: a run may go on
 # with others.
-_HANDS = ("out", "workers", "jobs", "scheduler", "checkpoint_minutes", "requeue", "logger", "tracking_uri")
+_HANDS = (
+    "out", "workers", "jobs", "scheduler", "checkpoint_minutes", "requeue", "logger", "tracking_uri", "examples"
+)  # fmt: skip
 ADDRESSES = ("scheduler", "tracking_uri")  # they name machines, so no file of a run has them
 FREE_FIELDS = (*_HANDS, "report", "share_images")
 # What spreadsheets take for the start of a formula, with the full-width forms that some of them accept.

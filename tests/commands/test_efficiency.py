@@ -1,7 +1,10 @@
 """What `medclr efficiency` makes of its encoders, its columns and its processes."""
 
+import json
 import os
+import re
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import expit
 
 import medclr
 from medclr.cli import main
@@ -19,6 +23,7 @@ from medclr.commands.finetune import break_down
 from medclr.config import EfficiencyConfig
 from medclr.data.phantoms import write_phantoms
 from medclr.errors import UsageError
+from medclr.evaluation.efficiency import label_efficiency
 from medclr.models.bundle import load_bundle, save_bundle
 
 SPEC = """
@@ -93,12 +98,83 @@ def test_a_run_that_goes_on_computes_no_features_again(trained, monkeypatch):
     assert all("features" not in path.name for path in Path("runs/again").iterdir())
 
 
+def test_where_a_worker_is_killed_a_line_says_so_and_what_is_finished_is_kept(trained, monkeypatch, capfd):
+    words = [*CURVE, *BUDGET, "--arms", "full", "--draws", "3", "--out", "runs/killed"]
+
+    def killing(*given, **named):
+        *others, on_cell = given
+
+        def once(cell):
+            on_cell(cell)
+            os.kill(next(iter(named["pool"]._processes)), signal.SIGKILL)
+
+        return label_efficiency(*others, once, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "label_efficiency", killing)
+        assert main([*words, "--jobs", "2"]) == 1
+    told = capfd.readouterr().err.strip().splitlines()
+    assert told == [
+        "medclr: a process that computes cells died; out of memory? Finished cells are kept: run the same command "
+        "again to go on, with fewer --jobs, and in a script call medclr under `if __name__ == '__main__':`"
+    ]
+    kept = {path: path.stat().st_mtime_ns for path in Path("runs/killed/cells").glob("*.json")}
+    assert 1 <= len(kept) < 6
+    assert main([*words, "--jobs", "1"]) == 0
+    assert len(list(Path("runs/killed/cells").glob("*.json"))) == 6
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 def test_the_rows_behind_the_scores_are_kept_in_private(trained):
     assert main([*CURVE, *BUDGET, "--arms", "pca", "--out", "runs/rows"]) == 0
     rows = pd.read_csv("runs/rows/private/test.csv")
     labels = pd.read_csv("phantoms/labels.csv")
     assert len(rows) == (labels["split"] == "test").sum()
     assert rows["y 1"].sum() == labels["lesion"][labels["split"] == "test"].sum()
+
+
+def test_examples_of_errors_are_in_private_alone_and_change_nothing_else(trained, capsys):
+    def run(out, *more):
+        assert main([*CURVE, *BUDGET, "--arms", "pca", "linear", "--out", f"runs/{out}", *more]) == 0
+        shared = [path for path in Path(f"runs/{out}").rglob("*") if path.is_file() and "private" not in path.parts]
+        return {str(path.relative_to(f"runs/{out}")): path.read_bytes() for path in shared}
+
+    before = run("shown")
+    assert not Path("runs/shown/private/errors.html").exists()
+    capsys.readouterr()
+    after = run("shown", "--examples", "3")  # a finished run takes it up
+    assert "wrote runs/shown/private/errors.html: images of patients, not to be passed on" in capsys.readouterr().out
+    assert after.keys() == before.keys()
+    same = {name for name in after if after[name] == before[name]}
+    assert {"report.html", "config.yaml", "curve.csv", "differences.csv"} <= same
+    assert not [name for name, data in after.items() if b"data:image" in data or b"errors.html" in data]
+
+    path = Path("runs/shown/private/errors.html")
+    assert path.stat().st_mode & 0o777 == 0o600
+    page = path.read_text()
+    assert "Do not pass it on" in page
+    assert "Errors of simclr-linear" in page
+    table = pd.read_csv("runs/shown/private/test.csv", dtype={"volume_id": str})
+    scores = [json.loads(cell.read_text())["scores"] for cell in Path("runs/shown/cells").glob("simclr*.json")]
+    table["probability"] = expit(np.array(scores)[..., 0]).mean(axis=0)
+    worst = {
+        label: rows.sort_values("probability", ascending=label == 1).head(3) for label, rows in table.groupby("y 1")
+    }
+    figures = re.findall(r"<b>([\d.]+)</b> for lesion = 1\n.*label: (\d)</span>\n<span>volume (\w+)<", page)
+    expected = [
+        (f"{row.probability:.3f}", str(label), row.volume_id) for label in (0, 1) for row in worst[label].itertuples()
+    ]
+    assert figures == expected
+    assert page.count("<img") == 3 * len(figures)  # three planes of each
+    raw = set(pd.read_csv("runs/one/private/keys.csv", dtype=str)["raw"])
+    assert not [text for text in raw if len(text) > 4 and text in page]
+
+
+def test_what_was_left_out_is_said(trained):
+    page = Path("runs/shown/report.html").read_text()
+    labels = pd.read_csv("phantoms/labels.csv")
+    n = labels.loc[labels["split"] == "val", "patient_id"].nunique()
+    assert f"Left out: {n} labelled patients of the val split." in page
 
 
 def encoder(method="simclr", **learned):
@@ -127,6 +203,31 @@ def test_ages_become_bands_and_the_scanner_is_always_there():
     assert found["Age"].tolist() == ["18-39", "60+", "unknown"]
     assert found["sex"].tolist() == ["F", "M", ""]
     assert found["manufacturer"].tolist() == ["GE", "GE", "ACME"]
+
+
+def grouped(**columns):
+    n = len(next(iter(columns.values())))
+    return break_down(
+        SimpleNamespace(rows=pd.DataFrame({"manufacturer": ["GE"] * n, "model": "a"}), groups=pd.DataFrame(columns))
+    )
+
+
+def test_ages_are_read_as_dicom_writes_them():
+    ages = ["004Y", "214M", "220M", "999W", "010D", "058Y", "61.5", "", "old"]
+    bands = ["0-17", "0-17", "18-39", "18-39", "0-17", "40-59", "60+", "unknown", "unknown"]
+    found = grouped(PatientAge=ages, **{"Patient Age": ages, "age_group": ages})
+    assert found["PatientAge"].tolist() == found["Patient Age"].tolist() == bands
+    assert found["age_group"].tolist() == ages
+    assert grouped(age=["60-69", "70-79"])["age"].tolist() == ["60-69", "70-79"]
+
+
+def test_numbers_become_quartiles_where_they_are_many():
+    found = grouped(weight=[*map(str, range(50, 66)), ""], doses=[*"12345678" * 2, ""], code=[*"ABCDEFGHIJKLMNOP", ""])
+    assert found["weight"].value_counts(sort=False).to_dict() == {
+        "below 54": 4, "54 to below 58": 4, "58 to below 62": 4, "62 and above": 4, "unknown": 1
+    }  # fmt: skip
+    assert found["doses"].tolist()[:3] == ["1", "2", "3"]
+    assert found["code"].tolist()[:2] == ["A", "B"]
 
 
 def test_only_arms_that_train_a_network_can_be_tuned():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,18 @@ def test_a_dead_worker_is_told():
         worker_pool(2, "counts") as pool,
     ):
         pool.submit(os._exit, 1).result()
+
+
+def test_a_worker_that_dies_before_it_has_begun_is_told_too(monkeypatch):
+    def broken(process):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(ForkServerProcess, "start", broken)
+    with (
+        pytest.raises(DataError, match=r"^a process that counts died; out of memory\? Count again, and in a script"),
+        worker_pool(2, "counts", again="Count again") as pool,
+    ):
+        pool.submit(os.getpid).result()
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):

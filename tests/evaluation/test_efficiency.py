@@ -222,12 +222,12 @@ def test_any_arm_can_be_what_the_others_are_compared_with(grid: Grid) -> None:
 
 def test_to_beat_the_better_baseline_is_to_beat_each() -> None:
     def row(versus: str, difference: float, p: float) -> dict[str, Any]:
-        return {"versus": versus, "difference": difference, "p": p, "p_holm": 2 * p, "reason": ""}
+        return {"versus": versus, "difference": difference, "p": p, "p_holm": 2 * p, "delong_p": p / 2, "reason": ""}
 
     ahead = against_better([row("scratch", 0.2, 0.3), row("pca", 0.1, 0.01)])
-    assert (ahead["difference"], ahead["p_holm"]) == (0.1, 0.6)
+    assert (ahead["difference"], ahead["p_holm"], ahead["delong_p"]) == (0.1, 0.6, 0.15)
     behind = against_better([row("scratch", 0.2, 0.3), row("pca", -0.1, 0.01)])
-    assert (behind["difference"], behind["p_holm"]) == (-0.1, 0.02)
+    assert (behind["difference"], behind["p_holm"], behind["delong_p"]) == (-0.1, 0.02, 0.005)
 
 
 def test_two_draws_give_an_interval_within_the_scale(grid: Grid) -> None:
@@ -247,7 +247,7 @@ def test_verdict_names_every_arm_and_claims_only_what_holds(grid: Grid) -> None:
     assert full.startswith("simclr-full shows no difference that these data can resolve at 10% (")
     assert "helps" not in full
     hurt = grid.run(grid.arms(scratch=2, pca=0.4, simclr_full=1)).verdict()
-    assert "simclr-full hurts at 10% (-0." in hurt
+    assert "simclr-full hurts at 10% (−0." in hurt
     assert "against pca), 100%" in hurt
 
 
@@ -259,6 +259,9 @@ def test_a_claim_must_pass_the_test_and_the_interval(grid: Grid, low: float, p_h
     rows = curve.differences.assign(difference=0.05, low=low, high=0.1, p_holm=p_holm)
     said = replace(curve, differences=rows).verdict()
     assert claim in said
+    assert "DeLong" not in said
+    doubted = replace(curve, differences=rows.assign(delong_p=0.07)).verdict()
+    assert ("where DeLong's second opinion does not leave out 0 (p = 0.070)" in doubted) == (claim == "helps")
     assert ("no difference" in said) == (claim == "no difference")
 
 

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from medclr.evaluation.cells import Cell
 from medclr.evaluation.estimates import Chance, Outcome, Truth, outcomes
-from medclr.evaluation.subgroups import age_bands, subgroups
+from medclr.evaluation.subgroups import age_bands, quartile_bands, subgroups
 from medclr.metrics import bootstrap_auroc, interval
 
 PATIENTS = np.repeat(np.arange(60), 2)
@@ -100,3 +101,40 @@ def test_age_bands() -> None:
     years = np.array([0, 17.9, 18, 39.9, 40, 59.9, 60, 101, -1, math.nan])
     bands = ["0-17", "0-17", "18-39", "18-39", "40-59", "40-59", "60+", "60+", "unknown", "unknown"]
     assert age_bands(years).tolist() == bands
+
+
+def test_quartile_bands_hold_as_many_and_stand_in_their_order() -> None:
+    rng = np.random.default_rng(0)
+    values = np.append(rng.permutation(np.linspace(5, 200, 80)), [np.nan] * 3)
+    bands = quartile_bands(values)
+    counts = bands.value_counts()
+    assert counts.tolist() == [20, 20, 20, 20, 3]
+    assert counts.index[-1] == "unknown"
+    for name in counts.index[:4]:
+        inside = values[np.asarray(bands == name)]
+        bounds = [float(number) for number in re.findall(r"[\d.]+", name)]
+        assert name.startswith("below") or inside.min() == bounds[0]
+        assert name.endswith("above") or inside.max() < bounds[-1]
+    named = [float(number) for name in counts.index for number in re.findall(r"[\d.]+", name)]
+    assert 5 < min(named) < max(named) < 200
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([0] * 9 + [1, 2.5], ["below 1", "1 and above"]),
+        ([0] * 3 + [4, 4, 4, 7, 7, 7, 9], ["below 4", "4 to below 7", "7 and above"]),
+        ([1, 1 + 1e-12], ["below 1.000000000001", "1.000000000001 and above"]),
+    ],
+)
+def test_where_quartiles_meet_there_are_fewer_bands(values: list[float], names: list[str]) -> None:
+    bands = quartile_bands(np.array(values))
+    assert list(bands.categories) == [*names, "unknown"]
+    assert set(bands) == set(names)
+
+
+def test_groups_keep_the_order_of_categories() -> None:
+    names = ["below 9", "9 to below 10", "10 and above"]
+    column = pd.Categorical(np.resize(names, len(Y)), [*names, "unknown"], ordered=True)
+    found = table({"dose": column}, cells("scratch", 1.0, 2))
+    assert found["group"].tolist() == names

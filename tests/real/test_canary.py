@@ -76,7 +76,7 @@ def commands(archive):
     yield ["predict", "--data", str(archive / "CANARY"), "--classifier", "runs/encoder"], BAD
     yield ["embed", "--encoder", "runs/encoder"], (0,)
     yield ["embed", *data, "--encoder", "runs/encoder", "--projector-layer", "1"], (0,)
-    yield ["efficiency", *labels, "--encoder", "runs/encoder", *CURVE], (0,)
+    yield ["efficiency", *labels, "--encoder", "runs/encoder", *CURVE, "--examples", "2"], (0,)
     yield ["doctor"], (0, 1)
 
 

@@ -36,7 +36,7 @@ def curve(effects: dict[tuple[str, float], Effect], baselines: tuple[str, ...] =
             row = {"arm": arm, "versus": BETTER, "baseline": "pca", "fraction": fraction, "reason": ""}
             if isinstance(effect, str):
                 point |= {"auroc": math.nan, "low": math.nan, "high": math.nan, "reason": effect}
-                row |= dict.fromkeys(("difference", "low", "high", "p_holm", "detectable"), math.nan)
+                row |= dict.fromkeys(("difference", "low", "high", "p_holm", "detectable", "delong_p"), math.nan)
                 row["reason"] = effect
             else:
                 difference, half, p_holm = effect
@@ -44,12 +44,13 @@ def curve(effects: dict[tuple[str, float], Effect], baselines: tuple[str, ...] =
                     value += difference
                 point |= {"auroc": value, "low": value - 0.01, "high": value + 0.01}
                 row |= {"difference": difference, "low": difference - half, "high": difference + half}
-                row |= {"p_holm": p_holm, "detectable": 1.4 * half}
+                row |= {"p_holm": p_holm, "detectable": 1.4 * half, "delong_p": p_holm if half < 0.03 else 0.2}
             points.append(point)
             if arm not in baselines and baselines:
                 differences.append(row)
     empty = pd.DataFrame(columns=["arm", "fraction", "measure", "column", "group", "reason"])
-    columns = ["arm", "versus", "baseline", "fraction", "difference", "low", "high", "p_holm", "detectable", "reason"]
+    columns = ["arm", "versus", "baseline", "fraction", "difference", "low", "high", "p_holm", "detectable", "delong_p"]
+    columns += ["reason"]
     given: dict[str, Any] = {
         "points": pd.DataFrame(points),
         "differences": pd.DataFrame(differences, columns=columns),
@@ -84,7 +85,7 @@ def test_an_arm_that_helps_is_named_where_it_helps_and_nowhere_else() -> None:
     assert "0.850 (0.840 to 0.860) with 1% and 0.850 (0.840 to 0.860) with 10%" in many.more[0]
     assert "a-full is reached with 12 labels" in many.more[1]
     assert sure.short == (
-        "Of 3 comparisons with the better baseline, pre-training helps in 2 and no difference is resolved in 1."
+        "Of 3 comparisons with the better baseline, pre-training helps in 2 and the difference is not resolved in 1."
     )
     assert "a-full with 10%: +0.050 (+0.030 to +0.070) against pca, Holm's p = 0.001." in sure.more
     assert any("below 0.112 would" in sentence for sentence in sure.more)
@@ -92,6 +93,22 @@ def test_an_arm_that_helps_is_named_where_it_helps_and_nowhere_else() -> None:
     assert any("conditional" in sentence for sentence in sure.more)
     assert left.short == "Nothing of the curve: it has all its 9 points."
     assert left.more == ["No test patient was seen.", "A note."]
+
+
+def test_a_claim_that_the_second_opinion_does_not_share_says_so() -> None:
+    shared, doubted = HELPS, (0.05, 0.04, 0.001)
+    sure = findings(
+        curve({("a-full", 0.1): shared, ("a-full", 1.0): doubted, ("a-full", 0.01): OPEN}), CONTEXT
+    ).answers[2]
+    (sentence,) = [sentence for sentence in sure.more if "DeLong" in sentence]
+    assert "a-full with 100% is 0.200" in sentence
+    place = sure.more.index(sentence)
+    assert sure.more[place - 1].startswith("a-full with 100%: +0.050")
+
+
+def test_labels_needed_say_what_they_lack() -> None:
+    many = findings(curve({("a-full", fraction): HELPS for fraction in FRACTIONS}, needed={}), CONTEXT).answers[1]
+    assert any(sentence.endswith("no AUROC of scratch with all labels, or no smaller share.") for sentence in many.more)
 
 
 def test_few_arms_cover_all_fractions_and_the_others_are_named_too() -> None:
@@ -123,8 +140,9 @@ def test_the_best_of_a_fraction_is_one_that_helps_even_where_another_is_higher()
 
 def test_without_help_the_baseline_is_named_and_nothing_is_claimed() -> None:
     which, many, sure, _ = findings(curve({("a-full", fraction): OPEN for fraction in FRACTIONS}), CONTEXT).answers
-    assert which.short.startswith("No pre-trained arm is shown to beat the better baseline")
-    assert "The better baseline is pca with 1%, 10% and 100%." in which.more
+    assert which.short == "No pre-trained arm is shown to beat the better baseline, so stay with pca."
+    assert sure.short == "Of 3 comparisons with the better baseline, the difference is not resolved in all 3."
+    assert many.more[-1].endswith("and does not show that pre-training helps.")
     assert not any("optimistic" in sentence for sentence in which.more)  # one arm is not picked
     assert many.short == "No number of labels is shown at which pre-training helps."
     assert any(sentence.startswith("Not resolved is not equal") for sentence in sure.more)
@@ -136,7 +154,7 @@ def test_without_a_baseline_nothing_helps() -> None:
     assert which.short == "Not known: scratch was not run, so nothing is said to help."
     assert "a-full is ahead of pca with 10%." in which.more
     assert many.short == "No number of labels is shown at which pre-training helps."
-    assert "pre-training is ahead in 3" in sure.short
+    assert "pre-training is ahead in all 3" in sure.short
     alone = findings(curve(arms, ()), CONTEXT)
     assert alone.answers[0].short == "Not known: there is nothing to compare."
     assert alone.arm == "a-full"

@@ -225,6 +225,37 @@ def test_every_difference_is_shown_with_its_reading(curve: Curve) -> None:
     assert "moco-full, with 100% of the labels." in Page(html).text
 
 
+def test_the_second_opinion_is_folded_and_says_where_it_differs(curve: Curve, plain: str) -> None:
+    assert "<details>\n<summary>Second opinion: DeLong, over test patients alone</summary>" in plain
+    assert "Obuchowski" in efficiency_page(curve, context(test={"n_patients": 9, "n_positive": 5, "n_negative": 5}))
+    rows = [" | ".join(row) for row in rows_of(plain, "Second opinion on the differences")]
+    compared = curve.differences[curve.differences["versus"] != BETTER].to_dict("records")
+    assert len(rows) == 1 + len(compared)
+    for row in compared:
+        p = "< 0.001" if row["delong_p"] < 0.001 else f"{row['delong_p']:.3f}"
+        theirs = f"{row['delong_low']:+.3f} to {row['delong_high']:+.3f} | {p}"
+        wanted = f"{row['baseline']} | {row['difference']:+.3f} | {theirs} | ".replace("-", "−")
+        assert any(wanted in found for found in rows)
+    point = curve.points.set_index(["arm", "fraction"]).loc[("moco-full", 1.0)]
+    aurocs = [" ".join(row) for row in rows_of(plain, "AUROC by the second opinion")]
+    assert any(f"{point['delong_low']:.3f} to {point['delong_high']:.3f}" in row for row in aurocs)
+
+    ends = {"both": (1, 2), "neither": (-1, 1), "DeLong alone": (1, 2), "this report alone": (-1, 1)}
+    for said, (low, high) in ends.items():
+        ours = (1, 2) if said in ("both", "this report alone") else (-1, 1)
+        changed = curve.differences.assign(low=ours[0], high=ours[1], delong_low=low, delong_high=high)
+        html = efficiency_page(replace(curve, differences=changed), context())
+        assert {row[-1] for row in rows_of(html, "Second opinion on the differences")[1:]} == {said}
+
+
+def test_a_claim_that_the_second_opinion_does_not_share_is_marked(curve: Curve, plain: str) -> None:
+    assert "not by DeLong" not in plain
+    ahead = curve.differences.assign(difference=0.1, low=0.05, high=0.2, p_holm=0.01, delong_p=0.2)
+    html = efficiency_page(replace(curve, differences=ahead), context())
+    helps = len(re.findall(r'class="claim">helps', html.split("Paired differences")[1]))
+    assert html.count("<small>not by DeLong</small>") == helps > 0
+
+
 def test_labels_needed_are_shown_for_all_arms_but_the_goal(curve: Curve, plain: str) -> None:
     _, *rows = rows_of(plain, "Labels needed")
     assert dict(rows) == {arm: str(needed) for arm, needed in curve.needed.items() if arm != "scratch"}
@@ -237,7 +268,8 @@ def test_a_row_spans_what_it_heads(curve: Curve, plain: str) -> None:
             spans = [int(n) for n in re.findall(r'<th scope="rowgroup"[^>]*rowspan="(\d+)"', body)]
             assert spans in ([], [body.count("<tr")])
     arms = [int(n) for n in re.findall(r'<th scope="row" class="arm" rowspan="(\d+)"', plain)]
-    assert arms == [1] * 6 + [2] * 6  # three arms at two fractions: against the better baseline, and against each
+    # Three arms at two fractions: against the better baseline, against each, and each again by the second opinion.
+    assert arms == [1] * 6 + [2] * 6 + [2] * 6
 
 
 def drawn(html: str, label: str) -> np.ndarray:
@@ -317,7 +349,7 @@ def test_notices_stand_only_where_they_are_true(curve: Curve, plain: str) -> Non
 
 def test_what_has_no_number_says_why(curve: Curve) -> None:
     nothing = {"auroc": np.nan, "low": np.nan, "high": np.nan, "reason": "n/a in 1 of 2 cells: it diverged"}
-    numbers = ["difference", "low", "high", "p", "p_holm", "detectable"]
+    numbers = ["difference", "low", "high", "p", "p_holm", "detectable", "delong_low", "delong_high", "delong_p"]
     differences = curve.differences.assign(reason="it diverged")
     differences[numbers] = np.nan
     html = efficiency_page(
