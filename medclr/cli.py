@@ -11,6 +11,7 @@ import re
 import select
 import signal
 import sys
+import textwrap
 import traceback
 import types
 import warnings
@@ -192,7 +193,7 @@ def _parser(name: str) -> Any:
             extra["required"] = True
         else:
             extra["default"] = f.default if f.default_factory is MISSING else f.default_factory()
-            if "(default" not in text and extra["default"] is not None and hint is not bool:
+            if "(default" not in text and extra["default"] not in (None, []) and hint is not bool:
                 text += f" (default: {_shown(extra['default'])})"
         groups[f in required].add_argument(_flag(f.name), help=text, **extra)
     parser.add_argument(
@@ -209,10 +210,13 @@ def _parser(name: str) -> Any:
 
 
 class _Formatter(argparse.HelpFormatter):
-    """argparse's own, with a wider column of flags."""
+    """argparse's own, with a wider column of flags, and names with a hyphen in one piece."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def _config_first(flags: list[str]) -> list[str]:

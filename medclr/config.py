@@ -7,7 +7,7 @@ with a value that the command would have to refuse.
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from medclr.errors import UsageError
 
@@ -19,6 +19,7 @@ _WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists t
 
 Method = Literal["linear", "knn", "attention", "lp-ft", "full", "auto"]
 Arm = Literal["scratch", "pca", "linear", "knn", "attention", "lp-ft", "full", "auto"]
+Tunable = Literal["scratch", "lp-ft", "full"]  # arms that train the whole network by one rate
 
 
 def _say(default: Any, text: str) -> Any:
@@ -426,11 +427,11 @@ class EfficiencyConfig(LabelsConfig):
             "help": "ways of making a classifier: two baselines, and what finetune --method does with each encoder"
         },
     )
-    tuned: list[Arm] = field(
+    tuned: list[Tunable] = field(
         default_factory=lambda: ["scratch"],
         metadata={
             "help": "arms that choose their learning rate by cross-validation within the draw, which takes four times "
-            "as long; of those that train the whole network"
+            "as long"
         },
     )
     jobs: int | None = _say(None, "cells computed at a time (default: one per core, or one where there is a GPU)")
@@ -442,7 +443,7 @@ class EfficiencyConfig(LabelsConfig):
         super().__post_init__()
         _check_ranges(self, draws=1, jobs=1, examples=0)
         for arm in self.tuned:
-            if arm not in ("scratch", "full", "lp-ft"):
+            if arm not in get_args(Tunable):
                 raise UsageError(f"--tuned {arm}: it trains no whole network, so there is no learning rate to choose")
         if not self.fractions or not all(0 < f <= 1 for f in self.fractions):
             raise UsageError(f"--fractions {self.fractions}: each must be above 0 and at most 1")

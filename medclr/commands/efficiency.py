@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medclr.commands.finetune import Labelled, break_down, check_classes, find_encoders, gather, sources
 from medclr.commands.prepare import check_stock
-from medclr.config import ADOPTED, METHODS, Arm, EfficiencyConfig, LabelsConfig
+from medclr.config import ADOPTED, METHODS, EfficiencyConfig, LabelsConfig, Tunable
 from medclr.data.labels import Task
 from medclr.data.loader import Blocks
 from medclr.data.phantoms import SCANNERS
@@ -231,7 +231,7 @@ def _groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
     return groups
 
 
-def _tuned(config: LabelsConfig) -> list[Arm]:
+def _tuned(config: LabelsConfig) -> list[Tunable]:
     assert isinstance(config, EfficiencyConfig)
     return config.tuned
 
