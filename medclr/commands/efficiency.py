@@ -341,7 +341,11 @@ def _left_out(data: Labelled) -> list[str]:
             "volume",
             "without a label (pre-training and pca may have seen them)",
         ),
-        (table.rows.iloc[table.of("val")]["patient_key"].nunique(), "labelled patient", "of the val split"),
+        (
+            table.rows.iloc[table.of("val")]["patient_key"].nunique(),
+            "labelled patient",
+            "of the val split, which no curve uses",
+        ),
     ]
     said = [f"{counted(n, noun)} {what}" for n, noun, what in parts if n]
     return [f"Left out: {listed(said)}."] if said else []
@@ -391,6 +395,11 @@ def _context(
 
     notes = [] if data.near == 0 else [data.near_sentence]
     notes += _left_out(data)
+    if known and len(rows) == rows["patient_key"].nunique():
+        notes.append(
+            "Each patient has one volume: if the keys are of images rather than of people, nobody can see from them "
+            "that a person is on both sides of the split."
+        )
     notes += [] if known else ["Not every file names its patient: intervals are image-level, and may be too narrow."]
     cited = sources(config, data.encoders[0])
     return {
@@ -424,7 +433,20 @@ def _context(
         "versions": versions(),
         "hardware": hardware(),
         "notes": notes,
+        "caveats": _caveats(config, len(table.of("train"))),
     }
+
+
+def _caveats(config: EfficiencyConfig, n_train: int) -> list[str]:
+    """What should make a reader doubt a comparison."""
+    whole = [arm for arm in config.arms if _method(arm) in ("full", "lp-ft", "auto")]
+    epochs = config.max_steps * config.batch_size / (max(config.fractions) * n_train)
+    if not whole or epochs >= config.epochs:
+        return []
+    return [
+        f"With {100 * max(config.fractions):g}%, {listed(whole)} stopped at --max-steps {config.max_steps}, after "
+        f"{epochs:.1f} of {config.epochs} epochs: longer training may raise what they show."
+    ]
 
 
 def _methods(
@@ -436,9 +458,8 @@ def _methods(
     for group, encoders in groups.items():
         a, details = encoders[0].bundle.architecture, encoders[0].bundle.details
         learned = details["hyperparameters"]
-        network = (
-            f"{group}: a {a.spatial_dims}D {a.title} that sees {' × '.join(map(str, a.patch))} voxels{of_slices}; "
-        )
+        size = f"{' × '.join(map(str, a.patch))} {'voxels' if a.spatial_dims == 3 else 'pixels'}"
+        network = f"{group}: a {a.spatial_dims}D {a.title} that sees {size}{of_slices}; "
         if details["method"] == ADOPTED:
             on = f"on “{learned['trained_on']}”, it is said" if learned["trained_on"] else "on data that nobody named"
             said.append(
@@ -475,7 +496,8 @@ def _methods(
         f"{few if min(config.fractions) <= FEW_LABELS else ''}, the smaller "
         "draws within the larger, stratified by whether a patient has any positive (by the rarest of several classes "
         "or labels); all arms use the same draws. At 100% the draws are seeds.",
-        "Outside a draw no label was used for anything: not for stopping, tuning, calibration or the choice of an arm.",
+        "No label outside a draw was used to train, stop, tune, calibrate or choose a method; which arm is called the "
+        "best, and which baseline the better one, is read off the test set.",
         f"Linear arms are logistic regressions on features scaled by one number; their regularisation is chosen by "
         f"five-fold patient-grouped cross-validation inside the draw, or is C = {FIXED_STRENGTH:g} where the draw has "
         f"fewer than {FEWEST_PATIENTS} patients of a class.",
@@ -483,8 +505,9 @@ def _methods(
     if any(_method(arm) in ("full", "lp-ft", "auto") for arm in config.arms):
         bounds = f"{config.min_steps} to {config.max_steps} steps"
         said.append(
-            f"Whole networks are trained with AdamW at {config.lr:g} for {config.epochs} epochs, {bounds}, at batch "
-            f"size {config.batch_size}, without a stopping rule; lp-ft starts from the head of linear."
+            f"Whole networks are trained with AdamW, at a peak learning rate of {config.lr:g} unless it is tuned, for "
+            f"{config.epochs} epochs but {bounds}, at batch size {config.batch_size}, without a stopping rule"
+            + ("; lp-ft starts from the head of linear." if {"lp-ft", "auto"} & set(config.arms) else ".")
         )
     tuned = [arm for arm in config.arms if arm in config.tuned]
     if tuned:
@@ -507,8 +530,11 @@ def _methods(
     said += [
         "pca is a logistic regression on the principal components of the pixels of all volumes outside the val and "
         "test patients.",
-        f"Intervals are from {config.resamples:,} resamples of test {'patients' if known else 'images'}, draws and "
-        "encoders together, the same for all arms.",
+        f"Intervals and tests are over test {'patients' if known else 'images'}, draws and encoders together: the "
+        f"variance over {config.resamples:,} bootstrap resamples of these (stratified by class, the same for all "
+        "arms), of draws and of encoders, added up, with Student's t at Satterthwaite's degrees of freedom. Those of "
+        "an AUROC are on the logit scale; p and interval of a difference are of one paired test. "
+        "Holm's correction is over arms, baselines and fractions.",
         f"The split is that of the {'label table' if data.table.split_source == 'table' else 'hash of each patient'}.",
     ]
     return said

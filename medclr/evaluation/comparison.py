@@ -106,11 +106,12 @@ def _claims(rows: pd.DataFrame, helps: str) -> str:
     for row in rows.to_dict("records"):
         where = f"{100 * row['fraction']:g}%"
         effect = f"{row['difference']:+.3f}, {row['low']:+.3f} to {row['high']:+.3f}".replace("-", "−")
+        chance = "< 0.001" if row["p_holm"] < 0.001 else f"= {row['p_holm']:.3f}"
         if row["reason"]:
             claim, where = "is not compared", f"{where} ({row['reason']})"
         else:
-            where = f"{where} ({effect} against {row['baseline']})"
-            if row["p_holm"] >= 1 - LEVEL or row["low"] <= 0 <= row["high"]:
+            where = f"{where} ({effect} against {row['baseline']}, Holm's p {chance})"
+            if row["p_holm"] >= 1 - LEVEL:
                 claim = "shows no difference that these data can resolve"
             else:
                 claim = helps if row["difference"] > 0 else "hurts"

@@ -8,9 +8,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelsNeeded:
-    """A count of labels with its interval, any of which may be open.
+    """A count of labelled patients with its interval, any of which may be open.
 
-    0 stands for "`least` labels or fewer" (the smallest fraction reached the target already), inf for "not with
+    0 stands for "`least` or fewer" (the smallest fraction reached the target already), inf for "not with
     `most`" (the largest did not). Where `reason` is not empty the numbers are NaN; `low` and `high` also where no
     resample has a whole curve.
     """
@@ -23,13 +23,13 @@ class LabelsNeeded:
     reason: str
 
     def __str__(self) -> str:
-        """In words, such as "reached with 471 labels (210 to not reached)"."""
+        """In words, such as "reached with 471 labelled patients (210 to not reached)"."""
         if self.reason:
             return f"n/a, because {self.reason}"
         if math.isinf(self.labels):
-            said = f"not reached with {_count(self.most)} labels"
+            said = f"not reached with {_count(self.most)} labelled patients"
         else:
-            said = f"reached with {self._end(self.labels, 'labels')}"
+            said = f"reached with {self._end(self.labels, 'labelled patients')}"
         if math.isnan(self.low):
             return f"{said} (no interval)"
         low, high = self._end(self.low), self._end(self.high)

@@ -72,9 +72,9 @@ def findings(curve: Curve, context: Mapping[str, Any]) -> Findings:
     chosen = _chosen(claims, points)
     arms = list(chosen) or [best[max(best)]["arm"]] if best else []
     answers = [
-        _which(points, claims, chosen, glance),
+        _which(curve, claims, chosen, glance),
         _how_many(curve, chosen, arms),
-        _how_sure(points, claims, chosen, context),
+        _how_sure(curve, claims, chosen, context),
         _left_out(curve, context),
     ]
     return Findings(answers, glance, arms[0] if arms else "")
@@ -102,7 +102,7 @@ def doubted(row: Mapping[Any, Any]) -> bool:
 def _claim(row: Mapping[Any, Any], ahead: str) -> str:
     if row["reason"]:
         return MISSING
-    if row["p_holm"] >= _ALPHA or row["low"] <= 0 <= row["high"]:
+    if row["p_holm"] >= _ALPHA:
         return OPEN
     return ahead if row["difference"] > 0 else HURTS
 
@@ -146,20 +146,17 @@ def _chosen(claims: pd.DataFrame, points: pd.DataFrame) -> dict[str, list[float]
 
 
 def _which(
-    points: pd.DataFrame, claims: pd.DataFrame, chosen: Mapping[str, list[float]], glance: list[dict[str, Any]]
+    curve: Curve, claims: pd.DataFrame, chosen: Mapping[str, list[float]], glance: list[dict[str, Any]]
 ) -> Answer:
     question = "Which arm to use?"
-    arms = list(points["arm"].unique())
+    arms = list(curve.points["arm"].unique())
     baselines = [arm for arm in BASELINES if arm in arms]
     n_compared = len(set(claims.loc[claims["claim"] != MISSING, "arm"]))
     more = []
     if chosen:
         short = f"{'; '.join(f'{arm}, with {_shares(where)} of the labels' for arm, where in chosen.items())}."
         there = "There it" if len(chosen) == 1 else "There each"
-        more.append(
-            f"{there} beats {' and '.join(BASELINES)} after Holm's correction, and its interval against the better of "
-            "them leaves out 0."
-        )
+        more.append(f"{there} beats {' and '.join(BASELINES)}, after Holm's correction.")
         more += _others(chosen, claims)
     elif not n_compared:
         short = "Not known: there is nothing to compare."
@@ -172,9 +169,8 @@ def _which(
             for row in ahead.to_dict("records")
         ]
     else:
-        best = list(dict.fromkeys(row["baseline"]["arm"] for row in glance if row["baseline"]))
-        stay = f", so stay with {best[0] if len(best) == 1 else _baselines(glance)}" if best else ""
-        short = f"No pre-trained arm is shown to beat the better baseline{stay}."
+        short = "Undecided: no pre-trained arm is shown to beat the better baseline."
+        more += _undecided(curve, glance)
     covered = {fraction for where in chosen.values() for fraction in where}
     rest = [row["fraction"] for row in glance if row["fraction"] not in covered]
     if chosen and rest:
@@ -189,6 +185,27 @@ def _which(
     if any(arm.endswith("-auto") for arm in arms):
         more.append("An auto arm chose its way of training inside each draw, without the test set.")
     return Answer(question, short, more)
+
+
+def _undecided(curve: Curve, glance: list[dict[str, Any]]) -> list[str]:
+    """What the best pre-trained arms are above nevertheless, and what to take meanwhile."""
+    said = []
+    compared = [row for row in glance if row["difference"] and not row["difference"]["reason"]]
+    above = [row for row in compared if row["difference"]["difference"] > 0]
+    if above:
+        ends = sorted({number(row["difference"]["difference"], sign=True) for row in above})
+        where = _shares([row["fraction"] for row in above])
+        said.append(
+            f"The best pre-trained arm is above the better baseline with {where}, by "
+            f"{listed(ends[:: len(ends) - 1 or 1], 'to')}, which is not resolved."
+        )
+    each = curve.differences
+    beaten = each[(each["versus"] != BETTER) & (each["p_holm"] < _ALPHA) & (each["difference"] > 0)]
+    for (arm, versus), rows in beaten.groupby(["arm", "versus"], sort=False):
+        said.append(f"{arm} does beat {versus} with {_shares(rows['fraction'])}, after Holm's correction.")
+    if better := _baselines(glance):
+        said.append(f"Without other evidence the better baseline is the simpler choice: {better}.")
+    return said
 
 
 def _others(chosen: Mapping[str, list[float]], claims: pd.DataFrame) -> list[str]:
@@ -241,9 +258,9 @@ def _how_many(curve: Curve, chosen: Mapping[str, list[float]], arms: list[str]) 
 
 
 def _how_sure(
-    points: pd.DataFrame, claims: pd.DataFrame, chosen: Mapping[str, list[float]], context: Mapping[str, Any]
+    curve: Curve, claims: pd.DataFrame, chosen: Mapping[str, list[float]], context: Mapping[str, Any]
 ) -> Answer:
-    question = "How sure?"
+    question, points = "How sure?", curve.points
     compared = claims[claims["claim"] != MISSING]
     more = []
     for row in compared[compared["claim"] == HELPS].to_dict("records"):
@@ -263,19 +280,20 @@ def _how_sure(
         short = f"Of {counted(len(compared), 'comparison')} with the better baseline, {listed(said)}."
     else:
         short = "No comparison could be made."
-    detectable = compared.loc[compared["claim"] == OPEN, "detectable"].dropna()
+    tested = int(((curve.differences["versus"] != BETTER) & (curve.differences["reason"] == "")).sum())
+    if tested > 1:
+        more.append(f"Holm's correction is for all {tested} comparisons of an arm with a baseline.")
+    detectable = compared[compared["claim"] == OPEN].groupby("fraction")["detectable"].max().dropna()
     if len(detectable):
-        ends = sorted({number(detectable.min()), number(detectable.max())})
+        most = zip(detectable.index, detectable, strict=True)
+        below = [f"{number(value)} with {share(fraction)}" for fraction, value in most]
         more.append(
-            f"Not resolved is not equal: where it says so, true differences below {listed(ends, 'to')} would often "
-            "have gone unseen (80% power, tested alone)."
+            f"Not resolved is not equal: a true difference below {listed(below)} would often have gone unseen (80% "
+            "power, tested alone)."
         )
+    more += context["caveats"]
     encoders = sorted(set(points.loc[~points["arm"].isin(BASELINES), "n_encoders"]))
-    of_encoders = (
-        f", and {listed([str(n) for n in encoders], 'or')} encoders of each group"
-        if max(encoders, default=0) > 1
-        else ""
-    )
+    of_encoders = f", and {listed([str(n) for n in encoders], 'or')} encoders" if max(encoders, default=0) > 1 else ""
     more.append(
         f"Intervals are 95%, over {count(context['test']['n_patients'])} test patients and "
         f"{listed([str(n) for n in sorted(set(points['n_draws']))], 'or')} draws of labels{of_encoders}."
@@ -294,9 +312,9 @@ _COUNTED = {
 
 
 def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
-    question = "What was left out, or could not be computed?"
+    question = "What leaked, was left out, or could not be computed?"
     missing = curve.points[curve.points["reason"] != ""]
-    more = [context["leakage"], *context["notes"]]
+    more = list(context["notes"])
     for reason, rows in missing.groupby("reason", sort=False):
         where = rows.groupby("arm", sort=False)["fraction"].agg(_shares)
         alike = where.reset_index().groupby("fraction", sort=False)
@@ -314,12 +332,8 @@ def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
     if len(more) > _MOST_ITEMS:
         more[_MOST_ITEMS - 1 :] = [f"{len(more) - _MOST_ITEMS + 1} more; each stands where its number would, below."]
     n = len(curve.points)
-    short = (
-        f"{len(missing)} of {n} points of the curve."
-        if len(missing)
-        else f"Nothing of the curve: it has all its {n} points."
-    )
-    return Answer(question, short, more)
+    there = f"{len(missing)} of {n} points of the curve are missing" if len(missing) else f"All {n} points are there"
+    return Answer(question, f"{context['leakage']} {there}.", more)
 
 
 def _arms(rows: pd.DataFrame) -> str:

@@ -19,6 +19,7 @@ CONTEXT: dict[str, Any] = {
     "test": {"n_patients": 624},
     "leakage": "No test patient was seen.",
     "notes": ["A note."],
+    "caveats": ["A caveat."],
 }
 Effect = tuple[float, float, float] | str  # difference, half of its interval, p after Holm; or why there is none
 
@@ -47,6 +48,10 @@ def curve(effects: dict[tuple[str, float], Effect], baselines: tuple[str, ...] =
                 row |= {"p_holm": p_holm, "detectable": 1.4 * half, "delong_p": p_holm if half < 0.03 else 0.2}
             points.append(point)
             if arm not in baselines and baselines:
+                # Ahead of scratch, which is the worse of the two, every difference is larger, and resolved.
+                ahead = {} if isinstance(effect, str) else {"difference": effect[0] + 0.1, "p_holm": 0.001}
+                each = {"scratch": ahead, "pca": {}}
+                differences += [row | {"versus": name, "baseline": name} | each[name] for name in baselines]
                 differences.append(row)
     empty = pd.DataFrame(columns=["arm", "fraction", "measure", "column", "group", "reason"])
     columns = ["arm", "versus", "baseline", "fraction", "difference", "low", "high", "p_holm", "detectable", "delong_p"]
@@ -78,7 +83,7 @@ def test_an_arm_that_helps_is_named_where_it_helps_and_nowhere_else() -> None:
     arms = {("a-full", 0.01): HELPS, ("a-full", 0.1): HELPS, ("a-full", 1.0): OPEN}
     which, many, sure, left = findings(curve(arms), CONTEXT).answers
     assert which.short == "a-full, with 1% and 10% of the labels."
-    assert which.more[0].startswith("There it beats scratch and pca after Holm's correction")
+    assert which.more[0].startswith("There it beats scratch and pca, after Holm's correction.")
     assert "With 100% no pre-trained arm is shown to beat the better baseline." in which.more
     assert "The better baseline is pca with 100%." in which.more
     assert many.short == "a-full helps with 4 and 40 labelled patients (1% and 10%)."
@@ -88,11 +93,13 @@ def test_an_arm_that_helps_is_named_where_it_helps_and_nowhere_else() -> None:
         "Of 3 comparisons with the better baseline, pre-training helps in 2 and the difference is not resolved in 1."
     )
     assert "a-full with 10%: +0.050 (+0.030 to +0.070) against pca, Holm's p = 0.001." in sure.more
-    assert any("below 0.112 would" in sentence for sentence in sure.more)
+    assert any("below 0.112 with 100% would" in sentence for sentence in sure.more)
     assert any("624 test patients and 5 or 10 draws" in sentence for sentence in sure.more)
     assert any("conditional" in sentence for sentence in sure.more)
-    assert left.short == "Nothing of the curve: it has all its 9 points."
-    assert left.more == ["No test patient was seen.", "A note."]
+    assert "Holm's correction is for all 6 comparisons of an arm with a baseline." in sure.more
+    assert "A caveat." in sure.more
+    assert left.short == "No test patient was seen. All 9 points are there."
+    assert left.more == ["A note."]
 
 
 def test_a_claim_that_the_second_opinion_does_not_share_says_so() -> None:
@@ -140,7 +147,13 @@ def test_the_best_of_a_fraction_is_one_that_helps_even_where_another_is_higher()
 
 def test_without_help_the_baseline_is_named_and_nothing_is_claimed() -> None:
     which, many, sure, _ = findings(curve({("a-full", fraction): OPEN for fraction in FRACTIONS}), CONTEXT).answers
-    assert which.short == "No pre-trained arm is shown to beat the better baseline, so stay with pca."
+    assert which.short == "Undecided: no pre-trained arm is shown to beat the better baseline."
+    assert which.more[:3] == [
+        "The best pre-trained arm is above the better baseline with 1%, 10% and 100%, by +0.050, which is not "
+        "resolved.",
+        "a-full does beat scratch with 1%, 10% and 100%, after Holm's correction.",
+        "Without other evidence the better baseline is the simpler choice: pca with 1%, 10% and 100%.",
+    ]
     assert sure.short == "Of 3 comparisons with the better baseline, the difference is not resolved in all 3."
     assert many.more[-1].endswith("and does not show that pre-training helps.")
     assert not any("optimistic" in sentence for sentence in which.more)  # one arm is not picked
@@ -174,16 +187,15 @@ def test_what_is_missing_is_gathered_by_reason_and_leakage_is_never_cut_off() ->
     ]
     found = findings(curve(arms, measures=pd.DataFrame(measures), subgroups=pd.DataFrame(subgroups)), CONTEXT)
     left = found.answers[3]
-    assert left.short == "2 of 12 points of the curve."
-    assert left.more[:4] == [
-        "No test patient was seen.",
+    assert left.short == "No test patient was seen. 2 of 12 points of the curve are missing."
+    assert left.more[:3] == [
         "A note.",
         "AUROC of a-full and b-full with 10%: it diverged.",
         "ECE after temperature scaling and temperature of 4 arms with 100%: no out-of-fold predictions.",
     ]
-    assert left.more[4] == "Subgroup view 0 (pca): 0 is too few."
+    assert left.more[3] == "Subgroup view 0 (pca): 0 is too few."
     assert len(left.more) == 8
-    assert left.more[-1].startswith("6 more")
+    assert left.more[-1].startswith("5 more")
 
 
 @pytest.mark.parametrize("kind", ["binary", "multilabel"])

@@ -97,6 +97,8 @@ def context(kind: str = "binary", **changes: Any) -> dict[str, Any]:
         "versions": {"medclr": "0.1.0"},
         "hardware": {"cores": 2},
         "notes": [],
+        "near_duplicates": {"test_images": 0, "sentence": "No near-duplicate."},
+        "caveats": [],
         "examples": None,
     } | changes
 
@@ -142,7 +144,7 @@ def test_the_page_answers_first_and_is_whole(curve: Curve) -> None:
         "Which arm to use?",
         "With how many labels?",
         "How sure?",
-        "What was left out, or could not be computed?",
+        "What leaked, was left out, or could not be computed?",
         "No test patient was seen",
         "Beware.",
         "The best pre-trained arm against the better baseline",
@@ -366,7 +368,7 @@ def test_what_has_no_number_says_why(curve: Curve) -> None:
     page = Page(html)
     assert page.cells.count("n/a, because it diverged") == len(differences)
     assert "n/a in 1 of 2 cells: it diverged" in page.text
-    assert "10 of 10 points of the curve." in page.text
+    assert "10 of 10 points of the curve are missing." in page.text
     assert "Not known: there is nothing to compare." in page.text
     assert not re.search(r"\bnan\b", re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL))
 
