@@ -3,9 +3,9 @@
     python benchmarks/five_folds.py ENCODER LABELS.csv OUT [--groups COLUMN ...] [any flag of medclr efficiency]
 
 LABELS.csv has the columns patient_id and label, and no split. Where the encoder saw all patients, without their labels,
-give --transductive. Figures are means of the five folds' AUROCs, over the draws of each; their intervals resample the
-patients of each fold, which are disjoint, and take the fitted classifiers as given: that training sets overlap from
-fold to fold is not in them. Columns of --groups are also looked at value by value.
+give --transductive. Figures are means of the five folds' AUROCs, over the draws of each. Their intervals are over the
+patients of each fold, which are disjoint, and over draws, as those of a curve; that training sets overlap from fold to
+fold is not in them. Columns of --groups are also looked at value by value.
 """
 
 import json
@@ -17,8 +17,9 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from medclr.cli import main as medclr
-from medclr.evaluation.efficiency import Cell
-from medclr.metrics import auroc, bootstrap_auroc, interval
+from medclr.evaluation.efficiency import BASELINES, Cell
+from medclr.evaluation.estimates import Chance, Sample
+from medclr.metrics import Resamples, auroc, bootstrap_mean_auroc
 
 FOLDS = 5
 RESAMPLES = 2000
@@ -49,20 +50,19 @@ def main(encoder: str, labels: Path, out: Path, flags: list[str]) -> None:
     }
     rows = []
     for name, group in groups.items():
-        parts = [_resampled(cells, rows_of, group) for cells, rows_of in found]
-        for key in parts[0][0]:
-            value = np.mean([part[0][key] for part in parts])
-            low, high = interval(np.mean([part[1][key] for part in parts], axis=0))
-            rows.append({"test": name, "arm": key[0], "fraction": key[1], "auroc": value, "low": low, "high": high})
-            if key[0] not in ("scratch", "pca"):
+        samples, n_patients = _over_folds([_of_fold(*one, group, number) for number, one in enumerate(found)])
+        chance = Chance(max(one.by_cell.size for one in samples.values()), 1, RESAMPLES, 0)
+        for key, sample in samples.items():
+            mean = chance.estimate(sample, n_patients)
+            row = {"test": name, "arm": key[0], "fraction": key[1], "auroc": mean.value}
+            rows.append(row | {"low": mean.low, "high": mean.high})
+            if key[0] not in BASELINES:
                 best = max(
-                    (k for k in parts[0][0] if k[0] in ("scratch", "pca") and k[1] == key[1]),
-                    key=lambda k: np.mean([part[0][k] for part in parts]),
+                    (k for k in samples if k[0] in BASELINES and k[1] == key[1]),
+                    key=lambda k: samples[k].by_cell.mean(),
                 )
-                gap = np.mean([part[1][key] - part[1][best] for part in parts], axis=0)
-                low, high = interval(gap)
-                mean = np.mean([part[0][key] - part[0][best] for part in parts])
-                rows[-1] |= {"versus": best[0], "difference": mean, "from": low, "to": high}
+                gap = chance.estimate(sample, n_patients, samples[best])
+                rows[-1] |= {"versus": best[0], "difference": gap.value, "from": gap.low, "to": gap.high, "p": gap.p}
     result = pd.DataFrame(rows)
     result.to_csv(out / "five_folds.csv", index=False)
     print(result.round(3).to_string(index=False))
@@ -74,20 +74,34 @@ def _fold(run: Path) -> tuple[list[Cell], pd.DataFrame]:
     return cells, pd.read_csv(run / "private" / "test.csv", keep_default_na=False)
 
 
-def _resampled(
-    cells: list[Cell], rows: pd.DataFrame, group: tuple[str, str] | None
-) -> tuple[dict[tuple[str, float], float], dict[tuple[str, float], np.ndarray]]:
-    """By arm and fraction the AUROC of one fold, or of a group in it, meant over draws; and the same resampled."""
+def _of_fold(
+    cells: list[Cell], rows: pd.DataFrame, group: tuple[str, str] | None, fold: int
+) -> tuple[dict[tuple[str, float], Sample], float]:
+    """By arm and fraction the AUROC of one fold, or of a group in it; and the patients of its rarer class."""
     own = np.ones(len(rows), dtype=bool) if group is None else (rows[group[0]].astype(str) == group[1]).to_numpy()
     y, patients = rows.filter(like="y ").to_numpy()[own, 0], rows["patient_key"].to_numpy()[own]
-    means, resampled = {}, {}
+    resamples = Resamples(patients, y, RESAMPLES, np.random.default_rng([0, fold]))  # the same for all arms
+    samples = {}
     for key in sorted({(cell.arm, cell.fraction) for cell in cells}):
-        scores = np.stack([c.scores[own, 0] for c in cells if (c.arm, c.fraction) == key and c.scores is not None])
-        # One seed, so that arms see the same patients.
-        drawn = bootstrap_auroc(y, scores, patients, RESAMPLES, np.random.default_rng(0))
-        resampled[key] = drawn.mean(axis=0)
-        means[key] = float(np.mean([auroc(y, one) for one in scores]))
-    return means, resampled
+        ordered = sorted((cell for cell in cells if (cell.arm, cell.fraction) == key), key=lambda cell: cell.draw)
+        scores = np.stack([cell.scores[own, 0] for cell in ordered])
+        by_draw = np.array([[auroc(y, one) for one in scores]])
+        samples[key] = Sample(by_draw, bootstrap_mean_auroc(y, scores, resamples))
+    return samples, min(len(set(patients[y == value])) for value in (0, 1))
+
+
+def _over_folds(
+    parts: list[tuple[dict[tuple[str, float], Sample], float]],
+) -> tuple[dict[tuple[str, float], Sample], float]:
+    """Means over folds, draw by draw, and the patients of the rarer class in all of them."""
+    means = {
+        key: Sample(
+            np.mean([samples[key].by_cell for samples, _ in parts], axis=0),
+            np.mean([samples[key].resampled for samples, _ in parts], axis=0),
+        )
+        for key in parts[0][0]
+    }
+    return means, sum(count for _, count in parts)
 
 
 if __name__ == "__main__":

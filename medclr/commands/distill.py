@@ -23,6 +23,7 @@ from medclr.commands.finetune import (
     near_sentence,
     nearly_seen,
     predictions,
+    refuse_diverged,
     refuse_seen,
 )
 from medclr.commands.predict import run_of
@@ -32,8 +33,9 @@ from medclr.data.identity import Seen, check_leakage, load_key
 from medclr.data.labels import LabelTable, check_labels, held_out, labels_hash
 from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
+from medclr.evaluation.cells import unjudged
 from medclr.evaluation.measures import temperature_of
-from medclr.metrics import bootstrap, interval, label_aurocs, weighted_mean_auroc
+from medclr.evaluation.single import auroc_of
 from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, LoadedClassifier, load_classifier, save_classifier
 from medclr.models.encoder import Architecture, build_encoder
@@ -114,14 +116,20 @@ def distill(config: DistillConfig) -> dict[str, Any]:
             task.scores(classify_rows(network, table.rows, data.store, teacher.spec))
             for network in (student, teacher.classifier)
         )
+        refuse_diverged(scores, config)
         patients, known = table.rows["patient_key"].to_numpy(), bool(table.rows["patient_known"].all())
         for split in ("val", "test"):
             if len(at := table.of(split)):
                 truth, of = table.y[at], patients[at]
                 metrics["splits"][split] = measured(task, truth, scores[at], of, known, config)
                 metrics["teacher"]["splits"][split] = measured(task, truth, old_scores[at], of, known, config)
-                metrics["difference"][split] = _difference(truth, scores[at], old_scores[at], of, config)
-        if len(val := table.of("val")):
+                less = auroc_of(truth, of, scores[at], task.kind, config.resamples, config.seed, old_scores[at])
+                metrics["difference"][split] = {
+                    name: None if less.reason else getattr(less, field)
+                    for name, field in (("auroc", "value"), ("low", "low"), ("high", "high"))
+                }
+        val = table.of("val")
+        if len(val) and not all(unjudged(table.y[val], patients[val])):
             tempered = temperature_of(scores[val], table.y[val], task.kind)
         run.write_frame("predictions.csv", predictions(table.rows, task, scores, table.y))
     metrics["temperature"] = {"value": tempered.value, "reason": tempered.reason}
@@ -264,8 +272,9 @@ def _check_seen(
         )
     verdict = refuse_seen(config.labels, config, table, seen, seen.fingerprint)
     near = None if seen.unrecorded else nearly_seen(run, table, manifest, seen.pixels | teacher.trained_on.pixels)
+    unsure = verdict.status == "clean" and taught.status != "clean"
     return {
-        "leakage": verdict.sentence,
+        "leakage": (taught if unsure else verdict).sentence,
         "near_duplicates": {"test_images": near, "sentence": near_sentence(near)},
         "transductive": verdict.status == "leak",
     }
@@ -280,23 +289,6 @@ def _labels_of(rows: pd.DataFrame, table: LabelTable) -> NDArray[np.float64]:
     known = ~np.isnan(at)
     y[known] = table.y[at[known].astype(int)]
     return y
-
-
-def _difference(
-    y: NDArray[np.float64],
-    student: NDArray[np.float64],
-    teacher: NDArray[np.float64],
-    patients: NDArray[np.object_],
-    config: DistillConfig,
-) -> dict[str, Any]:
-    """AUROC of the student less that of the teacher, with the interval of the difference on the same resamples."""
-    own, its = (label_aurocs(y, scores).mean for scores in (student, teacher))
-    if np.isnan(own):
-        return {"auroc": None, "low": None, "high": None}
-    rng = np.random.default_rng(config.seed)
-    resampled = bootstrap(weighted_mean_auroc, y, np.stack([student, teacher]), patients, config.resamples, rng)
-    low, high = interval(resampled[0] - resampled[1])
-    return {"auroc": own - its, "low": low, "high": high}
 
 
 def _parameters(network: nn.Module) -> int:

@@ -281,7 +281,7 @@ def _write(
     needed = {arm: str(found) for arm, found in curve.needed.items()}
     title = f"Label efficiency: {data.table.task.name}"
     efficiency_figure(curve.points, title, [run.folder / f"curve.{kind}" for kind in ("png", "svg", "pdf")])
-    context = _context(config, run, data, groups, title)
+    context = _context(config, run, data, groups, title, curve)
     run.write_text("report.html", efficiency_page(curve, context))
     if config.examples:
         _write_examples(config, run, data, curve, context)
@@ -379,7 +379,12 @@ def _truth(task: Task, y: NDArray[np.float64]) -> str:
 
 
 def _context(
-    config: EfficiencyConfig, run: Run, data: Labelled, groups: Mapping[str, Sequence[Encoder]], title: str
+    config: EfficiencyConfig,
+    run: Run,
+    data: Labelled,
+    groups: Mapping[str, Sequence[Encoder]],
+    title: str,
+    curve: Curve,
 ) -> dict[str, Any]:
     table, rows, task = data.table, data.table.rows, data.table.task
     known = bool(rows["patient_known"].all())
@@ -433,19 +438,28 @@ def _context(
         "versions": versions(),
         "hardware": hardware(),
         "notes": notes,
-        "caveats": _caveats(config, len(table.of("train"))),
+        "caveats": _caveats(config, len(table.of("train")), curve),
     }
 
 
-def _caveats(config: EfficiencyConfig, n_train: int) -> list[str]:
+def _caveats(config: EfficiencyConfig, n_train: int, curve: Curve) -> list[str]:
     """What should make a reader doubt a comparison."""
+    said, fastest = [], f"learning rate {config.lr * max(RATES):g}"
+    for arm in (arm for arm in config.arms if arm in config.tuned):
+        cells = [cell for cell in curve.cells if arm in (cell.arm, _kind(cell.arm)) and cell.choice]
+        edge = sum(cell.choice == fastest for cell in cells)
+        if 2 * edge > len(cells):
+            said.append(
+                f"{arm} chose the highest {fastest} in {edge} of {len(cells)} cells: a higher --lr may be better."
+            )
     whole = [arm for arm in config.arms if _method(arm) in ("full", "lp-ft", "auto")]
     epochs = config.max_steps * config.batch_size / (max(config.fractions) * n_train)
     if not whole or epochs >= config.epochs:
-        return []
+        return said
     return [
+        *said,
         f"With {100 * max(config.fractions):g}%, {listed(whole)} stopped at --max-steps {config.max_steps}, after "
-        f"{epochs:.1f} of {config.epochs} epochs: longer training may raise what they show."
+        f"{epochs:.1f} of {config.epochs} epochs: longer training may raise what they show.",
     ]
 
 

@@ -29,11 +29,11 @@ from medclr.data.layout import TableLayout
 from medclr.data.signature import near_duplicates
 from medclr.data.spec import DataSpec, load_spec
 from medclr.data.store import Store
-from medclr.errors import BundleError, DataError, LeakageError, UsageError
+from medclr.errors import BundleError, DataError, LeakageError, MedclrError, UsageError
+from medclr.evaluation.cells import unjudged
 from medclr.evaluation.measures import temperature_of
-from medclr.evaluation.single import judge
+from medclr.evaluation.single import auroc_of, judge
 from medclr.evaluation.subgroups import age_bands, quartile_bands
-from medclr.metrics import bootstrap, interval, label_aurocs, weighted_mean_auroc
 from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, NeighboursHead, save_classifier
 from medclr.models.encoder import Architecture
@@ -173,15 +173,18 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if fitted.choice:
         say(f"{config.method}: {fitted.choice}")
     scores = fitted.scores(np.arange(len(rows)))
+    refuse_diverged(scores, config)
     # Out of fold where the method chose something by cross-validation; else the val split, which it has not seen.
-    held, y_held = fitted.held_out, table.y[train]
-    if held is None and len(val := table.of("val")):
-        held, y_held = scores[val], table.y[val]
+    held, y_held, by = fitted.held_out, table.y[train], "out of fold"
+    val = table.of("val")
+    if held is None and len(val) and not all(unjudged(table.y[val], patients[val])):
+        held, y_held, by = scores[val], table.y[val], "the val split"
     temperature = temperature_of(held, y_held, task.kind)
     judged = {
         split: judge(
-            table.y[at], patients[at], scores[at], task.kind, task.outputs, config.resamples, config.seed, held, y_held,
-            break_down(table).iloc[at],
+            table.y[at], patients[at], scores[at], task.kind, task.outputs, config.resamples, config.seed,
+            # What it was fitted on is no measure of it.
+            None if (split, by) == ("val", "the val split") else held, y_held, break_down(table).iloc[at],
         )
         for split in ("val", "test")
         if len(at := table.of(split))
@@ -194,7 +197,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "init": config.init,
         "n_train": len(train),
         "choice": fitted.choice,
-        "temperature": {"value": temperature.value, "reason": temperature.reason},
+        "temperature": {"value": temperature.value, "reason": temperature.reason, "by": "" if held is None else by},
         "splits": {
             split: measured(task, table.y[at], scores[at], patients[at], bool(rows["patient_known"].all()), config)
             | {
@@ -219,6 +222,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     run.finish(metrics)
     _tell(config, run, metrics)
     return metrics
+
+
+def refuse_diverged(scores: NDArray[np.float64], config: ClassifierConfig) -> None:
+    """Raise MedclrError where training has ended in numbers that are none."""
+    if not np.isfinite(scores).all():
+        raise MedclrError(f"--lr {config.lr:g}: the training diverged, and its scores are not finite; lower it")
 
 
 def find_encoders(config: LabelsConfig, run: Run, given: Sequence[Path]) -> list[Path]:
@@ -339,7 +348,7 @@ def measured(
     `n_positive` then counts the volumes with any label, `n_negative` those with none that is known, and of several
     classes, of which each volume has one, neither is given.
     """
-    found = _measured(y, scores, patients, config)
+    found = _measured(y, scores, patients, task.kind, config)
     if task.kind == "multiclass":
         found |= {"n_positive": None, "n_negative": None}
     found["interval_level"] = "patient" if known else "image (patients unknown)"
@@ -348,7 +357,7 @@ def measured(
         for column, output in enumerate(task.outputs):
             told = ~np.isnan(y[:, column])
             own, ranked = y[told, column, None], scores[told, column, None]
-            found["by_label"][output] = _measured(own, ranked, patients[told], config)
+            found["by_label"][output] = _measured(own, ranked, patients[told], "binary", config)
     return found
 
 
@@ -366,10 +375,13 @@ def predictions(
 
 
 def _measured(
-    y: NDArray[np.float64], scores: NDArray[np.float64], patients: NDArray[np.object_], config: ClassifierConfig
+    y: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    patients: NDArray[np.object_],
+    kind: str,
+    config: ClassifierConfig,
 ) -> dict[str, Any]:
     """Of (n, K), as `measured`."""
-    aurocs = label_aurocs(y, scores)
     positive = (y == 1).any(axis=1)
     found = {
         "auroc": None,
@@ -381,11 +393,10 @@ def _measured(
         "n_negative": int((~positive).sum()),
         "n_patients": len(set(patients)),
     }
-    if np.isnan(aurocs.mean):
-        return found | {"reason": f"n/a, because {next(filter(None, aurocs.reasons))}"}
-    rng = np.random.default_rng(config.seed)
-    low, high = interval(bootstrap(weighted_mean_auroc, y, scores[None], patients, config.resamples, rng))
-    return found | {"auroc": aurocs.mean, "low": low, "high": high}
+    auroc = auroc_of(y, patients, scores, kind, config.resamples, config.seed)
+    if auroc.reason:
+        return found | {"reason": f"n/a: {auroc.reason}"}
+    return found | {"auroc": auroc.value, "low": auroc.low, "high": auroc.high}
 
 
 def break_down(table: LabelTable) -> pd.DataFrame:

@@ -38,6 +38,7 @@ def predict(config: PredictConfig) -> pd.DataFrame:
     run = Run.open("predict", config, config.out)
     say(f"run folder: {run.folder}")
     name = f"predictions.{config.format}"
+    run.pin({"classifier": loaded.digest})
     if run.complete:
         say(f"{run.folder} is complete already; use another --out to predict again")
         return _read(run.folder / name)
@@ -45,7 +46,6 @@ def predict(config: PredictConfig) -> pd.DataFrame:
     say(f"classifier: {source}{found}; all {len(network.state_dict())} weights match")
     task = loaded.task
     say(f"{task.name}: {', '.join(task.outputs)} ({task.kind}), by {loaded.details['method']}")
-    run.pin({"classifier": loaded.digest})
     key_file = config.key_file or read_paths(run_of(source)).get("key_file")
     volumes = new_volumes(config, run, loaded.spec, config.store, key_file, "classifier")
 

@@ -39,12 +39,17 @@ _PSEUDONYMS = {
     "patient_id": ("patient", "patient_key"),
 }
 # Of two values, one of these is the class 0.
-_NEGATIVE = {"0", "0.0", "false", "f", "no", "n", "negative", "neg", "-", "absent", "none", "normal", "no finding"}
+_NEGATIVE = {"0", "0.0", "false", "f", "no", "n", "negative", "neg", "-", "absent", "none", "normal", "no finding",
+             "control", "healthy", "benign"}  # fmt: skip
 # Beside two classes or more, what is written where the class is not known.
-_UNKNOWN = {"?", "na", "n/a", "nan", "null", "unknown", "not known", "uncertain", "unclear", "missing"}
+_UNKNOWN = {"?", "na", "n/a", "nan", "null", "unknown", "not known", "uncertain", "unclear", "missing",
+            "#n/a", "#na", "#value!", "#div/0!", "#ref!", "<na>", "."}  # fmt: skip
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 _AGE = re.compile(r"\d{3}[YMWD]", re.ASCII)  # as DICOM writes it
-_DATE = re.compile(r"(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})(?!\d).*|(19|20)\d{6}", re.ASCII)
+_DATE = re.compile(
+    r"(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})(?!\d).*|(19|20)\d{6}|\d\d?[- ][a-z]{3,9}[- ]\d{2,4}",
+    re.ASCII | re.IGNORECASE,
+)
 MOST_CLASSES = 30  # a column of more values holds names, ids or measurements
 
 
@@ -558,8 +563,8 @@ def _classes(labels: pd.Series, path: Path) -> tuple[str, ...]:
         )
     if len(values) == 1:
         raise DataError(f"{where} has a single class in all {len(labels):,} labelled rows{shown}; two are needed")
-    unknown = sorted(_UNKNOWN & {value.casefold() for value in values}) + ["-1"] * (values == ["-1", "0", "1"])
-    if len(values) > 2 and unknown:
+    unknown = sorted(_UNKNOWN & {value.casefold() for value in values}) + ["-1"] * ({"-1", "0", "1"} <= set(values))
+    if unknown and (len(values) > 2 or any(re.fullmatch(_NUMBER, value) for value in values)):
         raise DataError(
             f"{where} has {unknown[0]!r} beside its classes; blank it where it means unknown, or give it another name"
         )
@@ -680,6 +685,8 @@ def _splits(
     """The split of each manifest position that the table mentions and gives one, and where it comes from."""
     patients = manifest["patient_key"].to_numpy()
     # Over the whole table, labelled or not, so that pre-training and fine-tuning never disagree.
+    if near := [name for name in table.columns if name != "split" and name.strip().casefold() == "split"]:
+        raise DataError(f"{path.name}: column {near[0]!r} is not read as the split; call it 'split'")
     if "split" not in table.columns or (table["split"] == "").all():
         mentioned = {position for found in matches.values() for position in found}
         return {position: split_by_patient(str(patients[position])) for position in mentioned}, "patient hash"

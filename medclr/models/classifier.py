@@ -73,6 +73,12 @@ class Classifier(nn.Module):
         self.head.weight.copy_(torch.from_numpy(weight.T))
         self.head.bias.copy_(torch.from_numpy(bias))
 
+    @torch.no_grad()
+    def shift_logits(self, by: NDArray[np.floating]) -> None:
+        """Add (K,) to the logits of a linear head."""
+        assert isinstance(self.head, nn.Linear)
+        self.head.bias.add_(torch.from_numpy(by).to(self.head.bias))
+
 
 class AttentionPool(nn.Module):
     """Gated attention over the parts of a volume (Ilse, Tomczak and Welling, "Attention-based deep multiple instance

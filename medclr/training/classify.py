@@ -19,7 +19,7 @@ from medclr.models.classifier import Classifier
 from medclr.models.encoder import stages
 from medclr.training.encode import training_device
 from medclr.training.optim import draw_back, layerwise_adamw
-from medclr.training.probe import Linear
+from medclr.training.probe import Linear, log_prior
 from medclr.training.steps import take_steps
 from medclr.transforms.presets import Views
 
@@ -42,7 +42,7 @@ def fit_full(
     """Train encoder and head together on labelled rows, for a number of steps that is known beforehand.
 
     Cross-entropy, with all classes weighted alike unless asked otherwise, AdamW, one epoch of warm-up and a cosine;
-    there is no stopping rule, so no label is needed to stop by.
+    there is no stopping rule, so no label is needed to stop by. The logits are those of the classes as they are.
 
     Args:
         network: an encoder, and what is kept of its projector; its weights are changed.
@@ -68,11 +68,13 @@ def fit_full(
         rows = by_slice(rows.assign(volume=np.arange(len(rows))))
         y = y[rows["volume"]]
     classifier = Classifier(network, feature_dim, y.shape[1], config.dropout, crops=config.crops).to(device).train()
+    balanced = config.class_weight == "balanced"
+    prior = log_prior(y, exclusive) * balanced
     if head:
-        classifier.set_head(head.weight, head.bias)
+        classifier.set_head(head.weight, head.bias - prior)
     loader = train_loader(Blocks(rows, store, spec, views, 1, seed), config.batch_size, 0, seed)
     target = torch.tensor(y, dtype=torch.float32, device=device)
-    weight = class_weights(target, exclusive) if config.class_weight == "balanced" else None
+    weight = class_weights(target, exclusive) if balanced else None
     total = steps_of(config, len(loader))
     to_start = config.decay_to == "start"
     optimizer = layerwise_adamw(
@@ -88,6 +90,7 @@ def fit_full(
         return label_loss(classifier(images), target[batch["row"]], weight, exclusive)
 
     take_steps(classifier, loader, views, optimizer, total, seed, loss, on_epoch, checkpoint)
+    classifier.shift_logits(prior)
     return classifier.eval()
 
 

@@ -27,6 +27,8 @@ AUTO = ("linear", "knn", "lp-ft")  # what `auto` chooses among; the first where 
 RATES = (3.0, 1.0, 0.3)  # times --lr: what a tuned learning rate is chosen among
 INNER_FOLDS = 3  # of these choices, whose networks are trained for a third of the steps
 
+_UNCHOSEN = " for want of labels to choose by"
+
 Rows = NDArray[np.intp]
 
 
@@ -132,7 +134,7 @@ def fit(
     """
     y, patients = material.y[at], material.patients[at]
     if method == "auto":
-        choice, held_out, reason = AUTO[0], None, " for want of labels to choose by"
+        choice, held_out, reason = AUTO[0], None, _UNCHOSEN
         if enough_to_choose(y, patients):
             brief = replace(material, config=_brief(material.config))
 
@@ -148,7 +150,7 @@ def fit(
 
     head = _on_features("linear", material, start, at, seed).head if method == "lp-ft" else None
     assert not isinstance(head, Neighbours)
-    config, held_out = material.config, None
+    config, held_out, reason = material.config, None, _UNCHOSEN * tuned
     if tuned and enough_to_choose(y, patients):
 
         def of_rate(rate: float, own: Rows, held: Rows) -> Scores:
@@ -156,7 +158,7 @@ def fit(
             return fit(method, replace(material, config=brief), start, at[own], seed).scores(at[held])
 
         rate, held_out = choose(RATES, of_rate, y, inner_folds(y, patients, seed, INNER_FOLDS))
-        config = replace(config, lr=config.lr * rate)
+        config, reason = replace(config, lr=config.lr * rate), ""
     network = fit_full(
         start.fresh(seed),
         start.feature_dim,
@@ -176,7 +178,7 @@ def fit(
     def scores(rows: Rows) -> Scores:
         return material.task.scores(classify_rows(network, material.part(rows), material.store, material.spec))
 
-    return Fitted(scores, held_out, f"learning rate {config.lr:g}", network=network)
+    return Fitted(scores, held_out, f"learning rate {config.lr:g}{reason}", network=network)
 
 
 def trainings(method: str, tuned: bool) -> int:
@@ -195,7 +197,7 @@ def _on_features(method: str, material: Material, start: Start, at: Rows, seed: 
         return Fitted(lambda rows: head.scores(features[rows]), None, "", head)
     balanced = material.config.class_weight == "balanced"
     head = fit_linear(features[at], y, material.patients[at], seed, exclusive=material.exclusive, balanced=balanced)
-    choice = f"C = {head.strength:g}"
+    choice = f"C = {head.strength:g}{'' if head.chosen else _UNCHOSEN}"
     if method == "linear":
         return Fitted(lambda rows: head.scores(features[rows]), head.held_out, choice, head)
     bags = start.bags

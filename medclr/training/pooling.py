@@ -9,7 +9,7 @@ from medclr.models.classifier import AttentionPool
 from medclr.training.classify import class_weights
 from medclr.training.encode import Bags
 from medclr.training.optim import adamw, warmup_cosine
-from medclr.training.probe import Linear
+from medclr.training.probe import Linear, log_prior
 
 HIDDEN = 64
 STEPS = 300  # always, so that cost is known beforehand
@@ -39,11 +39,12 @@ def fit_attention(
     """
     mean, scale = bags.features.mean(axis=0), float(bags.features.std(axis=0).max()) or 1.0
     scaled = Bags((bags.features - mean) / scale, bags.counts)
+    prior = log_prior(y, head.exclusive) * balanced
     torch.manual_seed(seed % 2**63)
     pool, linear = AttentionPool(len(mean), HIDDEN), torch.nn.Linear(*head.weight.shape)
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(head.weight.T * scale))
-        linear.bias.copy_(torch.from_numpy(head.bias + mean @ head.weight))
+        linear.bias.copy_(torch.from_numpy(head.bias - prior + mean @ head.weight))
     target = torch.tensor(y, dtype=torch.float32)
     weight = class_weights(target, head.exclusive) if balanced else None
     optimizer = adamw(torch.nn.ModuleList([pool, linear]), LR, WEIGHT_DECAY)
@@ -64,7 +65,7 @@ def fit_attention(
             layer.weight.div_(scale)
             layer.bias.sub_(layer.weight @ torch.from_numpy(mean))
     found = linear.weight.detach().double().numpy().T / scale
-    bias = linear.bias.detach().double().numpy() - mean @ found
+    bias = linear.bias.detach().double().numpy() - mean @ found + prior
     return pool.eval(), Linear(found, bias, head.exclusive, head.strength)
 
 

@@ -96,7 +96,7 @@ def fit_linear(
         seed: of the folds.
         strength: given, so that none is chosen.
         exclusive: the K columns are classes, of which each row has one: a multinomial regression.
-        balanced: all classes count the same, however many rows they have.
+        balanced: all classes count the same, however many rows they have; probabilities are of these rows all the same.
     """
     mean, scale = features.mean(axis=0), float(features.std(axis=0).max()) or 1.0
     scaled = (features - mean) / scale
@@ -138,6 +138,19 @@ def fit_pca(
 def enough_to_choose(y: NDArray[np.floating], patients: NDArray[np.object_]) -> bool:
     """Whether a label of y (n, K) has both its classes from FEWEST_PATIENTS patients, so that folds can tell."""
     return any(min(len(set(patients[column == value])) for value in (0, 1)) >= FEWEST_PATIENTS for column in y.T)
+
+
+def log_prior(y: NDArray[np.floating], exclusive: bool) -> Scores:
+    """What balanced classes leave out of logits (K,): the log odds of each label of y (n, K), or log shares of classes.
+
+    Where all classes count the same, a classifier tells probabilities as if they were equally frequent; added to its
+    logits, this makes them those of the rows it learned from (Saerens, Latinne and Decaestecker 2002).
+    It changes no order within a label. A class that no row has is as rare as if half a row had it.
+    """
+    positive, negative = np.nansum(y, axis=0), np.nansum(1 - y, axis=0)
+    if exclusive:
+        return np.asarray(np.log(np.maximum(positive, 0.5) / len(y)))
+    return np.where((positive > 0) & (negative > 0), np.log(np.maximum(positive, 0.5) / np.maximum(negative, 0.5)), 0.0)
 
 
 def inner_folds(y: NDArray[np.floating], patients: NDArray[np.object_], seed: int, n_folds: int = FOLDS) -> list[Fold]:
@@ -207,12 +220,12 @@ def _logistic(
                 weight[:, classes[1]], bias[classes[1]] = model.coef_[0], model.intercept_[0]
             else:
                 weight[:, classes], bias[classes] = model.coef_.T, model.intercept_
-            # A class that no row has: as rare as if half a row had it.
-            bias[~y.any(axis=0)] = -np.log(2 * len(y))
+            if not balanced:
+                bias[~y.any(axis=0)] = -np.log(2 * len(y))  # a class that no row has: as if half a row had it
         else:
             for label, column in enumerate(y.T):
                 known = ~np.isnan(column)
                 if len(set(column[known])) == 2:
                     model.fit(features[known], column[known])
                     weight[:, label], bias[label] = model.coef_[0], model.intercept_[0]
-    return Linear(weight, bias, exclusive, strength)
+    return Linear(weight, bias + log_prior(y, exclusive) * balanced, exclusive, strength)

@@ -88,7 +88,7 @@ def test_it_has_arms_of_its_own_in_a_curve_which_says_what_is_not_known(adopted)
     assert report["leakage"] == f"{clean} {UNKNOWN}"
     assert report["near_duplicates"]["test_images"] is None
     assert report["methods"][1] == (
-        "other: a 2D resnet10-a of MONAI that sees 12 × 12 voxels of axial slices, whose mean is the volume's; its "
+        "other: a 2D resnet10-a of MONAI that sees 12 × 12 pixels of axial slices, whose mean is the volume's; its "
         "weights are from elsewhere, trained on “23 sets of CT & MR”, it is said, and whether with labels is not "
         "recorded. Names lost their prefix module. "
         "Left out: fc. It is given grey values less 0.2, divided by 0.3."

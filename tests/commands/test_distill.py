@@ -20,14 +20,14 @@ from medclr.data.labels import LabelTable
 from medclr.evaluation.measures import temperature_of
 from medclr.models.classifier import load_classifier
 
-SPLITS = ["train"] * 12 + ["val"] * 4 + ["test"] * 8
+SPLITS = ["train"] * 12 + ["val"] * 10 + ["test"] * 10
 FEW = ["--epochs", "1", "--batch-size", "8"]
 DISTILL = ["distill", "--teacher", "runs/teacher", "--resamples", "100", "--min-steps", "1", *FEW]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory):
-    """24 patients of two images, brighter below where the label is 1; of the train split, 10 images have a label."""
+    """32 patients of two images, brighter below where the label is 1; of the train split, 10 images have a label."""
     folder = tmp_path_factory.mktemp("distill")
     before = Path.cwd()
     os.chdir(folder)
@@ -193,9 +193,9 @@ def test_other_volumes_have_no_labels_and_leave_nobody_out(said):
     assert code == 0
     assert "no label table: nobody is left out" in out
     found = record("runs/other/metrics.json")
-    assert (found["n_train"], found["splits"], "leakage" in found) == (48, {}, False)
+    assert (found["n_train"], found["splits"], "leakage" in found) == (64, {}, False)
     seen = load_classifier(Path("runs/other")).trained_on
-    assert (len(seen.pixels), seen.n_unknown) == (48, 48), "without the table nothing names these patients"
+    assert (len(seen.pixels), seen.n_unknown) == (64, 64), "without the table nothing names these patients"
     assert seen.patients > load_classifier(Path("runs/teacher")).trained_on.patients
     assert not Path("runs/other/predictions.csv").exists()
 
@@ -260,3 +260,20 @@ def test_a_teacher_alone_needs_data(said, tmp_path):
     code, _, err = said("distill", "--teacher", "runs", "--out", "runs/none")
     assert code == 1
     assert "--teacher runs holds no classifier" in err
+
+
+def test_a_training_that_diverges_saves_no_classifier(folder, said):
+    for command in (["finetune", "--labels", "labels.csv", "--method", "full", "--min-steps", "3"], DISTILL):
+        out = f"runs/diverged-{command[0]}"
+        code, _, error = said(*command, *FEW, "--lr", "1e30", "--out", out)
+        assert code == 1
+        assert "--lr 1e+30: the training diverged" in error
+        assert not Path(out, "classifier").exists()
+
+
+def test_under_another_key_nothing_is_said_to_be_clean(folder, said):
+    code, _, _ = said(
+        *DISTILL, "--key-file", "another", "--data", "images", "--labels", "labels.csv", "--out", "runs/key"
+    )
+    assert code == 0
+    assert record("runs/key/metrics.json")["leakage"].startswith("Patients not checkable")

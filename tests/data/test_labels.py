@@ -171,6 +171,24 @@ def test_bom_line_endings_blanks_and_quotes(table, manifest, encoding, ending):
     )
 
 
+@pytest.mark.parametrize("values", [("1", "NA", "1"), ("0", "#N/A", "1"), ("-1", "0", "1"), ("1", ".", "0")])
+def test_what_means_unknown_is_no_class_beside_numbers(table, manifest, values):
+    rows = [f"1.{row},{value}" for row, value in zip((1, 4, 5), values, strict=True)]
+    with pytest.raises(DataError, match="beside its classes; blank it"):
+        read_labels(table("series_uid,label", *rows), manifest, NAMES)
+
+
+@pytest.mark.parametrize("dates", [("12-Mar-2010", "3-apr-2011"), ("1 January 2010", "2 May 2011")])
+def test_dates_in_words_are_no_classes(table, manifest, dates):
+    with pytest.raises(DataError, match="date"):
+        read_labels(table("series_uid,label", f"1.1,{dates[0]}", f"1.4,{dates[1]}", f"1.5,{dates[0]}"), manifest, NAMES)
+
+
+def test_a_split_column_of_another_spelling_is_refused(table, manifest):
+    with pytest.raises(DataError, match="'Split' is not read as the split; call it 'split'"):
+        read_labels(table("series_uid,label,Split", "1.1,0,train", "1.4,1,test"), manifest, NAMES, ["label"])
+
+
 def test_text_that_pandas_would_take_for_missing_is_text(table, manifest):
     found = read_labels(table("series_uid,label", "1.1,NA", "1.4,None", "1.5,NA"), manifest, NAMES)
     assert _values(found) == {"v0": 1, "v3": 0, "v4": 1}

@@ -52,7 +52,15 @@ def test_full_starts_from_a_head_that_is_given(full):
     head = Linear(np.linspace(-1, 1, 64)[:, None], np.array([0.25]), False, 1.0)
     started = full(head=head, lr=0.0)
     np.testing.assert_allclose(started.head.weight.detach()[0], head.weight[:, 0], rtol=1e-6)
-    assert started.head.bias.item() == 0.25
+    assert started.head.bias.item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("weighting", ["balanced", "none"])
+def test_logits_are_those_of_the_classes_as_they_are(full, material, weighting):
+    y = np.zeros((len(material.rows), 1))
+    y[0] = 1
+    still = full(y=y, rows=material.rows, lr=0.0, class_weight=weighting)
+    assert still.head.bias.item() == pytest.approx(-np.log(len(y) - 1) if weighting == "balanced" else 0)
 
 
 def test_full_is_deterministic_for_a_seed(full):

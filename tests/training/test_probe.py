@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit, log_softmax, logit, softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -18,6 +19,7 @@ from medclr.training.probe import (
     fit_linear,
     fit_pca,
     inner_folds,
+    log_prior,
 )
 
 NEWTON = "newton-cholesky"
@@ -179,6 +181,7 @@ def test_classes_are_a_multinomial_regression(balanced):
     model.fit(scaled(x), y.argmax(1))
     new = np.random.default_rng(9).normal(0, 20, (40, 8))
     expected = model.predict_log_proba((new - x.mean(0)) / x.std(0).max())
+    expected = log_softmax(expected + balanced * np.log(y.mean(0)), axis=1)
     np.testing.assert_allclose(head.scores(new), expected, rtol=1e-5, atol=1e-7)
     assert head.exclusive
 
@@ -194,7 +197,8 @@ def test_a_class_that_no_row_has_is_as_rare_as_half_a_row():
     x, y = x[y[:, 2] == 0], y[y[:, 2] == 0]  # of two classes, sklearn gives one column
     two = fit_linear(x, y, keys[: len(x)], 0, 0.3, True).scores(x)
     model = LogisticRegression(C=0.3, class_weight="balanced").fit(scaled(x), y[:, 1])
-    np.testing.assert_allclose(two[:, 1] - two[:, 0], model.decision_function(scaled(x)), rtol=1e-6, atol=1e-9)
+    expected = model.decision_function(scaled(x)) + np.log(y[:, 1].sum() / y[:, 0].sum())
+    np.testing.assert_allclose(two[:, 1] - two[:, 0], expected, rtol=1e-6, atol=1e-9)
     assert np.exp(two[:, 2]).max() < 1 / len(x)
 
 
@@ -208,7 +212,8 @@ def test_labels_are_a_regression_each_on_what_is_known():
     for label in range(3):
         known = ~np.isnan(y[:, label])
         model = LogisticRegression(C=0.5, class_weight="balanced", solver=NEWTON).fit(scaled(x)[known], y[known, label])
-        np.testing.assert_allclose(head.scores(x)[:, label], model.decision_function(scaled(x)), rtol=1e-6, atol=1e-9)
+        expected = model.decision_function(scaled(x)) + logit(np.nanmean(y[:, label]))
+        np.testing.assert_allclose(head.scores(x)[:, label], expected, rtol=1e-6, atol=1e-9)
     assert (head.scores(x)[:, 3:] == 0).all(), "nothing is known, or one class alone"
 
 
@@ -286,6 +291,25 @@ def test_strata_of_a_row_or_two_are_spread_together():
     keys = np.arange(30).astype(str).astype(object)
     assert enough_to_choose(y, keys)
     assert [len(held) for _, held in inner_folds(y, keys, 0)] == [6] * 5
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_probabilities_are_those_of_the_rows_though_classes_are_balanced(exclusive):
+    rng = np.random.default_rng(0)
+    x, keys = rng.normal(size=(2000, 5)), np.arange(2000).astype(str).astype(object)
+    y = (x[:, :1] + 0.5 * rng.normal(size=(2000, 1)) > 1.9).astype(float)  # 1 in 20
+    y = np.hstack([1 - y, y]) if exclusive else y
+    head = fit_linear(x, y, keys, 0, 1.0, exclusive)
+    told = (softmax(head.scores(x), axis=1) if exclusive else expit(head.scores(x)))[:, -1]
+    assert told.mean() == pytest.approx(y[:, -1].mean(), rel=0.15)
+
+
+def test_the_prior_of_a_class_that_no_row_has_is_that_of_half_a_row():
+    y = np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0]])
+    np.testing.assert_allclose(np.exp(log_prior(y, True)), [0.75, 0.25, 0.125])
+    np.testing.assert_allclose(
+        log_prior(np.column_stack([y, [np.nan, 1, 0, 1]]), False), [np.log(3), -np.log(3), 0, np.log(2)]
+    )
 
 
 def test_enough_to_choose_counts_patients_of_any_label():
