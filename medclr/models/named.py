@@ -137,6 +137,7 @@ def _timm(name: str, channels: int, patch: tuple[int, ...]) -> tuple[nn.Module, 
         raise UsageError(
             f"network timm:{name}: timm {timm.__version__} has none of this name; timm.list_models() lists"
         )
+    body: Any  # with or without timm at hand, the type checker says the same
     make = partial(timm.create_model, name, pretrained=False, num_classes=0, in_chans=channels)
     try:
         try:
