@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, fields
 from datetime import UTC, datetime
+from importlib import metadata
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from medclr import __version__
 from medclr.config import paths_of
 from medclr.data.durable import sync_folder
 from medclr.errors import MedclrError, UsageError
@@ -289,7 +289,7 @@ def _flags(values: Mapping[str, Any]) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of medclr, Python and the libraries behind the numbers; of those not loaded, none."""
-    found = {"medclr": __version__, "python": platform.python_version()}
+    found = {"medclr": _version("medclr"), "python": platform.python_version()}
     loaded = ("numpy", "scipy", "sklearn", "pandas", "pydicom", "torch", "monai", "pytorch_lightning", "timm")
     return found | {name: str(sys.modules[name].__version__) for name in loaded if name in sys.modules}
 
@@ -344,7 +344,7 @@ def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
         _refuse_other(folder, settings, paths)
         return Run(folder, command, config, record, resumed=True, lock=lock)
     record = {
-        "medclr": __version__,
+        "medclr": _version("medclr"),
         "command": command,
         "complete": False,
         "started": _now(),
@@ -438,6 +438,13 @@ def _plain(value: Any) -> Any:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _git() -> dict[str, Any] | None:
