@@ -157,8 +157,10 @@ def test_examples_of_errors_are_in_private_alone_and_change_nothing_else(trained
     table = pd.read_csv("runs/shown/private/test.csv", dtype={"volume_id": str})
     scores = [json.loads(cell.read_text())["scores"] for cell in Path("runs/shown/cells").glob("simclr*.json")]
     table["probability"] = expit(np.array(scores)[..., 0]).mean(axis=0)
+    ends = table.groupby("y 1")["probability"].agg(["min", "max"])
+    wrong = table[(table["probability"] >= ends.loc[1, "min"]) & (table["probability"] <= ends.loc[0, "max"])]
     worst = {
-        label: rows.sort_values("probability", ascending=label == 1).head(3) for label, rows in table.groupby("y 1")
+        label: rows.sort_values("probability", ascending=label == 1).head(3) for label, rows in wrong.groupby("y 1")
     }
     figures = re.findall(r"<b>([\d.]+)</b> for lesion = 1\n.*label: (\d)</span>\n<span>volume (\w+)<", page)
     expected = [
@@ -174,7 +176,7 @@ def test_what_was_left_out_is_said(trained):
     page = Path("runs/shown/report.html").read_text()
     labels = pd.read_csv("phantoms/labels.csv")
     n = labels.loc[labels["split"] == "val", "patient_id"].nunique()
-    assert f"Left out: {n} labelled patients of the val split." in page
+    assert f"Left out: {n} labelled patients of the val split, which no curve uses." in page
 
 
 def encoder(method="simclr", **learned):
