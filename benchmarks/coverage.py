@@ -1,6 +1,6 @@
 """How often 95% intervals hold the true AUROC where patients repeat: a bootstrap of patients, Obuchowski's, others.
 
-    python benchmarks/coverage.py [--cohorts 2000] [--patients 100] [--resamples 1000] [--shifts 1.4 1.0]
+    python benchmarks/coverage.py [--cohorts 2000] [--patients 100] [--resamples 1000]
 
 Cohorts of patients with 1 to 6 scans each. Of two scorers on the same scans, every score is normal with variance 1 and
 has half its variance from the patient; the positive scans are shifted, so that the true AUROC is the normal
@@ -26,6 +26,7 @@ from medclr.evaluation.cells import Cell
 from medclr.evaluation.estimates import Chance, Truth, outcomes
 from medclr.metrics import auroc_interval, bootstrap_auroc, delong, interval, paired_difference
 
+SHIFTS = (1.4, 1.0)
 LOW, HIGH = 0.93, 0.97
 BY_PATIENT = ("bootstrap of patients", "Obuchowski")
 ENCODERS, DRAWS, OF_ENCODERS, OF_DRAWS = 3, 5, 0.3, 0.3
@@ -33,17 +34,17 @@ CURVE, PATIENTS_ALONE = "curve", "curve without draws"
 KEPT = (*BY_PATIENT, CURVE)
 
 
-def main(cohorts: int, patients: int, resamples: int, shifts: tuple[float, float]) -> None:
+def main(cohorts: int, patients: int, resamples: int) -> None:
     """Print the share of cohorts whose interval holds the truth, by method and by what is estimated."""
-    truth = ndtr(np.array(shifts) / math.sqrt(2))
-    of_all = ndtr(np.array(shifts) / np.sqrt([2 + OF_ENCODERS**2 + OF_DRAWS**2, 2 + OF_DRAWS**2]))
+    truth = ndtr(np.array(SHIFTS) / math.sqrt(2))
+    of_all = ndtr(np.array(SHIFTS) / np.sqrt([2 + OF_ENCODERS**2 + OF_DRAWS**2, 2 + OF_DRAWS**2]))
     truths = {"AUROC": truth[0], "difference": truth[0] - truth[1]}
     truths_of_all = {"AUROC": of_all[0], "difference": of_all[0] - of_all[1]}
     rng = np.random.default_rng(0)
     held: dict[tuple[str, str], list[bool]] = {}
     scans, started = 0, time.perf_counter()
     for seed in range(cohorts):
-        y, scores, keys = cohort(patients, shifts, rng)
+        y, scores, keys = cohort(patients, rng)
         scans += len(y)
         for key, (low, high) in intervals(y, scores, keys, resamples, rng).items():
             held.setdefault(key, []).append(bool(low <= truths[key[1]] <= high))
@@ -60,16 +61,14 @@ def main(cohorts: int, patients: int, resamples: int, shifts: tuple[float, float
         print(f"  {verdict:8}{what:10} {method:21} {share:.3f} of 0.95 (± {error:.3f})")
 
 
-def cohort(
-    patients: int, shifts: tuple[float, float], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cohort(patients: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels (n,), scores of both scorers (2, n) and patients (n,)."""
     keys = np.repeat(np.arange(patients), rng.integers(1, 7, patients))
     kind = np.arange(patients) % 6  # 0 and 1 are positive, 2 is mixed, the others are negative
     y = np.where(kind[keys] == 2, rng.integers(0, 2, len(keys)), kind[keys] < 2).astype(np.int64)
     # Between the scorers too, scores of a patient and of a scan agree somewhat.
     of_patient, of_scan = shared(patients, rng)[:, keys], shared(len(keys), rng)
-    return y, math.sqrt(0.5) * (of_patient + of_scan) + np.array(shifts)[:, None] * y, keys
+    return y, math.sqrt(0.5) * (of_patient + of_scan) + np.array(SHIFTS)[:, None] * y, keys
 
 
 def shared(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -125,5 +124,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("cohorts", 2000), ("patients", 100), ("resamples", 1000)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--shifts", type=float, nargs=2, default=(1.4, 1.0))
     main(**vars(parser.parse_args()))
