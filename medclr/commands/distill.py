@@ -14,6 +14,7 @@ from torch import nn
 
 from medclr import __version__
 from medclr.commands.finetune import (
+    can_judge,
     classifier_views,
     encoder_seen,
     find_volumes,
@@ -33,7 +34,6 @@ from medclr.data.identity import Seen, check_leakage, load_key
 from medclr.data.labels import LabelTable, check_labels, held_out, labels_hash
 from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
-from medclr.evaluation.cells import unjudged
 from medclr.evaluation.measures import temperature_of
 from medclr.evaluation.single import auroc_of
 from medclr.models.bundle import fingerprint
@@ -124,12 +124,9 @@ def distill(config: DistillConfig) -> dict[str, Any]:
                 metrics["splits"][split] = measured(task, truth, scores[at], of, known, config)
                 metrics["teacher"]["splits"][split] = measured(task, truth, old_scores[at], of, known, config)
                 less = auroc_of(truth, of, scores[at], task.kind, config.resamples, config.seed, old_scores[at])
-                metrics["difference"][split] = {
-                    name: None if less.reason else getattr(less, field)
-                    for name, field in (("auroc", "value"), ("low", "low"), ("high", "high"))
-                }
-        val = table.of("val")
-        if len(val) and not all(unjudged(table.y[val], patients[val])):
+                found = (None, None, None) if less.reason else (less.value, less.low, less.high)
+                metrics["difference"][split] = dict(zip(("auroc", "low", "high"), found, strict=True))
+        if len(val := can_judge(table, "val")):
             tempered = temperature_of(scores[val], table.y[val], task.kind)
         run.write_frame("predictions.csv", predictions(table.rows, task, scores, table.y))
     metrics["temperature"] = {"value": tempered.value, "reason": tempered.reason}

@@ -214,8 +214,10 @@ def _with_features(
 
 
 def _groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
-    """Encoders that differ in their seed alone, together, by the name of their method, or by that
-    which weights from elsewhere were given; a second group is numbered."""
+    """Encoders that differ in their seed alone, by the name of their method or of the weights from elsewhere.
+
+    A second group of the same name is numbered.
+    """
     groups: dict[str, list[Encoder]] = {}
     kinds: dict[str, str] = {}
     for encoder in encoders:
@@ -446,7 +448,7 @@ def _caveats(config: EfficiencyConfig, n_train: int, curve: Curve) -> list[str]:
     """What should make a reader doubt a comparison."""
     said, fastest = [], f"learning rate {config.lr * max(RATES):g}"
     for arm in (arm for arm in config.arms if arm in config.tuned):
-        cells = [cell for cell in curve.cells if arm in (cell.arm, _kind(cell.arm)) and cell.choice]
+        cells = [cell for cell in curve.cells if _kind(cell.arm) == arm and cell.choice]
         edge = sum(cell.choice == fastest for cell in cells)
         if 2 * edge > len(cells):
             said.append(

@@ -176,8 +176,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     refuse_diverged(scores, config)
     # Out of fold where the method chose something by cross-validation; else the val split, which it has not seen.
     held, y_held, by = fitted.held_out, table.y[train], "out of fold"
-    val = table.of("val")
-    if held is None and len(val) and not all(unjudged(table.y[val], patients[val])):
+    if held is None and len(val := can_judge(table, "val")):
         held, y_held, by = scores[val], table.y[val], "the val split"
     temperature = temperature_of(held, y_held, task.kind)
     judged = {
@@ -228,6 +227,12 @@ def refuse_diverged(scores: NDArray[np.float64], config: ClassifierConfig) -> No
     """Raise MedclrError where training has ended in numbers that are none."""
     if not np.isfinite(scores).all():
         raise MedclrError(f"--lr {config.lr:g}: the training diverged, and its scores are not finite; lower it")
+
+
+def can_judge(table: LabelTable, split: str) -> NDArray[np.intp]:
+    """Positions of a split; none where it has too few patients for any output."""
+    at = table.of(split)
+    return at[:0] if all(unjudged(table.y[at], table.rows["patient_key"].to_numpy()[at])) else at
 
 
 def find_encoders(config: LabelsConfig, run: Run, given: Sequence[Path]) -> list[Path]:
