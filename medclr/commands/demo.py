@@ -18,7 +18,7 @@ PATCH_SPEC = "phantom"
 PRETRAIN_EPOCHS = 16
 FRACTIONS = [0.1, 0.3, 1.0]
 ARMS: list[Arm] = ["scratch", "pca", "linear"]
-STEPS = 20
+STEPS = 12
 
 
 def demo(config: DemoConfig) -> Path:

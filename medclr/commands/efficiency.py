@@ -527,7 +527,7 @@ def _methods(
         )
     tuned = [arm for arm in config.arms if arm in config.tuned]
     if tuned:
-        rates = ", ".join(f"{config.lr * rate:g}" for rate in RATES)
+        rates = ", ".join(f"{config.lr * rate:g}" for rate in sorted(RATES))
         said.append(
             f"The learning rate of {' and '.join(tuned)} is one of {rates}, chosen inside the draw by "
             f"{INNER_FOLDS}-fold patient-grouped cross-validation with a third of the steps, and {config.lr:g} where "

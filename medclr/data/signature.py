@@ -196,7 +196,7 @@ def _aligned(moving: Floats, fixed: Floats) -> Floats:
     best = np.zeros(len(moving), np.float32)
     at = np.arange(len(moving))  # those that are still worth a step
     for step in range(_STEPS + 1):
-        image = _band(_moved(moving[at], place[at], x))
+        image = _band(_moved(moving[at], place[at], x) if step else moving)
         unit = _unit(image)
         best[at] = np.maximum(best[at], np.abs(unit[:, None] @ target[at])[:, 0, 0])
         if step == 1:
@@ -252,6 +252,11 @@ def _unit(grids: Floats) -> Floats:
 
 def _along(matrix: Floats, grids: Floats, axis: int) -> Floats:
     """Apply a matrix, or one for each of the n grids, to one axis of (n, *grid)."""
+    if axis == grids.ndim - 1:
+        # As one large product; the general form would be a product of a matrix and a vector for each row.
+        rows = (len(grids), -1) if matrix.ndim == 3 else (-1,)
+        last: Floats = grids.reshape(*rows, grids.shape[-1]) @ matrix.swapaxes(-1, -2)
+        return last.reshape(*grids.shape[:-1], -1)
     n, *sides = grids.shape
     before, after = int(np.prod(sides[: axis - 1])), int(np.prod(sides[axis:]))
     split = grids.reshape(n, before, sides[axis - 1], after)

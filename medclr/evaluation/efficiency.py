@@ -32,7 +32,7 @@ class Curve:
     labelled patients and volumes (their rounded mean over draws; of several classes, volumes are not counted). Where
     any cell has no result the point has none either: an average over the others would hide it. `delong_low` and
     `delong_high` are a second opinion, over test patients alone, with draws and encoders as given: the interval in
-    closed form (DeLong; Obuchowski where patients repeat) on the logit scale. NaN of several outputs.
+    closed form (DeLong; Obuchowski where patients repeat) on the logit scale.
 
     `differences`: one row per pre-trained arm, fraction and baseline (`versus`): AUROC of the arm minus that of the
     baseline, its 95% interval, p, and p after Holm over all of these rows. One more row per arm and fraction has

@@ -28,24 +28,20 @@ def delong_means(outcomes: Sequence[Outcome], truth: Truth) -> dict[float, Means
 
     Draws and encoders are taken as given: it is only the patients' part of what `Chance.estimate` reckons with, by
     another way. A mean over the cells S of an arm has the weights c = 1 / |S|, so that the means of arms C have the
-    covariance C Sigma C'. Arms without an AUROC are left out; of several outputs there is nothing, as the closed form
-    is of one.
+    covariance C Sigma C'. Arms without an AUROC are left out.
     """
-    if truth.y.shape[1] > 1:
-        return {}
-    known = ~np.isnan(truth.y[:, 0])
-    y, patients = truth.y[known, 0], truth.patients[known]
+    y = truth.y[:, truth.judged]
     found = {}
     for fraction in dict.fromkeys(outcome.fraction for outcome in outcomes):
         there = [outcome for outcome in outcomes if outcome.fraction == fraction and outcome.auroc is not None]
         if not there:
             continue
         cells = [(place, cell) for place, outcome in enumerate(there) for cell in outcome.cells]
-        scores = np.stack([cell.scores[known, 0] for _, cell in cells if cell.scores is not None])
+        scores = np.stack([cell.scores[:, truth.judged] for _, cell in cells if cell.scores is not None])
         weights = np.zeros((len(there), len(cells)))
         for column, (place, _) in enumerate(cells):
             weights[place, column] = 1 / len(there[place].cells)
-        each = delong(y, scores, patients)
+        each = delong(y, scores, truth.patients)
         means = DeLong(weights @ each.aurocs, weights @ each.covariance @ weights.T)
         found[fraction] = Means([outcome.arm for outcome in there], means)
     return found

@@ -1,6 +1,6 @@
 """Losses as plain functions of tensors."""
 
-from medclr.losses.classification import label_loss
+from medclr.losses.classification import class_weights, label_loss
 from medclr.losses.distillation import distillation_loss
 from medclr.losses.gather import gathered
 from medclr.losses.info_nce import moco_chance_level, moco_loss
@@ -8,6 +8,7 @@ from medclr.losses.nt_xent import chance_level, nt_xent
 
 __all__ = [
     "chance_level",
+    "class_weights",
     "distillation_loss",
     "gathered",
     "label_loss",

@@ -21,3 +21,11 @@ def label_loss(logits: Tensor, y: Tensor, weight: Tensor | None = None, exclusiv
     else:
         each = binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none")
     return (each * known).sum() / known.sum().clamp(min=1)
+
+
+def class_weights(y: Tensor, exclusive: bool) -> Tensor:
+    """Weights (K,) under which all classes, or positives and negatives of each label, count the same."""
+    positive, negative = torch.nansum(y, dim=0), torch.nansum(1 - y, dim=0)
+    if exclusive:
+        return torch.where(positive > 0, len(y) / (positive * (positive > 0).sum()).clamp(min=1), 0.0)
+    return torch.where((positive > 0) & (negative > 0), negative / positive.clamp(min=1), 1.0)

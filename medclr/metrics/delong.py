@@ -20,34 +20,36 @@ def delong(y: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None
 
     DeLong et al. (1988), by ranks as in Sun & Xu (2014); with patients, Obuchowski's (1997) form for clustered data,
     in which a patient may have several rows, of both classes: her S10, S01 and S11. Where each patient has one row,
-    the two are equal.
+    the two are equal. Of several outputs it is the mean AUROC, whose sums over a patient are the means of those of
+    the outputs: a patient who has one output and not another then counts in S11 too.
 
-    y: (n,) of 0 and 1. scores: (S, n), higher for positive, ties counting half. patients: (n,) keys; None where each
-    row is a patient of its own. AUROCs are NaN where a class is absent or a score is NaN, and covariances also where
-    a class comes from a single patient.
+    y: (n,) of 0 and 1, or (n, K) of 0, 1 and NaN, which is unknown. scores: (S, n) or (S, n, K), higher for positive,
+    ties counting half. patients: (n,) keys; None where each row is a patient of its own. AUROCs are NaN where a class
+    is absent or a score is NaN, and covariances also where a class comes from a single patient.
     """
-    count = len(scores)
-    positive, negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
-    m, n = len(positive), len(negative)
-    if not m or not n:
-        return DeLong(np.full(count, np.nan), np.full((count, count), np.nan))
-    ranks = rankdata(scores, axis=1)
-    # Of each positive, the share of negatives below it; of each negative, the share of positives above it.
-    above = (ranks[:, positive] - rankdata(scores[:, positive], axis=1)) / n
-    below = 1 - (ranks[:, negative] - rankdata(scores[:, negative], axis=1)) / m
-    aurocs = above.mean(axis=1)
-
+    y, scores = y.reshape(len(y), -1), scores.reshape(*scores.shape[:2], -1)
+    count, outputs = len(scores), y.shape[1]
     code = np.arange(len(y)) if patients is None else np.unique(patients, return_inverse=True)[1]
-    sums, clusters = [], []
-    for rows, placements in ((positive, above), (negative, below)):
-        of_patient = np.zeros((code.max() + 1, count))
-        np.add.at(of_patient, code[rows], (placements - aurocs[:, None]).T)
-        sums.append(of_patient / len(rows))
-        clusters.append(len(np.unique(code[rows])))
-    if min(clusters) < 2:
+    sums, has = np.zeros((2, code.max() + 1, count)), np.zeros((2, code.max() + 1), bool)
+    aurocs = np.zeros(count)
+    for column, of_output in zip(y.T, np.moveaxis(scores, 2, 0), strict=True):
+        positive, negative = np.flatnonzero(column == 1), np.flatnonzero(column == 0)
+        if not len(positive) or not len(negative):
+            return DeLong(np.full(count, np.nan), np.full((count, count), np.nan))
+        ranks = rankdata(of_output[:, np.append(positive, negative)], axis=1)
+        # Of each positive, the share of negatives below it; of each negative, the share of positives above it.
+        above = (ranks[:, : len(positive)] - rankdata(of_output[:, positive], axis=1)) / len(negative)
+        below = 1 - (ranks[:, len(positive) :] - rankdata(of_output[:, negative], axis=1)) / len(positive)
+        auroc = above.mean(axis=1)
+        aurocs += auroc / outputs
+        for side, rows, placements in ((0, positive, above), (1, negative, below)):
+            np.add.at(sums[side], code[rows], (placements - auroc[:, None]).T / (len(rows) * outputs))
+            has[side, code[rows]] = True
+    clusters = has.sum(axis=1)
+    if clusters.min() < 2:
         return DeLong(aurocs, np.full((count, count), np.nan))
     s10, s01 = (_unbiased(k) * one.T @ one for k, one in zip(clusters, sums, strict=True))
-    s11 = _unbiased(len(np.unique(code))) * sums[0].T @ sums[1]
+    s11 = _unbiased(has.any(axis=0).sum()) * sums[0].T @ sums[1]
     return DeLong(aurocs, s10 + s01 + s11 + s11.T)
 
 

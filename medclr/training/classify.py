@@ -14,7 +14,7 @@ from medclr.data.loader import Batch, Blocks, train_loader
 from medclr.data.slices import by_slice
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
-from medclr.losses import label_loss
+from medclr.losses import class_weights, label_loss
 from medclr.models.classifier import Classifier
 from medclr.models.encoder import stages
 from medclr.training.encode import training_device
@@ -97,11 +97,3 @@ def fit_full(
 def steps_of(config: ClassifierConfig, steps_per_epoch: int) -> int:
     """Optimiser steps of one training: the epochs asked for, within the bounds that make its cost known."""
     return int(np.clip(config.epochs * steps_per_epoch, config.min_steps, config.max_steps))
-
-
-def class_weights(y: Tensor, exclusive: bool) -> Tensor:
-    """Weights (K,) under which all classes, or positives and negatives of each label, count the same."""
-    positive, negative = torch.nansum(y, dim=0), torch.nansum(1 - y, dim=0)
-    if exclusive:
-        return torch.where(positive > 0, len(y) / (positive * (positive > 0).sum()).clamp(min=1), 0.0)
-    return torch.where((positive > 0) & (negative > 0), negative / positive.clamp(min=1), 1.0)

@@ -24,7 +24,7 @@ from medclr.training.probe import Linear, Neighbours, Scores, choose, enough_to_
 from medclr.transforms.presets import Views
 
 AUTO = ("linear", "knn", "lp-ft")  # what `auto` chooses among; the first where it cannot
-RATES = (3.0, 1.0, 0.3)  # times --lr: what a tuned learning rate is chosen among
+RATES = (3.0, 1.0, 10.0, 0.3)  # times --lr: what a tuned learning rate is chosen among; of equals the first
 INNER_FOLDS = 3  # of these choices, whose networks are trained for a third of the steps
 
 _UNCHOSEN = " for want of labels to choose by"

@@ -4,9 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medclr.losses import label_loss
+from medclr.losses import class_weights, label_loss
 from medclr.models.classifier import AttentionPool
-from medclr.training.classify import class_weights
 from medclr.training.encode import Bags
 from medclr.training.optim import adamw, warmup_cosine
 from medclr.training.probe import Linear, log_prior

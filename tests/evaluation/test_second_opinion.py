@@ -85,8 +85,11 @@ def test_the_better_baseline_has_the_opinion_on_it_and_the_larger_p(curve: Curve
     assert better["delong_p"] == rows["delong_p"].max()
 
 
-def test_of_several_outputs_there_is_none() -> None:
-    several = made(np.hstack([Y, 1 - Y]), "multilabel")
-    assert several.points["auroc"].notna().all()
-    assert several.points[["delong_low", "delong_high"]].isna().all(axis=None)
-    assert several.differences[["delong_low", "delong_high", "delong_p"]].isna().all(axis=None)
+def test_of_several_outputs_it_is_of_those_that_can_be_judged() -> None:
+    alone = np.zeros_like(Y)
+    alone[0] = 1  # one patient: too few to judge by
+    several, single = made(np.hstack([Y, alone]), "multilabel"), made()
+    columns = ["auroc", "delong_low", "delong_high"]
+    np.testing.assert_allclose(several.points[columns].astype(float), single.points[columns].astype(float))
+    two = made(np.hstack([Y, np.roll(Y, 7)]), "multilabel")
+    assert two.differences[["delong_low", "delong_high", "delong_p"]].notna().all(axis=None)

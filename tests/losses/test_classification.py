@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 
-from medclr.losses import label_loss
+from medclr.losses import class_weights, label_loss
 
 NAN = math.nan
 
@@ -55,3 +57,13 @@ def test_where_nothing_is_known_nothing_is_learned(exclusive):
     loss.backward()
     assert loss.item() == 0
     assert (logits.grad == 0).all()
+
+
+def test_weights_under_which_all_classes_count_the_same():
+    y = np.eye(3)[[0, 0, 0, 0, 0, 1, 1, 2]]
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=y.argmax(1))
+    np.testing.assert_allclose(class_weights(torch.from_numpy(y), True), expected)
+    with_none = torch.from_numpy(np.insert(y, 1, 0, axis=1))
+    np.testing.assert_allclose(class_weights(with_none, True), np.insert(expected, 1, 0))
+    labels = torch.tensor([[1, torch.nan, 1], [0, 0, 1], [0, 1, torch.nan], [0, 1, 1]])
+    np.testing.assert_allclose(class_weights(labels, False), [3, 0.5, 1])

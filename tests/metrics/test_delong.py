@@ -74,6 +74,34 @@ def test_with_a_row_for_each_patient_it_is_delongs(seed: int) -> None:
     np.testing.assert_allclose(result.covariance, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["labels", "classes"])
+def test_of_several_outputs_it_is_what_a_jackknife_of_patients_finds(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    patients = np.sort(rng.integers(0, 120, 240))
+    y = np.eye(3)[rng.choice(3, 240, p=[0.5, 0.3, 0.2])] if kind == "classes" else (rng.random((240, 3)) < 0.4) * 1.0
+    if kind == "labels":
+        y[rng.random(y.shape) < 0.2] = np.nan
+    scores = np.nan_to_num(y) + rng.normal(size=(2, 240, 3)) + rng.normal(size=(1, 240, 1))
+
+    def mean_auroc(rows: np.ndarray, one: np.ndarray) -> float:
+        known = [rows[~np.isnan(column[rows])] for column in y.T]
+        return float(np.mean([auroc(y[at, k], one[at, k]) for k, at in enumerate(known)]))
+
+    result = delong(y, scores, patients)
+    everyone = np.unique(patients)
+    without = np.array([[mean_auroc(np.flatnonzero(patients != one), s) for one in everyone] for s in scores])
+    jackknife = np.cov(without) * (len(everyone) - 1) ** 2 / len(everyone)
+    np.testing.assert_allclose(result.aurocs, [mean_auroc(np.arange(240), s) for s in scores])
+    np.testing.assert_allclose(result.covariance, jackknife, rtol=0.06, atol=2e-6)
+
+
+def test_an_output_twice_is_that_output() -> None:
+    y, scores, patients = cohort(5)
+    once, twice = delong(y, scores, patients), delong(np.stack([y, y], 1), np.stack([scores, scores], 2), patients)
+    np.testing.assert_allclose(twice.aurocs, once.aurocs)
+    np.testing.assert_allclose(twice.covariance, once.covariance)
+
+
 def test_the_test_agrees_with_mlstatkit() -> None:
     y, scores, _ = cohort(3)
     result = delong(y, scores)

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from medclr.config import LabelsConfig
@@ -14,7 +13,7 @@ from medclr.errors import UsageError
 from medclr.metrics import auroc
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.training import classify
-from medclr.training.classify import class_weights, fit_full
+from medclr.training.classify import fit_full
 from medclr.training.encode import embed_rows
 from medclr.training.probe import Linear
 from medclr.transforms.presets import build_views
@@ -185,16 +184,6 @@ def test_fewest_steps_above_most_is_a_usage_error(tmp_path):
 
 
 # Several classes, several labels
-
-
-def test_weights_under_which_all_classes_count_the_same():
-    y = np.eye(3)[[0, 0, 0, 0, 0, 1, 1, 2]]
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=y.argmax(1))
-    np.testing.assert_allclose(class_weights(torch.from_numpy(y), True), expected)
-    with_none = torch.from_numpy(np.insert(y, 1, 0, axis=1))
-    np.testing.assert_allclose(class_weights(with_none, True), np.insert(expected, 1, 0))
-    labels = torch.tensor([[1, torch.nan, 1], [0, 0, 1], [0, 1, torch.nan], [0, 1, 1]])
-    np.testing.assert_allclose(class_weights(labels, False), [3, 0.5, 1])
 
 
 @pytest.mark.parametrize(("exclusive", "chance"), [(True, np.log(3)), (False, np.log(2))])

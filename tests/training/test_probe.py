@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from scipy.special import expit, log_softmax, logit, softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
+from sklearn.utils.class_weight import compute_sample_weight
 
 from medclr.metrics import auroc
 from medclr.training import probe
@@ -67,14 +69,14 @@ def test_strength_is_fixed_where_patients_are_few(positive, negative, chosen, mo
     keys = np.repeat(np.arange(positive + negative), 3).astype(str).astype(object)
     x = np.random.default_rng(0).normal(size=(len(y), 4))
     if not chosen:
-        monkeypatch.setattr(probe, "choose", None)
+        monkeypatch.setattr(probe, "out_of_fold", None)
     head = fit_linear(x, y, keys, 0)
     assert head.chosen == chosen
     assert head.strength in (STRENGTHS if chosen else (FIXED_STRENGTH,))
 
 
 def test_a_given_strength_is_used_and_not_chosen(monkeypatch):
-    monkeypatch.setattr(probe, "choose", None)
+    monkeypatch.setattr(probe, "out_of_fold", None)
     x, y, keys = problem(40)
     head = fit_linear(x, y, keys, 0, strength=0.03)
     assert (head.strength, head.chosen) == (0.03, False)
@@ -91,15 +93,37 @@ def test_strength_is_the_best_of_inner_cross_validation_by_patient():
     held = [np.isin(keys, np.unique(keys)[patients]) for _, patients in of_patient]
     folds = [(~own, own) for own in held]
 
-    def quality(strength):
+    def loss(strength):
         model = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced", solver=NEWTON)
-        return np.mean(
-            [auroc(y[b, 0], model.fit(standard[a], y[a, 0]).decision_function(standard[b])) for a, b in folds]
-        )
+        told = np.empty((len(y), 2))
+        for a, b in folds:
+            told[b] = model.fit(standard[a], y[a, 0]).predict_proba(standard[b])
+        return log_loss(y[:, 0], told, sample_weight=compute_sample_weight("balanced", y[:, 0]))
 
     head = fit_linear(x, y, keys, 7)
-    assert quality(head.strength) == max(map(quality, STRENGTHS))
+    assert head.strength == min(STRENGTHS, key=loss)
     assert head.chosen
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_the_loss_that_chooses_is_that_of_the_known_labels_or_of_classes(balanced):
+    rng = np.random.default_rng(0)
+    y = (rng.random((60, 2)) < [0.2, 0.6]).astype(float)
+    y[:7, 1] = np.nan
+    bare = rng.normal(size=y.shape)
+    each = []
+    for column, logits in zip(y.T, bare.T, strict=True):
+        known = ~np.isnan(column)
+        positive = np.sum(known & (column == 1))
+        weight = np.where(column == 1, (known.sum() - positive) / positive if balanced else 1, 1)[known]
+        each.append(weight * -np.log(expit(np.where(column == 1, logits, -logits)))[known])
+    shifted = bare + log_prior(y, False) * balanced
+    assert probe._loss(shifted, y, False, balanced) == pytest.approx(np.concatenate(each).mean())
+    classes = np.eye(3)[rng.choice(3, 60, p=[0.6, 0.3, 0.1])]
+    logits = rng.normal(size=classes.shape)
+    weights = compute_sample_weight("balanced" if balanced else None, classes.argmax(1))
+    expected = log_loss(classes, softmax(logits, axis=1), sample_weight=weights)
+    assert probe._loss(logits + log_prior(classes, True) * balanced, classes, True, balanced) == pytest.approx(expected)
 
 
 def test_only_the_rows_of_the_draw_are_looked_at(monkeypatch):
