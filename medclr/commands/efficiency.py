@@ -36,7 +36,7 @@ from medclr.reporting.run import FREE_FIELDS, Run, hardware, versions
 from medclr.training.encode import Bags, Encoder, images, pixel_rows
 from medclr.training.methods import AUTO, INNER_FOLDS, RATES, Material, Start, fit, trainings
 from medclr.training.pooling import HIDDEN, STEPS
-from medclr.training.probe import FEWEST_PATIENTS, FIXED_STRENGTH, NEIGHBOURS, fit_pca
+from medclr.training.probe import COMPONENTS, FEWEST_PATIENTS, FIXED_STRENGTH, FOLDS, NEIGHBOURS, STRENGTHS, fit_pca
 
 MOST_PCA_ROWS = 5000  # unlabelled volumes behind the components of the baseline
 FEW_LABELS = 0.01  # the fraction up to which twice as many draws are made, since there they differ most
@@ -506,6 +506,7 @@ def _methods(
     if task.kind != "binary":
         of = "classes, each against the rest" if task.kind == "multiclass" else "labels, where known"
         said.append(f"AUROC is the unweighted mean over {len(task.outputs)} {of}.")
+    weighted = ", all classes weighted alike" if config.class_weight == "balanced" else ""
     few = f", and {2 * config.draws} times at {100 * FEW_LABELS:g}% and below"
     said += [
         f"Each fraction of the labelled training patients was drawn {counted(config.draws, 'time')}"
@@ -514,15 +515,21 @@ def _methods(
         "or labels); all arms use the same draws. At 100% the draws are seeds.",
         "No label outside a draw was used to train, stop, tune, calibrate or choose a method; which arm is called the "
         "best, and which baseline the better one, is read off the test set.",
-        f"Linear arms are logistic regressions on features scaled by one number; their regularisation is chosen by "
-        f"five-fold patient-grouped cross-validation inside the draw, or is C = {FIXED_STRENGTH:g} where the draw has "
+        f"Linear arms are logistic regressions on features scaled by one number{weighted}; their regularisation, C = "
+        f"{listed([f'{strength:g}' for strength in STRENGTHS], 'or')}, is that of the lowest cross-entropy in "
+        f"{FOLDS}-fold patient-grouped cross-validation inside the draw, or {FIXED_STRENGTH:g} where the draw has "
         f"fewer than {FEWEST_PATIENTS} patients of a class.",
     ]
     if any(_method(arm) in ("full", "lp-ft", "auto") for arm in config.arms):
         bounds = f"{config.min_steps} to {config.max_steps} steps"
+        towards = "the weights that they start from" if config.decay_to == "start" else "zero"
         said.append(
-            f"Whole networks are trained with AdamW, at a peak learning rate of {config.lr:g} unless it is tuned, for "
-            f"{config.epochs} epochs but {bounds}, at batch size {config.batch_size}, without a stopping rule"
+            f"Whole networks are trained on one augmented view of each volume with AdamW{weighted}, at a peak learning "
+            f"rate of {config.lr:g} unless it is tuned, warmed up for an epoch at most and lowered by a cosine, with a "
+            f"weight decay of {config.weight_decay:g} towards {towards}"
+            + f", {config.layer_decay:g} of the rate from stage to stage" * (config.layer_decay != 1)
+            + f", a dropout of {config.dropout:g}" * (config.dropout > 0)
+            + f", for {config.epochs} epochs but {bounds}, at batch size {config.batch_size}, without a stopping rule"
             + ("; lp-ft starts from the head of linear." if {"lp-ft", "auto"} & set(config.arms) else ".")
         )
     tuned = [arm for arm in config.arms if arm in config.tuned]
@@ -544,13 +551,16 @@ def _methods(
     if "knn" in config.arms:
         said.append(f"knn lets the {NEIGHBOURS} nearest by cosine vote, weighted by exp(cosine / 0.1).")
     said += [
-        "pca is a logistic regression on the principal components of the pixels of all volumes outside the val and "
-        "test patients.",
+        f"pca is a logistic regression on the first {COMPONENTS} principal components of the pixels of all volumes "
+        f"outside the val and test patients, or of {MOST_PCA_ROWS:,} of these by lot.",
         f"Intervals and tests are over test {'patients' if known else 'images'}, draws and encoders together: the "
         f"variance over {config.resamples:,} bootstrap resamples of these (stratified by class, the same for all "
         "arms), of draws and of encoders, added up, with Student's t at Satterthwaite's degrees of freedom. Those of "
-        "an AUROC are on the logit scale; p and interval of a difference are of one paired test. "
-        "Holm's correction is over arms, baselines and fractions.",
+        "an AUROC are on the logit scale; p and interval of a difference are of one paired test, "
+        "two-sided at a level of 5%. Holm's correction is over arms, baselines and fractions. All is conditional on "
+        "this pool of labelled patients.",
+        "ECE is over ten bins of equally many volumes. Temperatures are fitted to scores of cross-validation inside "
+        "the draw.",
         f"The split is that of the {'label table' if data.table.split_source == 'table' else 'hash of each patient'}.",
     ]
     return said

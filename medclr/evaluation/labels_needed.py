@@ -23,17 +23,26 @@ class LabelsNeeded:
     reason: str
 
     def __str__(self) -> str:
-        """In words, such as "reached with 471 labelled patients (210 to not reached)"."""
+        """In words: "reached with 471 labelled patients (210 to not reached): 90% of labels saved (none to 96%)"."""
         if self.reason:
             return f"n/a, because {self.reason}"
         if math.isinf(self.labels):
             said = f"not reached with {_count(self.most)} labelled patients"
         else:
             said = f"reached with {self._end(self.labels, 'labelled patients')}"
+        saved = f"{self._saved(self.labels)} of labels saved"
         if math.isnan(self.low):
-            return f"{said} (no interval)"
+            return f"{said} (no interval): {saved}"
         low, high = self._end(self.low), self._end(self.high)
-        return f"{said} ({low} to {high})" if low != high else f"{said} ({low} throughout the interval)"
+        if low == high:
+            return f"{said} ({low} throughout the interval): {saved}"
+        return f"{said} ({low} to {high}): {saved} ({self._saved(self.high)} to {self._saved(self.low)})"
+
+    def _saved(self, labels: float) -> str:
+        if math.isinf(labels) or labels >= self.most:
+            return "none"
+        share = f"{100 * (1 - (labels or self.least) / self.most):.0f}%"
+        return share if labels else f"{share} or more"
 
     def _end(self, labels: float, unit: str = "") -> str:
         if math.isinf(labels):

@@ -59,13 +59,14 @@ def test_the_interval_carries_the_open_ends() -> None:
     assert found.low == pytest.approx(10 ** (2.5 - 0.95))
     assert found.high == math.inf
     assert (found.least, found.most, found.reason) == (10, 1000, "")
-    assert str(found) == "reached with 317 labelled patients (36 to not reached)"
+    assert str(found) == "reached with 317 labelled patients (36 to not reached): 68% of labels saved (none to 96%)"
     # The same of a target that moves along with the curve: paired, so that nothing is uncertain.
     paired = labels_needed(LABELS, curve, 0.85, resampled, 0.85 + shift)
     assert (paired.low, paired.high) == pytest.approx((10**2.5, 10**2.5))
     low = labels_needed(LABELS, curve, 0.75, resampled, np.full(41, 0.75))
     assert (low.low, low.high) == pytest.approx((0, 10 ** (1.5 + 0.95)))
-    assert str(low) == "reached with 32 labelled patients (10 or fewer to 282)"
+    said = "reached with 32 labelled patients (10 or fewer to 282): 97% of labels saved (72% to 99% or more)"
+    assert str(low) == said
     # The ends are those of sorted resamples, which at 50% lie a quarter in.
     half = labels_needed(LABELS, curve, 0.85, resampled, np.full(41, 0.85), level=0.5)
     assert (half.low, half.high) == pytest.approx((10**2, 10**3))
@@ -73,15 +74,17 @@ def test_the_interval_carries_the_open_ends() -> None:
 
 def test_said_in_words() -> None:
     say = lambda *ends: str(LabelsNeeded(*ends, least=60, most=4708, reason=""))  # noqa: E731
-    assert say(470.2, 210.0, math.inf) == "reached with 471 labelled patients (210 to not reached)"
-    assert say(0.0, 0.0, 471.0) == "reached with 60 labelled patients or fewer (60 or fewer to 471)"
-    assert say(0.0, 0.0, 0.0) == "reached with 60 labelled patients or fewer (60 or fewer throughout the interval)"
-    assert say(math.inf, 1234.5, math.inf) == "not reached with 4,708 labelled patients (1,235 to not reached)"
+    reached, saved = "reached with", "of labels saved"
+    n, most = "labelled patients", "99% or more"
+    assert say(470.2, 210.0, math.inf) == f"{reached} 471 {n} (210 to not reached): 90% {saved} (none to 96%)"
+    assert say(0.0, 0.0, 471.0) == f"{reached} 60 {n} or fewer (60 or fewer to 471): {most} {saved} (90% to {most})"
+    assert say(0.0, 0.0, 0.0) == f"{reached} 60 {n} or fewer (60 or fewer throughout the interval): {most} {saved}"
     assert (
-        say(math.inf, math.inf, math.inf)
-        == "not reached with 4,708 labelled patients (not reached throughout the interval)"
+        say(math.inf, 1234.5, math.inf) == f"not {reached} 4,708 {n} (1,235 to not reached): none {saved} (none to 74%)"
     )
-    assert say(100.0, math.nan, math.nan) == "reached with 100 labelled patients (no interval)"
+    assert say(*[math.inf] * 3) == f"not {reached} 4,708 {n} (not reached throughout the interval): none {saved}"
+    assert say(100.0, math.nan, math.nan) == f"{reached} 100 {n} (no interval): 98% {saved}"
+    assert say(4708.0, 4708.0, math.inf) == f"{reached} 4,708 {n} (4,708 to not reached): none {saved} (none to none)"
 
 
 def test_what_has_no_result_is_left_out_or_said() -> None:
