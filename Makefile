@@ -6,6 +6,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 INSTALLED := .venv/.installed
+NEED_DATA := $(addprefix benchmarks/,ablation.py beside_peers.py five_folds.py label_grid.py)
 
 .PHONY: demo test lint bench clean
 
@@ -24,10 +25,11 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	.venv/bin/python -m pip install -qq -c constraints.txt -e ".[bench,codecs]"
 	.venv/bin/python -m pip install -qq --no-deps lightly==1.6.0  # what it asks for breaks Lightning
-	@set -e; for script in $(filter-out benchmarks/ablation.py benchmarks/beside_peers.py,$(wildcard benchmarks/*.py)); do \
+	@set -e; for script in $(filter-out $(NEED_DATA),$(wildcard benchmarks/*.py)); do \
 	  echo "$$script"; .venv/bin/python "$$script"; done
 	@set -e; [ -z "$$MEDCLR_TEST_DATA" ] || for script in scan_headers beside_peers; do \
 	  echo "$$script, real"; .venv/bin/python "benchmarks/$$script.py" "$$MEDCLR_TEST_DATA/dicom_series_multivendor"; done
+	@[ -z "$$MEDCLR_TEST_DATA" ] || .venv/bin/python benchmarks/label_grid.py "$$MEDCLR_TEST_DATA/pneumoniamnist"
 
 # runs/ stays, except for the demo's: it holds people's work.
 clean:

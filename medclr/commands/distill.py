@@ -40,6 +40,7 @@ from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, LoadedClassifier, load_classifier, save_classifier
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.reporting.console import counted, say
+from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, next_command, read_paths
 from medclr.training.distill import fit_student
 from medclr.training.encode import Encoder, classify_rows, load_encoder
@@ -246,9 +247,10 @@ def _check_task(config: DistillConfig, table: LabelTable, teacher: LoadedClassif
     own, its = table.task, teacher.task
     if (own.kind, own.outputs, own.classes) != (its.kind, its.outputs, its.classes):
         assert config.labels
+        mine, theirs = (one.columns if its.kind == "multilabel" else one.classes for one in (own, its))
         raise DataError(
-            f"{config.labels.name}: column {own.name!r} is about {', '.join(own.outputs)}, and the teacher tells "
-            f"{', '.join(its.outputs)}; choose another with --label"
+            f"{config.labels.name}: column {own.name!r} has {listed(mine)}, where the teacher knows {listed(theirs)}; "
+            "write them as it does, or choose another column with --label"
         )
 
 

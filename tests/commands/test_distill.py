@@ -245,7 +245,7 @@ def test_another_question_than_the_teachers_is_refused(said):
     labels = swapped("words.csv", sick=lambda sick: sick.replace({"0": "well", "1": "ill"}))
     code, _, err = said(*DISTILL, "--labels", labels, "--out", "runs/words")
     assert code == 1
-    assert "words.csv: column 'sick' is about well, and the teacher tells 1" in err
+    assert "words.csv: column 'sick' has ill and well, where the teacher knows 0 and 1; write them as it does" in err
 
 
 def test_a_teacher_alone_needs_data(said, tmp_path):
