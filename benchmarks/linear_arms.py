@@ -2,8 +2,8 @@
 
     python benchmarks/linear_arms.py [ENCODER LABELS.csv [any flag of medclr efficiency]]
 
-Without arguments, on the phantoms of 300 patients under the demo's spec, with an encoder of one epoch, whose worth is of
-no account here. Times are processor time of one thread, in a process that has imported everything. Target: 1.2 of
+Without arguments, on the phantoms of 300 patients under the demo's spec, with an encoder of one epoch, whose worth is
+of no account here. Times are processor time of one thread, in a process that has imported everything. Target: 1.2 of
 one pass, which is part of the command.
 """
 
