@@ -368,9 +368,14 @@ class FinetuneConfig(LabelsConfig):
         "cross-validation within the training labels (auto)",
     )
     tuned: bool = _say(
-        False, "for full and lp-ft: choose the learning rate by such cross-validation, which takes four times as long"
+        False, "for full and lp-ft: choose the learning rate by such cross-validation, which takes five times as long"
     )
     init: Literal["encoder", "scratch"] = _say("encoder", "start from the encoder, or from random weights")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tuned and self.method not in get_args(Tunable):
+            raise UsageError(f"--tuned with --method {self.method}: it has no learning rate to choose")
 
 
 @dataclass(frozen=True)
@@ -430,7 +435,7 @@ class EfficiencyConfig(LabelsConfig):
     tuned: list[Tunable] = field(
         default_factory=lambda: ["scratch"],
         metadata={
-            "help": "arms that choose their learning rate by cross-validation within the draw, which takes four times "
+            "help": "arms that choose their learning rate by cross-validation within the draw, which takes five times "
             "as long"
         },
     )

@@ -129,7 +129,8 @@ def distill(config: DistillConfig) -> dict[str, Any]:
                 metrics["difference"][split] = dict(zip(("auroc", "low", "high"), found, strict=True))
         if len(val := can_judge(table, "val")):
             tempered = temperature_of(scores[val], table.y[val], task.kind)
-        run.write_frame("predictions.csv", predictions(table.rows, task, scores, table.y))
+        by = 1.0 if tempered.reason else tempered.value
+        run.write_frame("predictions.csv", predictions(table.rows, task, scores / by, table.y))
     metrics["temperature"] = {"value": tempered.value, "reason": tempered.reason}
     save_classifier(run.folder / "classifier", student, architecture, task, teacher.spec, {
         "temperature": 1.0 if tempered.reason else tempered.value,
@@ -270,7 +271,7 @@ def _check_seen(
             f"split of {config.labels.name}; give the label table that it was fine-tuned by"
         )
     verdict = refuse_seen(config.labels, config, table, seen, seen.fingerprint)
-    near = None if seen.unrecorded else nearly_seen(run, table, manifest, seen.pixels | teacher.trained_on.pixels)
+    near = None if seen.unrecorded else nearly_seen(run, table, [(manifest, seen.pixels | teacher.trained_on.pixels)])
     unsure = verdict.status == "clean" and taught.status != "clean"
     return {
         "leakage": (taught if unsure else verdict).sentence,

@@ -23,6 +23,7 @@ from medclr.data.labels import Task
 from medclr.data.loader import Blocks
 from medclr.data.phantoms import SCANNERS
 from medclr.data.pool import n_cores, worker_pool
+from medclr.data.slices import by_slice
 from medclr.evaluation.efficiency import BASELINES, Cell, Curve, Scores, label_efficiency
 from medclr.evaluation.examples import most_confident_errors
 from medclr.metrics import label_aurocs
@@ -34,8 +35,8 @@ from medclr.reporting.html import efficiency_page
 from medclr.reporting.numbers import listed
 from medclr.reporting.run import FREE_FIELDS, Run, hardware, versions
 from medclr.training.encode import Bags, Encoder, images, pixel_rows
-from medclr.training.methods import AUTO, INNER_FOLDS, RATES, Material, Start, fit, trainings
-from medclr.training.pooling import HIDDEN, STEPS
+from medclr.training.methods import AUTO, INNER_FOLDS, RATES, UNCHOSEN, Material, Start, fit, trainings
+from medclr.training.pooling import BATCH, HIDDEN, LR, STEPS, WEIGHT_DECAY
 from medclr.training.probe import COMPONENTS, FEWEST_PATIENTS, FIXED_STRENGTH, FOLDS, NEIGHBOURS, STRENGTHS, fit_pca
 
 MOST_PCA_ROWS = 5000  # unlabelled volumes behind the components of the baseline
@@ -389,7 +390,7 @@ def _context(
     curve: Curve,
 ) -> dict[str, Any]:
     table, rows, task = data.table, data.table.rows, data.table.task
-    known = bool(rows["patient_known"].all())
+    known, labelled = bool(rows["patient_known"].all()), rows.iloc[table.of("train")]
 
     def counts(split: str) -> dict[str, int]:
         at = table.of(split)
@@ -431,7 +432,7 @@ def _context(
         ],
         "test": counts("test"),
         "train": counts("train"),
-        "methods": [*_methods(config, data, groups, known), *([_SECOND_OPINION] * (task.kind == "binary")), *cited],
+        "methods": [*_methods(config, data, groups, known), _SECOND_OPINION, *cited],
         "cite": [
             f"medclr {versions()['medclr']}, label-efficiency report.",
             *([_SIMCLR] if {one.bundle.details["method"] for one in data.encoders} != {ADOPTED} else []),
@@ -440,15 +441,15 @@ def _context(
         "versions": versions(),
         "hardware": hardware(),
         "notes": notes,
-        "caveats": _caveats(config, len(table.of("train")), curve),
+        "caveats": _caveats(config, len(by_slice(labelled) if data.spec.slices else labelled), curve),
     }
 
 
 def _caveats(config: EfficiencyConfig, n_train: int, curve: Curve) -> list[str]:
-    """What should make a reader doubt a comparison."""
+    """What should make a reader doubt a comparison. n_train: labelled volumes, or their slices."""
     said, fastest = [], f"learning rate {config.lr * max(RATES):g}"
     for arm in (arm for arm in config.arms if arm in config.tuned):
-        cells = [cell for cell in curve.cells if _kind(cell.arm) == arm and cell.choice]
+        cells = [cell for cell in curve.cells if _kind(cell.arm) == arm and UNCHOSEN not in cell.choice]
         edge = sum(cell.choice == fastest for cell in cells)
         if 2 * edge > len(cells):
             said.append(
@@ -507,6 +508,8 @@ def _methods(
         of = "classes, each against the rest" if task.kind == "multiclass" else "labels, where known"
         said.append(f"AUROC is the unweighted mean over {len(task.outputs)} {of}.")
     weighted = ", all classes weighted alike" if config.class_weight == "balanced" else ""
+    of_classes = {"binary": "the label if it has", "multiclass": "the classes with", "multilabel": "the labels with"}
+    judging = f"{of_classes[task.kind]} {FEWEST_PATIENTS} patients of either kind"
     few = f", and {2 * config.draws} times at {100 * FEW_LABELS:g}% and below"
     said += [
         f"Each fraction of the labelled training patients was drawn {counted(config.draws, 'time')}"
@@ -515,19 +518,25 @@ def _methods(
         "or labels); all arms use the same draws. At 100% the draws are seeds.",
         "No label outside a draw was used to train, stop, tune, calibrate or choose a method; which arm is called the "
         "best, and which baseline the better one, is read off the test set.",
-        f"Linear arms are logistic regressions on features scaled by one number{weighted}; their regularisation, C = "
-        f"{listed([f'{strength:g}' for strength in STRENGTHS], 'or')}, is that of the lowest cross-entropy in "
-        f"{FOLDS}-fold patient-grouped cross-validation inside the draw, or {FIXED_STRENGTH:g} where the draw has "
-        f"fewer than {FEWEST_PATIENTS} patients of a class.",
     ]
+    if {_method(arm) for arm in config.arms} & {"linear", "lp-ft", "attention", "auto"}:
+        said.append(
+            "Linear heads (of pca, of linear, and those that others start from) are logistic regressions on features "
+            f"scaled by one number{weighted}; their regularisation, C = "
+            f"{listed([f'{strength:g}' for strength in STRENGTHS], 'or')}, is that of the lowest cross-entropy in "
+            f"{FOLDS}-fold patient-grouped cross-validation inside the draw, over {judging}, or {FIXED_STRENGTH:g} "
+            "where there are none."
+        )
     if any(_method(arm) in ("full", "lp-ft", "auto") for arm in config.arms):
         bounds = f"{config.min_steps} to {config.max_steps} steps"
-        towards = "the weights that they start from" if config.decay_to == "start" else "zero"
+        to_start = config.decay_to == "start"
+        towards = "the weights that they start from" if to_start else "zero"
         said.append(
             f"Whole networks are trained on one augmented view of each volume with AdamW{weighted}, at a peak learning "
             f"rate of {config.lr:g} unless it is tuned, warmed up for an epoch at most and lowered by a cosine, with a "
             f"weight decay of {config.weight_decay:g} towards {towards}"
             + f", {config.layer_decay:g} of the rate from stage to stage" * (config.layer_decay != 1)
+            + " (scratch: towards zero, at one rate)" * (to_start or config.layer_decay != 1)
             + f", a dropout of {config.dropout:g}" * (config.dropout > 0)
             + f", for {config.epochs} epochs but {bounds}, at batch size {config.batch_size}, without a stopping rule"
             + ("; lp-ft starts from the head of linear." if {"lp-ft", "auto"} & set(config.arms) else ".")
@@ -537,22 +546,26 @@ def _methods(
         rates = ", ".join(f"{config.lr * rate:g}" for rate in sorted(RATES))
         said.append(
             f"The learning rate of {' and '.join(tuned)} is one of {rates}, chosen inside the draw by "
-            f"{INNER_FOLDS}-fold patient-grouped cross-validation with a third of the steps, and {config.lr:g} where "
-            f"the draw has fewer than {FEWEST_PATIENTS} patients of a class; all other settings are the same for all "
-            "arms, and fixed."
+            f"the AUROC of {INNER_FOLDS}-fold patient-grouped cross-validation with a third of the steps, and "
+            f"{config.lr:g} where the draw has fewer than {FEWEST_PATIENTS} patients of either kind; all other "
+            "settings are fixed."
         )
     if "auto" in config.arms:
         said.append(f"auto chooses among {', '.join(AUTO)} by such cross-validation.")
     if "attention" in config.arms:
         said.append(
             f"attention weighs crops or slices by gated attention of {HIDDEN} hidden units (Ilse, Tomczak and Welling, "
-            f"ICML 2018), trained for {STEPS} steps from their mean and the head of linear."
+            f"ICML 2018), trained for {STEPS} steps of {BATCH} volumes at a learning rate of {LR:g} and a weight "
+            f"decay of {WEIGHT_DECAY:g} from their mean and the head of linear."
         )
     if "knn" in config.arms:
         said.append(f"knn lets the {NEIGHBOURS} nearest by cosine vote, weighted by exp(cosine / 0.1).")
+    if "pca" in config.arms:
+        said.append(
+            f"pca is linear on the first {COMPONENTS} principal components of the pixels of all volumes outside the "
+            f"val and test patients, or of {MOST_PCA_ROWS:,} of these by lot."
+        )
     said += [
-        f"pca is a logistic regression on the first {COMPONENTS} principal components of the pixels of all volumes "
-        f"outside the val and test patients, or of {MOST_PCA_ROWS:,} of these by lot.",
         f"Intervals and tests are over test {'patients' if known else 'images'}, draws and encoders together: the "
         f"variance over {config.resamples:,} bootstrap resamples of these (stratified by class, the same for all "
         "arms), of draws and of encoders, added up, with Student's t at Satterthwaite's degrees of freedom. Those of "
@@ -560,7 +573,7 @@ def _methods(
         "two-sided at a level of 5%. Holm's correction is over arms, baselines and fractions. All is conditional on "
         "this pool of labelled patients.",
         "ECE is over ten bins of equally many volumes. Temperatures are fitted to scores of cross-validation inside "
-        "the draw.",
+        "the draw, of whole networks to those of their shorter trainings there.",
         f"The split is that of the {'label table' if data.table.split_source == 'table' else 'hash of each patient'}.",
     ]
     return said

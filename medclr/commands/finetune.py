@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -174,9 +175,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         say(f"{config.method}: {fitted.choice}")
     scores = fitted.scores(np.arange(len(rows)))
     refuse_diverged(scores, config)
-    # Out of fold where the method chose something by cross-validation; else the val split, which it has not seen.
+    # Out of fold where the method chose something by cross-validation; else the val split, which it has not seen. The
+    # folds of a whole network are trained for a third of its steps, and less sure of themselves.
     held, y_held, by = fitted.held_out, table.y[train], "out of fold"
-    if held is None and len(val := can_judge(table, "val")):
+    if (held is None or fitted.network is not None) and len(val := can_judge(table, "val")):
         held, y_held, by = scores[val], table.y[val], "the val split"
     temperature = temperature_of(held, y_held, task.kind)
     judged = {
@@ -217,7 +219,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     save_classifier(run.folder / "classifier", classifier, data.architecture, task, data.spec, details)
     run.write_json("metrics.json", metrics)
     run.write_frame("metrics.csv", _by_split(metrics))
-    run.write_frame("predictions.csv", predictions(rows, task, scores, table.y))
+    run.write_frame("predictions.csv", predictions(rows, task, scores / details["temperature"], table.y))
     run.finish(metrics)
     _tell(config, run, metrics)
     return metrics
@@ -274,8 +276,7 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
     verdicts = [refuse_seen(config.labels, config, table, encoder_seen(one), names.fingerprint) for one in encoders]
     # Seeds of one pre-training saw the same.
     of_seen = {encoder_seen(one).pixels: (one, path) for one, path in zip(encoders, given, strict=True)}
-    nears = [_nearly_seen(run, table, one, path) for one, path in of_seen.values()]
-    near = None if None in nears else max(filter(None, nears), default=0)
+    near = _nearly_seen(run, table, list(of_seen.values()))
     scans = config.data or paths.get("data")
     check_stock(table.rows, spec, store, scans)
     return Labelled(table, manifest, store, spec, tuple(encoders), scans, tuple(verdicts), near)
@@ -407,7 +408,8 @@ def _measured(
 def break_down(table: LabelTable) -> pd.DataFrame:
     """The columns by which results are broken down: those of the table that were asked for, and the scanner.
 
-    Ages become bands, and other columns of more than 8 different numbers their quartiles over all labelled volumes.
+    Ages become bands, other columns of more than 8 different numbers their quartiles over all labelled volumes, and the
+    names of places letters, as a report may be shared.
     """
     columns = table.groups.copy()
     for name in columns:
@@ -417,10 +419,21 @@ def break_down(table: LabelTable) -> pd.DataFrame:
             columns[name] = age_bands(years)
         elif (np.isfinite(numbers) | (columns[name] == "")).all() and numbers.nunique() > MOST_NUMBERS:
             columns[name] = quartile_bands(numbers.to_numpy())
+        elif re.search(r"site|hospital|institution|clinic|cent(?:re|er)", str(name), re.IGNORECASE):
+            columns[name] = lettered(columns[name])
     rows = table.rows
     for name in ("manufacturer", "model"):
         columns[name] = rows[name].to_numpy()
     return columns
+
+
+def lettered(places: pd.Series) -> pd.Series:
+    """Names of places, in their order, as site A, site B, …; what has a letter already, and "", as it is."""
+    names = sorted(set(places) - {""})
+    if all(re.fullmatch("site [A-Z]+", name) for name in names):
+        return places
+    letters = [*ascii_uppercase, *(f"A{letter}" for letter in ascii_uppercase)]
+    return places.map({"": ""} | {name: f"site {letter}" for name, letter in zip(names, letters, strict=False)})
 
 
 def _years(ages: pd.Series) -> NDArray[np.float64]:
@@ -548,31 +561,37 @@ def near_sentence(near: int | None) -> str:
     return f"{images} of what pre-training saw; private/near_duplicates.csv lists the pairs."
 
 
-def _nearly_seen(run: Run, table: LabelTable, encoder: Encoder, source: Path) -> int | None:
-    kept = stocked(source)  # a bundle can be shared, and signatures are thumbnails: only private/ has them
-    return None if kept is None else nearly_seen(run, table, kept[0], encoder_seen(encoder).pixels)
+def _nearly_seen(run: Run, table: LabelTable, encoders: Sequence[tuple[Encoder, Path]]) -> int | None:
+    """Test images that are near-duplicates of what any of the encoders saw."""
+    # A bundle can be shared, and signatures are thumbnails: only private/ has them.
+    kept = [(stocked(path), encoder_seen(encoder).pixels) for encoder, path in encoders]
+    seen = [(one[0], pixels) for one, pixels in kept if one is not None]
+    return nearly_seen(run, table, seen) if len(seen) == len(kept) else None
 
 
-def nearly_seen(run: Run, table: LabelTable, manifest: pd.DataFrame, pixels: frozenset[str]) -> int | None:
-    """Test images that are near-duplicates of what training saw; None where signatures are missing.
+def nearly_seen(run: Run, table: LabelTable, seen: Sequence[tuple[pd.DataFrame, frozenset[str]]]) -> int | None:
+    """Test images that are near-duplicates of what trainings saw; None where signatures are missing.
 
-    manifest: with the volumes that it saw; pixels: the hashes of these.
+    seen: of each training, a manifest with the volumes that it saw, and the hashes of their pixels.
     """
     test = table.rows.iloc[table.of("test")]
-    if "signature" not in manifest or "signature" not in test:
+    if "signature" not in test or any("signature" not in manifest for manifest, _ in seen):
         return None
-    seen = manifest[manifest["pixel_hash"].isin(pixels)]
-    if (seen["signature"] == "").any() or (test["signature"] == "").any() or pixels - set(seen["pixel_hash"]):
+    parts = [manifest[manifest["pixel_hash"].isin(pixels)] for manifest, pixels in seen]
+    if any(pixels - set(part["pixel_hash"]) for part, (_, pixels) in zip(parts, seen, strict=True)):
         return None
-    i, j, similarity = near_duplicates(list(test["signature"]), list(seen["signature"]))
+    own = pd.concat(parts).drop_duplicates("pixel_hash")
+    if (own["signature"] == "").any() or (test["signature"] == "").any():
+        return None
+    i, j, similarity = near_duplicates(list(test["signature"]), list(own["signature"]))
     pairs = pd.DataFrame(
         {
             "test": test["volume_id"].to_numpy()[i],
-            "seen": seen["volume_id"].to_numpy()[j],
+            "seen": own["volume_id"].to_numpy()[j],
             "similarity": similarity.round(4),
         }
     )
-    other = test["pixel_hash"].to_numpy()[i] != seen["pixel_hash"].to_numpy()[j]
+    other = test["pixel_hash"].to_numpy()[i] != own["pixel_hash"].to_numpy()[j]
     run.write_frame("private/near_duplicates.csv", pairs[other])
     return len(set(i[other].tolist()))
 

@@ -38,18 +38,24 @@ _PSEUDONYMS = {
     "study_uid": ("study", "study_key"),
     "patient_id": ("patient", "patient_key"),
 }
-# Of two values, one of these is the class 0.
+# Of two values, one of these, or one that begins or ends as _WITHOUT says, is the class 0.
 _NEGATIVE = {"0", "0.0", "false", "f", "no", "n", "negative", "neg", "-", "absent", "none", "normal", "no finding",
              "control", "healthy", "benign"}  # fmt: skip
-# Beside two classes or more, what is written where the class is not known.
-_UNKNOWN = {"?", "na", "n/a", "nan", "null", "unknown", "not known", "uncertain", "unclear", "missing",
+_WITHOUT = re.compile(r"(no|not|non|without)[ _-].*|.*[^ ]-", re.IGNORECASE | re.DOTALL)
+# What is written where the class is not known; the last only beside two classes or more.
+_UNKNOWN = {"?", "unk", "u", "indeterminate", "equivocal", "not available",
+            "na", "n/a", "nan", "null", "unknown", "not known", "uncertain", "unclear", "missing",
             "#n/a", "#na", "#value!", "#div/0!", "#ref!", "<na>", "."}  # fmt: skip
+_UNKNOWN_OF_MANY = {"-"}
+_UNKNOWN_CODES = {-1.0, -9.0, -99.0, 9.0, 99.0, 999.0}  # beside 0 and 1
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 _AGE = re.compile(r"\d{3}[YMWD]", re.ASCII)  # as DICOM writes it
 _DATE = re.compile(
-    r"(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})(?!\d).*|(19|20)\d{6}|\d\d?[- ][a-z]{3,9}[- ]\d{2,4}",
+    r"(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})(?!\d).*|(19|20)\d{6}|\d\d?[- ][a-z]{3,9}[- ]\d{2,4}"
+    r"|(19|20)\d\d[-/.]\d\d|[a-z]{3,9}[- ](19|20)\d\d|\d\d?:\d\d(:\d\d)?",
     re.ASCII | re.IGNORECASE,
 )
+MOST_CODES = 10  # whole numbers that may be classes though they begin neither at 0 nor at 1
 MOST_CLASSES = 30  # a column of more values holds names, ids or measurements
 
 
@@ -552,8 +558,8 @@ def _classes(labels: pd.Series, path: Path) -> tuple[str, ...]:
     """The classes of a column; of two, the negative one first."""
     values = sorted(labels.unique(), key=_natural)
     where = f"{path.name}: column {labels.name!r}"
-    if _are_dates(values) or (len(values) > 2 and _are_measurements(values)):
-        what = "dates" if _are_dates(values) else "measurements"
+    if any(map(_is_date, values)) or _are_measurements(values):
+        what = "dates" if any(map(_is_date, values)) else "measurements"
         raise DataError(f"{where} holds {what}, not classes; put them into classes, or choose another with --label")
     # A column with about as many values as rows may hold names or ids, which no message may show.
     shown = f": {', '.join(values)}" if len(values) <= min(10, len(labels) // 3) else ""
@@ -563,8 +569,7 @@ def _classes(labels: pd.Series, path: Path) -> tuple[str, ...]:
         )
     if len(values) == 1:
         raise DataError(f"{where} has a single class in all {len(labels):,} labelled rows{shown}; two are needed")
-    unknown = sorted(_UNKNOWN & {value.casefold() for value in values}) + ["-1"] * ({"-1", "0", "1"} <= set(values))
-    if unknown and (len(values) > 2 or any(re.fullmatch(_NUMBER, value) for value in values)):
+    if unknown := _unknown(values):
         raise DataError(
             f"{where} has {unknown[0]!r} beside its classes; blank it where it means unknown, or give it another name"
         )
@@ -573,9 +578,21 @@ def _classes(labels: pd.Series, path: Path) -> tuple[str, ...]:
             f"{where} has {len(values):,} classes in {len(labels):,} labelled rows{shown}; names or numbers? Choose "
             "another with --label, or blank the rows of those that are not wanted"
         )
-    if [value.casefold() in _NEGATIVE for value in values] == [False, True]:
+    if [_is_negative(value) for value in values] == [False, True]:
         values.reverse()
     return tuple(values)
+
+
+def _is_negative(value: str) -> bool:
+    return value.casefold() in _NEGATIVE or re.fullmatch(_WITHOUT, value) is not None
+
+
+def _unknown(values: Sequence[str]) -> list[str]:
+    """Those that stand for a class that is not known."""
+    words = _UNKNOWN | (_UNKNOWN_OF_MANY if len(values) > 2 else set())
+    numbers = {float(value): value for value in values if re.fullmatch(_NUMBER, value)}
+    codes = _UNKNOWN_CODES & set(numbers) if {0.0, 1.0} <= set(numbers) and len(values) == 3 else set()
+    return [value for value in values if value.casefold() in words or value in {numbers[code] for code in codes}]
 
 
 def _natural(value: str) -> tuple[float, str, str]:
@@ -585,14 +602,18 @@ def _natural(value: str) -> tuple[float, str, str]:
     return np.inf, value.casefold(), value
 
 
-def _are_dates(values: Sequence[str]) -> bool:
-    return bool(values) and all(re.fullmatch(_DATE, value) for value in values)
+def _is_date(value: str) -> bool:
+    return re.fullmatch(_DATE, value) is not None
 
 
 def _are_measurements(values: Sequence[str]) -> bool:
-    """Numbers, and not all of them whole."""
-    numbers = [float(value) for value in values if re.fullmatch(_NUMBER, value)]
-    return len(numbers) == len(values) and not all(number.is_integer() for number in numbers)
+    """Any with decimals, any beside a limit such as <10, or more whole numbers than codes have, as ages and years."""
+    points = [value.replace(",", ".") for value in values]
+    numbers = [float(value) for value in points if re.fullmatch(_NUMBER, value)]
+    if not all(number.is_integer() for number in numbers):
+        return True
+    limits = any(re.fullmatch(r"[<>≤≥]=? ?\d+", value) for value in values)
+    return bool(numbers and limits) or (len(numbers) == len(values) > MOST_CODES and min(numbers) > 1)
 
 
 def _check_group(table: pd.DataFrame, name: str, path: Path, layout: TableLayout | None) -> None:
@@ -603,10 +624,15 @@ def _check_group(table: pd.DataFrame, name: str, path: Path, layout: TableLayout
         raise UsageError(f"--groups {name}: its values name patients or files; choose columns such as sex or age")
     values = [value for value in table[name].unique() if value != ""]
     numbers = all(re.fullmatch(_NUMBER, value) or re.fullmatch(_AGE, value) for value in values)
-    if _are_dates(values) or (len(values) > MOST_CLASSES and not numbers):
+    if any(map(_is_date, values)) or (len(values) > MOST_CLASSES and not numbers):
         raise UsageError(
             f"--groups {name}: {len(values):,} different texts in {path.name}, or dates; put them into at most "
             f"{MOST_CLASSES} groups"
+        )
+    people = table.groupby(name)["patient_id" if "patient_id" in table else name].nunique()
+    if "patient_id" in table and not numbers and len(values) > 2 and people.drop("", errors="ignore").median() <= 1:
+        raise UsageError(
+            f"--groups {name}: most of its {len(values)} values are of one patient each, and may name them"
         )
 
 

@@ -64,7 +64,7 @@ class Cell:
 
     @property
     def id(self) -> str:
-        return f"{self.arm}|{self.fraction:g}|{self.draw}" + (f"|{self.encoder}" if self.encoder else "")
+        return f"{self.arm}|{self.fraction:.15g}|{self.draw}" + (f"|{self.encoder}" if self.encoder else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with null for NaN; `from_dict` gives the same cell back, to the bit."""

@@ -102,6 +102,9 @@ class Chance:
                 deviations = deviations + normal[:, :k] @ (units - units.mean()) / math.sqrt(k * (k - 1))
 
         variance = sum(part for part, _ in parts)
+        if variance == 0 and value != 0 and versus is not None:
+            # Nothing varies and yet they differ, as of scores that are all alike: there is nothing to judge it by.
+            return Estimate(value, -1.0, 1.0, 1.0, math.nan, np.full(len(resampled), value))
         if variance == 0:
             return Estimate(value, value, value, float(value == 0), math.nan, np.full(len(resampled), value))
         freedom = variance**2 / sum(part**2 / units for part, units in parts)
@@ -211,8 +214,9 @@ def aurocs(
         y = truth.y[:, output]
         known = ~np.isnan(y)
         by_cell = outcome.by_cell([auroc(y[known], one[known, output]) for one in scores])
-        if (by_cell == 1).all():
-            resampled = chance.perfect(truth.rarer([output]))
+        if by_cell.min() == by_cell.max() and by_cell.max() in (0, 1):
+            perfect = chance.perfect(truth.rarer([output]))
+            resampled = perfect if by_cell.max() == 1 else 1 - perfect
         else:
             resampled = bootstrap_mean_auroc(y, scores[:, :, output], resamples)
         by_output[output] = Sample(by_cell, resampled)

@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelsNeeded:
-    """A count of labelled patients with its interval, any of which may be open.
+    """A count of labelled patients with its interval, any of which may be open; labels are saved of `every` one.
 
     0 stands for "`least` or fewer" (the smallest fraction reached the target already), inf for "not with
     `most`" (the largest did not). Where `reason` is not empty the numbers are NaN; `low` and `high` also where no
@@ -20,6 +20,7 @@ class LabelsNeeded:
     high: float
     least: float
     most: float
+    every: float
     reason: str
 
     def __str__(self) -> str:
@@ -39,9 +40,9 @@ class LabelsNeeded:
         return f"{said} ({low} to {high}): {saved} ({self._saved(self.high)} to {self._saved(self.low)})"
 
     def _saved(self, labels: float) -> str:
-        if math.isinf(labels) or labels >= self.most:
+        if labels >= self.every * (1 - 1e-9):
             return "none"
-        share = f"{100 * (1 - (labels or self.least) / self.most):.0f}%"
+        share = f"{100 * (1 - (labels or self.least) / self.every):.0f}%"
         return share if labels else f"{share} or more"
 
     def _end(self, labels: float, unit: str = "") -> str:
@@ -66,7 +67,7 @@ def labels_needed(
     resamples themselves, they stay open where a resample does not reach the target, or has it from the start.
 
     Args:
-        labels: (F,) labels at each fraction, ascending and above 0.
+        labels: (F,) labels at each fraction, ascending and above 0; the last are all, of which some may be saved.
         curve: (F,) mean AUROC there; NaN where a fraction has no result, which is then left out.
         target: the AUROC to match.
         resampled_curve: (R, F) the same from resamples.
@@ -76,8 +77,8 @@ def labels_needed(
     known = ~np.isnan(curve)
     if math.isnan(target) or not known.any():
         reason = "the target has no result" if math.isnan(target) else "no fraction has a result"
-        return LabelsNeeded(*(math.nan,) * 5, reason=reason)
-    labels = labels[known]
+        return LabelsNeeded(*(math.nan,) * 6, reason=reason)
+    every, labels = float(labels[-1]), labels[known]
     value = float(_first_reached(labels, curve[None, known], np.array([target]))[0])
 
     whole = ~np.isnan(resampled_target) & ~np.isnan(resampled_curve[:, known]).any(axis=1)
@@ -87,7 +88,7 @@ def labels_needed(
         found = np.sort(_first_reached(labels, resampled_curve[whole][:, known], resampled_target[whole]))
         tail = (len(found) - 1) * (1 - level) / 2
         low, high = float(found[math.floor(tail)]), float(found[len(found) - 1 - math.floor(tail)])
-    return LabelsNeeded(value, low, high, float(labels[0]), float(labels[-1]), "")
+    return LabelsNeeded(value, low, high, float(labels[0]), float(labels[-1]), every, "")
 
 
 def isotonic(curves: np.ndarray) -> np.ndarray:

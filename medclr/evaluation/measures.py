@@ -23,7 +23,7 @@ import pandas as pd
 from scipy.special import expit, softmax
 
 from medclr.evaluation.cells import Cell
-from medclr.evaluation.estimates import Chance, Outcome, Sample, Truth, mean_of
+from medclr.evaluation.estimates import Chance, Estimate, Outcome, Sample, Truth, mean_of
 from medclr.metrics import (
     LEAST_IN_BIN,
     Resamples,
@@ -83,10 +83,10 @@ def _ranking(outcome: Outcome, truth: Truth, chance: Chance, outputs: Sequence[s
     found: _Found = {}
     samples = [_operating(outcome, truth, output, len(outputs) == 1, resamples) for output in truth.judged]
     precision = mean_of([of_output[0] for of_output in samples])
-    found[PRECISION] = (*chance.estimate(precision, truth.rarer(truth.judged))[:3], "")
+    found[PRECISION] = (*_spread(chance.estimate(precision, truth.rarer(truth.judged))), "")
     for place, name in enumerate(SPECIFICITIES):
         if len(outputs) == 1:
-            found[name] = (*chance.estimate(samples[0][1 + place], truth.rarer([0]))[:3], "")
+            found[name] = (*_spread(chance.estimate(samples[0][1 + place], truth.rarer([0]))), "")
         else:
             found[name] = _none("n/a: of a single binary label only")
     for output, name in enumerate(names):
@@ -95,6 +95,11 @@ def _ranking(outcome: Outcome, truth: Truth, chance: Chance, outputs: Sequence[s
         else:
             found[name] = (*chance.estimate(outcome.by_output[output], truth.rarer([output]))[:3], "")
     return found
+
+
+def _spread(found: Estimate) -> tuple[float, float, float]:
+    """A value and its interval; none where no resample varies, which is not certainty but too few patients."""
+    return (found.value, math.nan, math.nan) if found.low == found.high else (found.value, found.low, found.high)
 
 
 def _operating(outcome: Outcome, truth: Truth, output: int, single: bool, resamples: Resamples) -> list[Sample]:

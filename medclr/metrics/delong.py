@@ -20,8 +20,8 @@ def delong(y: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None
 
     DeLong et al. (1988), by ranks as in Sun & Xu (2014); with patients, Obuchowski's (1997) form for clustered data,
     in which a patient may have several rows, of both classes: her S10, S01 and S11. Where each patient has one row,
-    the two are equal. Of several outputs it is the mean AUROC, whose sums over a patient are the means of those of
-    the outputs: a patient who has one output and not another then counts in S11 too.
+    the two are equal. Of several outputs it is the mean AUROC, whose sums over a patient are the means of those of the
+    outputs; their S11 then also has patients who are positive for one and negative for another.
 
     y: (n,) of 0 and 1, or (n, K) of 0, 1 and NaN, which is unknown. scores: (S, n) or (S, n, K), higher for positive,
     ties counting half. patients: (n,) keys; None where each row is a patient of its own. AUROCs are NaN where a class
@@ -30,7 +30,8 @@ def delong(y: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None
     y, scores = y.reshape(len(y), -1), scores.reshape(*scores.shape[:2], -1)
     count, outputs = len(scores), y.shape[1]
     code = np.arange(len(y)) if patients is None else np.unique(patients, return_inverse=True)[1]
-    sums, has = np.zeros((2, code.max() + 1, count)), np.zeros((2, code.max() + 1), bool)
+    sums, unbiased = np.zeros((2, 2, code.max() + 1, count))
+    has = np.zeros(code.max() + 1, bool)
     aurocs = np.zeros(count)
     for column, of_output in zip(y.T, np.moveaxis(scores, 2, 0), strict=True):
         positive, negative = np.flatnonzero(column == 1), np.flatnonzero(column == 0)
@@ -43,13 +44,14 @@ def delong(y: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None
         auroc = above.mean(axis=1)
         aurocs += auroc / outputs
         for side, rows, placements in ((0, positive, above), (1, negative, below)):
-            np.add.at(sums[side], code[rows], (placements - auroc[:, None]).T / (len(rows) * outputs))
-            has[side, code[rows]] = True
-    clusters = has.sum(axis=1)
-    if clusters.min() < 2:
-        return DeLong(aurocs, np.full((count, count), np.nan))
-    s10, s01 = (_unbiased(k) * one.T @ one for k, one in zip(clusters, sums, strict=True))
-    s11 = _unbiased(has.any(axis=0).sum()) * sums[0].T @ sums[1]
+            own = np.zeros_like(sums[side])
+            np.add.at(own, code[rows], (placements - auroc[:, None]).T / (len(rows) * outputs))
+            clusters = len(np.unique(code[rows]))
+            sums[side] += own
+            unbiased[side] += own * (math.sqrt(_unbiased(clusters)) if clusters > 1 else math.nan)
+            has[code[rows]] = True
+    s10, s01 = (one.T @ one for one in unbiased)
+    s11 = _unbiased(has.sum()) * sums[0].T @ sums[1]
     return DeLong(aurocs, s10 + s01 + s11 + s11.T)
 
 

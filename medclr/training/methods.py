@@ -27,7 +27,7 @@ AUTO = ("linear", "knn", "lp-ft")  # what `auto` chooses among; the first where 
 RATES = (3.0, 1.0, 10.0, 0.3)  # times --lr: what a tuned learning rate is chosen among; of equals the first
 INNER_FOLDS = 3  # of these choices, whose networks are trained for a third of the steps
 
-_UNCHOSEN = " for want of labels to choose by"
+UNCHOSEN = " for want of labels to choose by"  # ends the words of such a choice
 
 Rows = NDArray[np.intp]
 
@@ -134,8 +134,8 @@ def fit(
     """
     y, patients = material.y[at], material.patients[at]
     if method == "auto":
-        choice, held_out, reason = AUTO[0], None, _UNCHOSEN
-        if enough_to_choose(y, patients):
+        choice, held_out, reason = AUTO[0], None, UNCHOSEN
+        if enough_to_choose(y, patients).any():
             brief = replace(material, config=_brief(material.config))
 
             def judge(name: str, own: Rows, held: Rows) -> Scores:
@@ -150,8 +150,11 @@ def fit(
 
     head = _on_features("linear", material, start, at, seed).head if method == "lp-ft" else None
     assert not isinstance(head, Neighbours)
-    config, held_out, reason = material.config, None, _UNCHOSEN * tuned
-    if tuned and enough_to_choose(y, patients):
+    config, held_out, reason = material.config, None, UNCHOSEN * tuned
+    if start.network is None:
+        # Random weights are nothing to stay near, and their early stages have all to learn.
+        config = replace(config, layer_decay=1.0, decay_to="zero")
+    if tuned and enough_to_choose(y, patients).any():
 
         def of_rate(rate: float, own: Rows, held: Rows) -> Scores:
             brief = _brief(replace(config, lr=config.lr * rate))
@@ -197,7 +200,7 @@ def _on_features(method: str, material: Material, start: Start, at: Rows, seed: 
         return Fitted(lambda rows: head.scores(features[rows]), None, "", head)
     balanced = material.config.class_weight == "balanced"
     head = fit_linear(features[at], y, material.patients[at], seed, exclusive=material.exclusive, balanced=balanced)
-    choice = f"C = {head.strength:g}{'' if head.chosen else _UNCHOSEN}"
+    choice = f"C = {head.strength:g}{'' if head.chosen else UNCHOSEN}"
     if method == "linear":
         return Fitted(lambda rows: head.scores(features[rows]), head.held_out, choice, head)
     bags = start.bags

@@ -92,8 +92,8 @@ def fit_linear(
     All features are divided by one number, the largest of their standard deviations: dividing each by its own would
     make the noise of the last principal component as large as the first.
 
-    Nothing but the rows given is used. With fewer than FEWEST_PATIENTS patients of a class, the strength is fixed. A
-    label of which one class is known has a logit of 0 throughout.
+    Nothing but the rows given is used. What chooses are the labels, or classes, that FEWEST_PATIENTS patients have and
+    as many have not; where there are none, it is fixed. A label of which one class is known has a logit of 0.
 
     Args:
         features: (n, F).
@@ -113,12 +113,13 @@ def fit_linear(
     def judge(strength: float, own: NDArray[np.intp], held: NDArray[np.intp]) -> Scores:
         return fit(own, strength).scores(scaled[held])
 
-    chosen = strength is None and enough_to_choose(y, patients)
+    chosen = strength is None and bool(enough_to_choose(y, patients).any())
     held_out = None
     if chosen:
         folds = inner_folds(y, patients, seed)
         tried = {strength: out_of_fold(partial(judge, strength), y, folds) for strength in STRENGTHS}
-        strength = min(STRENGTHS, key=lambda one: _loss(tried[one], y, exclusive, balanced))
+        judges = enough_to_choose(y, patients)
+        strength = min(STRENGTHS, key=lambda one: _loss(tried[one], y, judges, exclusive, balanced))
         held_out = tried[strength]
     head = fit(slice(None), FIXED_STRENGTH if strength is None else strength)
     weight = head.weight / scale
@@ -142,9 +143,10 @@ def fit_pca(
     return lambda pixels: np.asarray(pca.transform(pixels))
 
 
-def enough_to_choose(y: NDArray[np.floating], patients: NDArray[np.object_]) -> bool:
-    """Whether a label of y (n, K) has both its classes from FEWEST_PATIENTS patients, so that folds can tell."""
-    return any(min(len(set(patients[column == value])) for value in (0, 1)) >= FEWEST_PATIENTS for column in y.T)
+def enough_to_choose(y: NDArray[np.floating], patients: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """Which labels or classes of y (n, K) FEWEST_PATIENTS patients have and as many have not."""
+    fewest = [min(len(set(patients[column == value])) for value in (0, 1)) for column in y.T]
+    return np.array(fewest) >= FEWEST_PATIENTS
 
 
 def log_prior(y: NDArray[np.floating], exclusive: bool) -> Scores:
@@ -215,9 +217,13 @@ def choose(
     return best[1:]
 
 
-def _loss(scores: Scores, y: NDArray[np.floating], exclusive: bool, balanced: bool) -> float:
-    """The cross-entropy of a head's scores (n, K), under the weights that it was fitted with."""
-    target = torch.from_numpy(np.asarray(y, np.float64))
+def _loss(scores: Scores, y: NDArray[np.floating], judges: NDArray[np.bool_], exclusive: bool, balanced: bool) -> float:
+    """The cross-entropy of a head's scores (n, K), under the weights that it was fitted with.
+
+    judges: (K,) the labels or classes that count; a class of two rows would else count as much as one of hundreds.
+    """
+    unjudged = (y[:, ~judges] == 1).any(axis=1)[:, None] if exclusive else ~judges
+    target = torch.from_numpy(np.where(unjudged, np.nan, y).astype(np.float64))
     logits = torch.from_numpy(scores - log_prior(y, exclusive) * balanced)
     return label_loss(logits, target, class_weights(target, exclusive) if balanced else None, exclusive).item()
 

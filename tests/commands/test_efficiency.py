@@ -18,13 +18,14 @@ from scipy.special import expit
 import medclr
 from medclr.cli import main
 from medclr.commands import efficiency as module
-from medclr.commands.efficiency import _groups
+from medclr.commands.efficiency import _caveats, _groups
 from medclr.commands.finetune import break_down
-from medclr.config import EfficiencyConfig
+from medclr.config import EfficiencyConfig, FinetuneConfig
 from medclr.data.phantoms import write_phantoms
 from medclr.errors import UsageError
 from medclr.evaluation.efficiency import label_efficiency
 from medclr.models.bundle import load_bundle, save_bundle
+from medclr.training.methods import UNCHOSEN
 
 SPEC = """
 name: tiny
@@ -232,8 +233,30 @@ def test_numbers_become_quartiles_where_they_are_many():
     assert found["code"].tolist()[:2] == ["A", "B"]
 
 
+def test_names_of_places_become_letters():
+    found = grouped(hospital=["St Mary", "Clinic Z", "", "St Mary"], site=["site A", "site B", "site A", ""])
+    assert found["hospital"].tolist() == ["site B", "site A", "", "site B"]
+    assert found["site"].tolist() == ["site A", "site B", "site A", ""]
+
+
+def test_a_rate_at_the_edge_is_said_of_cells_that_could_choose():
+    config = EfficiencyConfig(labels=Path("labels.csv"), arms=["scratch"], lr=0.001, max_steps=100, epochs=1)
+    unchosen, middle, top = f"learning rate 0.001{UNCHOSEN}", "learning rate 0.003", "learning rate 0.01"
+
+    def said(*choices):
+        return _caveats(config, 50, SimpleNamespace(cells=[SimpleNamespace(arm="scratch", choice=c) for c in choices]))
+
+    assert said(*[unchosen] * 9, top) == [
+        "scratch chose the highest learning rate 0.01 in 1 of 1 cells: a higher --lr may be better."
+    ]
+    assert said(*[unchosen] * 9, top, middle) == []
+    assert "stopped at --max-steps 100" in _caveats(config, 6401, SimpleNamespace(cells=[]))[0]
+
+
 def test_only_arms_that_train_a_network_can_be_tuned():
     config = EfficiencyConfig(labels=Path("labels.csv"))
     with pytest.raises(UsageError, match="--tuned linear: it trains no whole network"):
         replace(config, tuned=["linear"])
+    with pytest.raises(UsageError, match="--tuned with --method linear: it has no learning rate to choose"):
+        FinetuneConfig(labels=Path("labels.csv"), tuned=True)
     assert medclr.EfficiencyConfig is EfficiencyConfig

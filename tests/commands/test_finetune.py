@@ -41,7 +41,7 @@ def count(monkeypatch):
         monkeypatch.setattr(module, "stocked", lambda source: (manifest[forget:], None) if kept else None)
         writer = SimpleNamespace(write_frame=lambda name, frame: written.update({name: frame}))
         encoder = SimpleNamespace(bundle=SimpleNamespace(details={"seen": seen}))
-        return module._nearly_seen(writer, table, encoder, None), written
+        return module._nearly_seen(writer, table, [(encoder, None)] * 2), written
 
     return run
 

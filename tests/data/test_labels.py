@@ -190,7 +190,7 @@ def test_a_split_column_of_another_spelling_is_refused(table, manifest):
 
 
 def test_text_that_pandas_would_take_for_missing_is_text(table, manifest):
-    found = read_labels(table("series_uid,label", "1.1,NA", "1.4,None", "1.5,NA"), manifest, NAMES)
+    found = read_labels(table("series_uid,label", "1.1,Yes", "1.4,None", "1.5,Yes"), manifest, NAMES)
     assert _values(found) == {"v0": 1, "v3": 0, "v4": 1}
 
 
@@ -400,9 +400,22 @@ def test_classes_of_which_no_volume_is_there_keep_their_column(table, many):
         (["19800102", "20011231"] * 15, "holds dates, not classes"),
         ([f"{number % 5 / 4}" for number in range(30)], "holds measurements, not classes"),
         (["-.5", "1e-3", "2"] * 10, "holds measurements, not classes"),
-        ([str(number) for number in range(20, 50)], "has 30 classes in 30 labelled rows; names or numbers?"),
-        (["0", "1", "Unknown"] * 10, "has 'unknown' beside its classes; blank it where it means unknown"),
+        ([str(number) for number in range(20, 50)], "holds measurements, not classes"),
+        ([str(number) for number in range(2)] * 14 + ['"0,5"', "1"], "holds measurements, not classes"),
+        (["<10", "12", "35"] * 10, "holds measurements, not classes"),
+        (["0.25", "positive"] * 15, "holds measurements, not classes"),
+        (["2020-01", "2020-12"] * 15, "holds dates, not classes"),
+        (["Jan 2020", "Feb 2020"] * 15, "holds dates, not classes"),
+        (["12:15", "13:45"] * 15, "holds dates, not classes"),
+        (["2020-01-01", "alive"] * 15, "holds dates, not classes"),
+        (["0", "1", "Unknown"] * 10, "has 'Unknown' beside its classes; blank it where it means unknown"),
+        (["pneumonia", "unknown"] * 15, "has 'unknown' beside its classes"),
+        (["yes", "?"] * 15, r"has '\?' beside its classes"),
+        (["yes", "no", "unk"] * 10, "has 'unk' beside its classes"),
+        (["yes", "no", "-"] * 10, "has '-' beside its classes"),
         (["0", "1", "-1"] * 10, "has '-1' beside its classes; blank it"),
+        (["0.0", "1.0", "-1.0"] * 10, "has '-1.0' beside its classes; blank it"),
+        (["0", "1", "9"] * 10, "has '9' beside its classes; blank it"),
         (["0", "0.0", "1"] * 10, "differ in capitals or digits only"),
     ],
 )
@@ -411,6 +424,34 @@ def test_a_column_that_holds_no_classes(table, many, values, message):
         read_labels(table(*_thirty(values)), many, NAMES)
     assert str(error.value).startswith("labels.csv: column 'label'")
     assert not re.search("NAME|19|200|31|:30|\n", str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("negative", "positive"),
+    [
+        ("no cancer", "cancer"),
+        ("covid-", "covid+"),
+        ("no disease", "abnormal"),
+        ("normal", "abnormal"),
+        ("-", "+"),
+        ("without_mass", "mass"),
+        ("Not seen", "Seen"),
+        ("nodule", "north"),
+        ("<50", ">=50"),
+        ("0.0", "1.0"),
+    ],
+)
+def test_of_two_classes_the_negative_one_says_no_or_comes_first(table, many, negative, positive):
+    found = read_labels(table(*_thirty([positive, negative] * 15)), many, NAMES)
+    assert found.task.classes == (negative, positive)
+
+
+@pytest.mark.parametrize(
+    "classes", [["0", "1", "2"], [str(n) for n in range(10)], ["2", "3", "4"], ["none", "+", "++"]]
+)
+def test_codes_and_grades_are_classes(table, many, classes):
+    found = read_labels(table(*_thirty((classes * 15)[:30])), many, NAMES)
+    assert set(found.task.classes) == set(classes)
 
 
 def test_a_column_that_gives_each_patient_a_class_of_their_own(table, manifest):
@@ -540,6 +581,15 @@ def test_what_is_no_group(table, group, message):
     with pytest.raises(UsageError, match=f"--groups {group}: {message}") as error:
         check_labels(table("series_uid,lesion,name,born", *rows), ["lesion"], None, [group])
     assert not re.search("NAME|1980|\n", str(error.value))
+
+
+def test_a_group_that_names_patients(table):
+    rows = [f"2.{n},p{n // 3},{n % 2},NAME {n // 3}" for n in range(30)]
+    with pytest.raises(UsageError, match="--groups friend: most of its 10 values are of one patient each") as error:
+        check_labels(table("series_uid,patient_id,lesion,friend", *rows), ["lesion"], None, ["friend"])
+    assert "NAME" not in str(error.value)
+    both = [f"2.{n},p{n},{n % 2},ward {n % 4}" for n in range(30)]
+    check_labels(table("series_uid,patient_id,lesion,ward", *both), ["lesion"], None, ["ward"])
 
 
 def test_groups_that_conflict(table, many):

@@ -6,6 +6,7 @@ from scipy.special import expit, logit
 from scipy.stats import t, ttest_1samp
 
 from medclr.evaluation.estimates import Chance, Sample, Truth, mean_of
+from medclr.evaluation.single import auroc_of
 
 MANY = 10**9  # patients, so that theirs is no small sample
 
@@ -131,6 +132,22 @@ def test_where_nothing_varies() -> None:
 
     assert found(0.0) == (0, 0, 1)
     assert found(0.25) == (0.25, 0.25, 0)
+
+
+def test_of_scores_that_never_vary_no_difference_is_judged() -> None:
+    one, other = (Sample(np.full((1, 3), value), np.full(9, value)) for value in (0.5, 0.0))
+    found = Chance(3, 1, 9, 0).estimate(one, 10, other)
+    assert found[:4] == (0.5, -1, 1, 1)
+    assert Chance(3, 1, 9, 0).estimate(one, 10, one)[:4] == (0, 0, 0, 1)
+
+
+def test_an_auroc_of_0_is_as_uncertain_as_one_of_1() -> None:
+    y = np.repeat([0.0, 1.0], 6)[:, None]
+    patients = np.arange(12)
+    high, low = (auroc_of(y, patients, sign * y, "binary", 4000, 0) for sign in (1, -1))
+    assert (high.value, low.value) == (1, 0)
+    assert (high.low, low.high) == pytest.approx((1 - low.high, 1 - high.low))
+    assert 0.3 < low.high < 0.7
 
 
 def test_few_patients_widen_an_interval() -> None:

@@ -73,7 +73,7 @@ def test_the_interval_carries_the_open_ends() -> None:
 
 
 def test_said_in_words() -> None:
-    say = lambda *ends: str(LabelsNeeded(*ends, least=60, most=4708, reason=""))  # noqa: E731
+    say = lambda *ends: str(LabelsNeeded(*ends, least=60, most=4708, every=4708, reason=""))  # noqa: E731
     reached, saved = "reached with", "of labels saved"
     n, most = "labelled patients", "99% or more"
     assert say(470.2, 210.0, math.inf) == f"{reached} 471 {n} (210 to not reached): 90% {saved} (none to 96%)"
@@ -83,8 +83,14 @@ def test_said_in_words() -> None:
         say(math.inf, 1234.5, math.inf) == f"not {reached} 4,708 {n} (1,235 to not reached): none {saved} (none to 74%)"
     )
     assert say(*[math.inf] * 3) == f"not {reached} 4,708 {n} (not reached throughout the interval): none {saved}"
+    assert f": none {saved}" in say(4708 * (1 - 1e-12), 100.0, 4708.0)
     assert say(100.0, math.nan, math.nan) == f"{reached} 100 {n} (no interval): 98% {saved}"
     assert say(4708.0, 4708.0, math.inf) == f"{reached} 4,708 {n} (4,708 to not reached): none {saved} (none to none)"
+
+
+def test_labels_are_saved_of_all_though_the_last_fraction_has_no_result() -> None:
+    found = labels_needed(LABELS, np.array([0.7, 0.9, math.nan]), 0.9, *NO_RESAMPLES)
+    assert str(found) == "reached with 100 labelled patients (no interval): 90% of labels saved"
 
 
 def test_what_has_no_result_is_left_out_or_said() -> None:

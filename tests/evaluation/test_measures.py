@@ -67,6 +67,14 @@ def test_precision_and_sensitivity_are_means_over_cells_with_intervals() -> None
         assert found.loc[name].low < expected < found.loc[name].high
 
 
+def test_what_no_resample_moves_has_no_interval() -> None:
+    perfect = [cell(0, draw, scores=Y) for draw in range(3)]
+    found, _ = measured(perfect)
+    for name in ("average precision", "sensitivity at 90% specificity", "sensitivity at 95% specificity"):
+        assert found.loc[name].value == 1
+        assert found.loc[name, ["low", "high"]].isna().all()
+
+
 def test_calibration_before_and_after_a_temperature_of_the_held_out_logits() -> None:
     found, bins = measured(CELLS)
     fits = [fit_temperature(Y[:, 0], one.held_out[:, 0]).value for one in CELLS if one.held_out is not None]

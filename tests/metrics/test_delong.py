@@ -92,7 +92,18 @@ def test_of_several_outputs_it_is_what_a_jackknife_of_patients_finds(kind: str) 
     without = np.array([[mean_auroc(np.flatnonzero(patients != one), s) for one in everyone] for s in scores])
     jackknife = np.cov(without) * (len(everyone) - 1) ** 2 / len(everyone)
     np.testing.assert_allclose(result.aurocs, [mean_auroc(np.arange(240), s) for s in scores])
-    np.testing.assert_allclose(result.covariance, jackknife, rtol=0.06, atol=2e-6)
+    np.testing.assert_allclose(result.covariance, jackknife, rtol=0.06, atol=5e-6)
+
+
+def test_a_rare_output_has_its_own_correction() -> None:
+    """Of independent outputs the variance of the mean is the sum of theirs, over the square of how many there are."""
+    rng = np.random.default_rng(2)
+    y, scores = np.full((400, 2), np.nan), rng.normal(size=(1, 400, 2))
+    y[:200, 0], y[200:, 1] = rng.random(200) < 0.4, np.arange(200) < 5
+    parts = [delong(y[at, k], scores[:, at, k]).covariance.item() for k, at in ((0, slice(200)), (1, slice(200, 400)))]
+    assert delong(y, scores).covariance.item() == pytest.approx(sum(parts) / 4)
+    y[201:, 1] = np.where(np.isnan(y[201:, 1]), np.nan, 0)
+    assert np.isnan(delong(y, scores).covariance.item())
 
 
 def test_an_output_twice_is_that_output() -> None:

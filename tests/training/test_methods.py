@@ -17,6 +17,7 @@ from medclr.training.methods import AUTO, INNER_FOLDS, RATES, Material, Start, f
 from medclr.training.probe import Neighbours, fit_linear
 
 BINARY = Task("binary", ("lesion",), ("no", "yes"))
+ARCHITECTURE = Architecture(10, 8, 2, 1, "group", (8, 8))
 CONFIG = EfficiencyConfig(labels=Path("labels.csv"), epochs=30, min_steps=30, max_steps=300, lr=1e-3)
 
 
@@ -99,6 +100,15 @@ def test_a_tuned_rate_is_the_one_that_ranks_best_in_folds(best, networks):
         counts = call.rows["patient_key"].value_counts()
         assert set(counts) == {2}
         assert 38 <= len(counts) <= 42
+
+
+def test_random_weights_are_trained_alike_from_stage_to_stage_and_not_held_where_they_are(networks):
+    given = material(config=replace(CONFIG, layer_decay=0.5, decay_to="start"))
+    fit("full", given, start(), np.arange(120), 0)
+    fit("full", given, replace(start(), network=None, architecture=ARCHITECTURE), np.arange(120), 0)
+    of_encoder, of_scratch = (call.config for call in networks.calls)
+    assert (of_encoder.layer_decay, of_encoder.decay_to) == (0.5, "start")
+    assert (of_scratch.layer_decay, of_scratch.decay_to) == (1, "zero")
 
 
 def test_untuned_a_network_is_trained_once(networks):

@@ -118,12 +118,31 @@ def test_the_loss_that_chooses_is_that_of_the_known_labels_or_of_classes(balance
         weight = np.where(column == 1, (known.sum() - positive) / positive if balanced else 1, 1)[known]
         each.append(weight * -np.log(expit(np.where(column == 1, logits, -logits)))[known])
     shifted = bare + log_prior(y, False) * balanced
-    assert probe._loss(shifted, y, False, balanced) == pytest.approx(np.concatenate(each).mean())
+    both = np.array([True, True])
+    assert probe._loss(shifted, y, both, False, balanced) == pytest.approx(np.concatenate(each).mean())
     classes = np.eye(3)[rng.choice(3, 60, p=[0.6, 0.3, 0.1])]
     logits = rng.normal(size=classes.shape)
     weights = compute_sample_weight("balanced" if balanced else None, classes.argmax(1))
     expected = log_loss(classes, softmax(logits, axis=1), sample_weight=weights)
-    assert probe._loss(logits + log_prior(classes, True) * balanced, classes, True, balanced) == pytest.approx(expected)
+    shifted = logits + log_prior(classes, True) * balanced
+    assert probe._loss(shifted, classes, np.full(3, True), True, balanced) == pytest.approx(expected)
+
+
+def test_a_class_or_label_of_few_patients_does_not_choose():
+    """Two rows of a third class, which no feature tells, would want the strongest regularisation."""
+    x, y, keys = problem(200, per_patient=1, features=60)
+    rare = np.zeros(len(y))
+    rare[:2] = 1
+    three = np.column_stack([(1 - y[:, 0]) * (1 - rare), y[:, 0] * (1 - rare), rare])
+    assert enough_to_choose(three, keys).tolist() == [True, True, False]
+    alone = fit_linear(x[2:], three[2:, :2], keys[2:], 0, exclusive=True)
+    assert fit_linear(x, three, keys, 0, exclusive=True).strength == alone.strength > STRENGTHS[0]
+    scores = np.random.default_rng(0).normal(size=three.shape)
+    judges = np.array([True, True, False])
+    only = probe._loss(scores, three, judges, True, False)
+    assert only == pytest.approx(log_loss(three[2:], softmax(scores[2:], axis=1)))
+    labels = probe._loss(scores, three, judges, False, False)
+    assert labels == pytest.approx(probe._loss(scores[:, :2], three[:, :2], judges[:2], False, False))
 
 
 def test_only_the_rows_of_the_draw_are_looked_at(monkeypatch):
@@ -313,7 +332,7 @@ def test_strata_of_a_row_or_two_are_spread_together():
     """Thirty rows, each with a label of its own: too few of each for five folds."""
     y = np.hstack([np.repeat(np.eye(15), 2, axis=0), np.tile([[1.0], [0.0]], (15, 1))])
     keys = np.arange(30).astype(str).astype(object)
-    assert enough_to_choose(y, keys)
+    assert enough_to_choose(y, keys)[-1]
     assert [len(held) for _, held in inner_folds(y, keys, 0)] == [6] * 5
 
 
@@ -336,13 +355,12 @@ def test_the_prior_of_a_class_that_no_row_has_is_that_of_half_a_row():
     )
 
 
-def test_enough_to_choose_counts_patients_of_any_label():
+def test_enough_to_choose_counts_patients_of_each_label():
     keys = np.repeat(np.arange(25), 2).astype(str).astype(object)
     few, many = np.repeat(np.arange(25) < 9, 2).astype(float), np.repeat(np.arange(25) < 10, 2).astype(float)
-    assert not enough_to_choose(few[:, None], keys)
-    assert enough_to_choose(np.column_stack([few, many]), keys)
+    assert enough_to_choose(np.column_stack([few, many]), keys).tolist() == [False, True]
     many[:2] = np.nan
-    assert not enough_to_choose(np.column_stack([few, many]), keys)
+    assert not enough_to_choose(np.column_stack([few, many]), keys).any()
 
 
 @pytest.mark.parametrize("rows", [50, 7])
