@@ -39,6 +39,7 @@ from medclr.training.methods import AUTO, INNER_FOLDS, RATES, UNCHOSEN, Material
 from medclr.training.pooling import BATCH, HIDDEN, LR, STEPS, WEIGHT_DECAY
 from medclr.training.probe import COMPONENTS, FEWEST_PATIENTS, FIXED_STRENGTH, FOLDS, NEIGHBOURS, STRENGTHS, fit_pca
 
+MOST_SHIFT = 0.1  # of the share of positives from training to test, before a reader is told
 MOST_PCA_ROWS = 5000  # unlabelled volumes behind the components of the baseline
 FEW_LABELS = 0.01  # the fraction up to which twice as many draws are made, since there they differ most
 _SIMCLR = (
@@ -441,7 +442,10 @@ def _context(
         "versions": versions(),
         "hardware": hardware(),
         "notes": notes,
-        "caveats": _caveats(config, len(by_slice(labelled) if data.spec.slices else labelled), curve),
+        "caveats": [
+            *_caveats(config, len(by_slice(labelled) if data.spec.slices else labelled), curve),
+            *_shift(table.y[table.of("train")], table.y[table.of("test")], task),
+        ],
     }
 
 
@@ -456,13 +460,23 @@ def _caveats(config: EfficiencyConfig, n_train: int, curve: Curve) -> list[str]:
                 f"{arm} chose the highest {fastest} in {edge} of {len(cells)} cells: a higher --lr may be better."
             )
     whole = [arm for arm in config.arms if _method(arm) in ("full", "lp-ft", "auto")]
-    epochs = config.max_steps * config.batch_size / (max(config.fractions) * n_train)
-    if not whole or epochs >= config.epochs:
-        return said
+    epochs = {f: config.max_steps * config.batch_size / (f * n_train) for f in sorted(set(config.fractions))}
+    cut = [f"{passed:.1f} with {100 * f:g}%" for f, passed in epochs.items() if passed < config.epochs]
+    if whole and cut:
+        said.append(
+            f"{listed(whole)} stopped at --max-steps {config.max_steps}, after {listed(cut)}, of {config.epochs} "
+            "epochs: longer training may raise what they show."
+        )
+    return said
+
+
+def _shift(train: NDArray[np.float64], test: NDArray[np.float64], task: Task) -> list[str]:
+    """Whether the share of positives differs so much that probabilities cannot be expected to carry over."""
+    if task.kind != "binary" or abs(train.mean() - test.mean()) < MOST_SHIFT:
+        return []
     return [
-        *said,
-        f"With {100 * max(config.fractions):g}%, {listed(whole)} stopped at --max-steps {config.max_steps}, after "
-        f"{epochs:.1f} of {config.epochs} epochs: longer training may raise what they show.",
+        f"Of the labelled training volumes {train.mean():.0%} are positive, of the test volumes {test.mean():.0%}: "
+        "AUROCs do not depend on that, but probabilities, and their calibration, do."
     ]
 
 
@@ -507,7 +521,7 @@ def _methods(
     if task.kind != "binary":
         of = "classes, each against the rest" if task.kind == "multiclass" else "labels, where known"
         said.append(f"AUROC is the unweighted mean over {len(task.outputs)} {of}.")
-    weighted = ", all classes weighted alike" if config.class_weight == "balanced" else ""
+    weighted = ", with weights under which all classes count the same" if config.class_weight == "balanced" else ""
     of_classes = {"binary": "the label if it has", "multiclass": "the classes with", "multilabel": "the labels with"}
     judging = f"{of_classes[task.kind]} {FEWEST_PATIENTS} patients of either kind"
     few = f", and {2 * config.draws} times at {100 * FEW_LABELS:g}% and below"
@@ -562,8 +576,8 @@ def _methods(
         said.append(f"knn lets the {NEIGHBOURS} nearest by cosine vote, weighted by exp(cosine / 0.1).")
     if "pca" in config.arms:
         said.append(
-            f"pca is linear on the first {COMPONENTS} principal components of the pixels of all volumes outside the "
-            f"val and test patients, or of {MOST_PCA_ROWS:,} of these by lot."
+            f"pca is linear on the first {COMPONENTS} principal components of the pixels of "
+            f"{counted(len(_unlabelled(data)), 'volume')} of other patients than those of val and test."
         )
     said += [
         f"Intervals and tests are over test {'patients' if known else 'images'}, draws and encoders together: the "

@@ -195,8 +195,10 @@ def _undecided(curve: Curve, glance: list[dict[str, Any]]) -> list[str]:
     if above:
         ends = sorted({number(row["difference"]["difference"], sign=True) for row in above})
         where = _shares([row["fraction"] for row in above])
+        names = {row["arm"]["arm"] for row in compared}
+        who = names.pop() if len(names) == 1 else "The best pre-trained arm"
         said.append(
-            f"The best pre-trained arm is above the better baseline with {where}, by "
+            f"{who} is above the better baseline with {where}, by "
             f"{listed(ends[:: len(ends) - 1 or 1], 'to')}, which is not resolved."
         )
     each = curve.differences
@@ -204,7 +206,10 @@ def _undecided(curve: Curve, glance: list[dict[str, Any]]) -> list[str]:
     for (arm, versus), rows in beaten.groupby(["arm", "versus"], sort=False):
         said.append(f"{arm} does beat {versus} with {_shares(rows['fraction'])}, after Holm's correction.")
     if better := _baselines(glance):
-        said.append(f"Without other evidence the better baseline is the simpler choice: {better}.")
+        said.append(
+            f"Until that is settled, the baseline with the higher AUROC is {better}; the baselines are not tested "
+            "against each other."
+        )
     return said
 
 
@@ -243,7 +248,10 @@ def _how_many(curve: Curve, chosen: Mapping[str, list[float]], arms: list[str]) 
         )
     if not chosen:
         if more and curve.needed:
-            more.append("That is where two mean curves are level, and does not show that pre-training helps.")
+            more.append(
+                "That is where two mean curves are level, read between the fractions that were run. It does not show "
+                "that pre-training helps, and where its interval has “none”, not that labels are saved."
+            )
         return Answer(question, "No number of labels is shown at which pre-training helps.", more)
     said = []
     for arm, fractions in chosen.items():

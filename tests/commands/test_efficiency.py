@@ -18,9 +18,10 @@ from scipy.special import expit
 import medclr
 from medclr.cli import main
 from medclr.commands import efficiency as module
-from medclr.commands.efficiency import _caveats, _groups
+from medclr.commands.efficiency import _caveats, _groups, _shift
 from medclr.commands.finetune import break_down
 from medclr.config import EfficiencyConfig, FinetuneConfig
+from medclr.data.labels import Task
 from medclr.data.phantoms import write_phantoms
 from medclr.errors import UsageError
 from medclr.evaluation.efficiency import label_efficiency
@@ -250,7 +251,15 @@ def test_a_rate_at_the_edge_is_said_of_cells_that_could_choose():
         "scratch chose the highest learning rate 0.01 in 1 of 1 cells: a higher --lr may be better."
     ]
     assert said(*[unchosen] * 9, top, middle) == []
-    assert "stopped at --max-steps 100" in _caveats(config, 6401, SimpleNamespace(cells=[]))[0]
+    (cut,) = _caveats(replace(config, fractions=[0.1, 0.5, 1.0]), 16000, SimpleNamespace(cells=[]))
+    assert "scratch stopped at --max-steps 100, after 0.8 with 50% and 0.4 with 100%, of 1 epochs" in cut
+
+
+def test_another_share_of_positives_is_said():
+    train, test = (np.repeat([[1.0], [0.0]], counts, axis=0) for counts in ((74, 26), (62, 38)))
+    (said,) = _shift(train, test, Task("binary", ("sick",), ("0", "1")))
+    assert said.startswith("Of the labelled training volumes 74% are positive, of the test volumes 62%")
+    assert _shift(train, train[1:], Task("binary", ("sick",), ("0", "1"))) == []
 
 
 def test_only_arms_that_train_a_network_can_be_tuned():
