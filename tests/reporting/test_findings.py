@@ -155,7 +155,7 @@ def test_without_help_the_baseline_is_named_and_nothing_is_claimed() -> None:
         "tested against each other.",
     ]
     assert sure.short == "Of 3 comparisons with the better baseline, the difference is not resolved in all 3."
-    assert many.more[-1].endswith("and does not show that pre-training helps.")
+    assert "does not show that pre-training helps" in many.more[-1]
     assert not any("optimistic" in sentence for sentence in which.more)  # one arm is not picked
     assert many.short == "No number of labels is shown at which pre-training helps."
     assert any(sentence.startswith("Not resolved is not equal") for sentence in sure.more)
