@@ -42,7 +42,7 @@ def main(labels: Path, key_file: Path, runs: list[Path]) -> None:
                 return fit_linear(x[at[own]], y[at[own]], patients[at[own]], seed, strength).scores(x[at[held]])
 
             strength = None
-            if rule == RULES[0] and enough_to_choose(y[at], patients[at]):
+            if rule == RULES[0] and enough_to_choose(y[at], patients[at]).any():
                 strength, _ = choose(STRENGTHS, judge, y[at], inner_folds(y[at], patients[at], seed))
             return Scores(fit_linear(x[at], y[at], patients[at], seed, strength).scores(x[val]), None)
 

@@ -129,11 +129,10 @@ def distill(config: DistillConfig) -> dict[str, Any]:
                 metrics["difference"][split] = dict(zip(("auroc", "low", "high"), found, strict=True))
         if len(val := can_judge(table, "val")):
             tempered = temperature_of(scores[val], table.y[val], task.kind)
-        by = 1.0 if tempered.reason else tempered.value
-        run.write_frame("predictions.csv", predictions(table.rows, task, scores / by, table.y))
+        run.write_frame("predictions.csv", predictions(table.rows, task, scores / tempered.divisor, table.y))
     metrics["temperature"] = {"value": tempered.value, "reason": tempered.reason}
     save_classifier(run.folder / "classifier", student, architecture, task, teacher.spec, {
-        "temperature": 1.0 if tempered.reason else tempered.value,
+        "temperature": tempered.divisor,
         "encoder": None if config.encoder is None else fingerprint(config.encoder),
         "seen": {
             "training": data.seen.union(teacher.trained_on).to_dict(),

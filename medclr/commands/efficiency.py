@@ -23,7 +23,6 @@ from medclr.data.labels import Task
 from medclr.data.loader import Blocks
 from medclr.data.phantoms import SCANNERS
 from medclr.data.pool import n_cores, worker_pool
-from medclr.data.slices import by_slice
 from medclr.evaluation.efficiency import BASELINES, Cell, Curve, Scores, label_efficiency
 from medclr.evaluation.examples import most_confident_errors
 from medclr.metrics import label_aurocs
@@ -443,7 +442,7 @@ def _context(
         "hardware": hardware(),
         "notes": notes,
         "caveats": [
-            *_caveats(config, len(by_slice(labelled) if data.spec.slices else labelled), curve),
+            *_caveats(config, sum(map(len, labelled["slices"])) if data.spec.slices else len(labelled), curve),
             *_shift(table.y[table.of("train")], table.y[table.of("test")], task),
         ],
     }
@@ -453,7 +452,7 @@ def _caveats(config: EfficiencyConfig, n_train: int, curve: Curve) -> list[str]:
     """What should make a reader doubt a comparison. n_train: labelled volumes, or their slices."""
     said, fastest = [], f"learning rate {config.lr * max(RATES):g}"
     for arm in (arm for arm in config.arms if arm in config.tuned):
-        cells = [cell for cell in curve.cells if _kind(cell.arm) == arm and UNCHOSEN not in cell.choice]
+        cells = [cell for cell in curve.cells if _kind(cell.arm) == arm and cell.choice and UNCHOSEN not in cell.choice]
         edge = sum(cell.choice == fastest for cell in cells)
         if 2 * edge > len(cells):
             said.append(

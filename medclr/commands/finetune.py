@@ -215,11 +215,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     }
     classifier = _classifier(fitted, start, task, config.crops)
     details = _details(config, data, source, rows.iloc[train])
-    details["temperature"] = 1.0 if temperature.reason else temperature.value
+    details["temperature"] = temperature.divisor
     save_classifier(run.folder / "classifier", classifier, data.architecture, task, data.spec, details)
     run.write_json("metrics.json", metrics)
     run.write_frame("metrics.csv", _by_split(metrics))
-    run.write_frame("predictions.csv", predictions(rows, task, scores / details["temperature"], table.y))
+    run.write_frame("predictions.csv", predictions(rows, task, scores / temperature.divisor, table.y))
     run.finish(metrics)
     _tell(config, run, metrics)
     return metrics
@@ -420,14 +420,14 @@ def break_down(table: LabelTable) -> pd.DataFrame:
         elif (np.isfinite(numbers) | (columns[name] == "")).all() and numbers.nunique() > MOST_NUMBERS:
             columns[name] = quartile_bands(numbers.to_numpy())
         elif re.search(r"site|hospital|institution|clinic|cent(?:re|er)", str(name), re.IGNORECASE):
-            columns[name] = lettered(columns[name])
+            columns[name] = _lettered(columns[name])
     rows = table.rows
     for name in ("manufacturer", "model"):
         columns[name] = rows[name].to_numpy()
     return columns
 
 
-def lettered(places: pd.Series) -> pd.Series:
+def _lettered(places: pd.Series) -> pd.Series:
     """Names of places, in their order, as site A, site B, …; what has a letter already, and "", as it is."""
     names = sorted(set(places) - {""})
     if all(re.fullmatch("site [A-Z]+", name) for name in names):

@@ -75,6 +75,11 @@ class Temperature(NamedTuple):
     value: float
     reason: str
 
+    @property
+    def divisor(self) -> float:
+        """By what logits are divided all the same: 1 where there is no value."""
+        return 1.0 if self.reason else self.value
+
 
 def fit_temperature(y: np.ndarray, logits: np.ndarray) -> Temperature:
     """The temperature with the least negative log-likelihood of softmax(logits / T): Guo et al. (2017).

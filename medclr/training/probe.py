@@ -113,12 +113,12 @@ def fit_linear(
     def judge(strength: float, own: NDArray[np.intp], held: NDArray[np.intp]) -> Scores:
         return fit(own, strength).scores(scaled[held])
 
-    chosen = strength is None and bool(enough_to_choose(y, patients).any())
+    judges = enough_to_choose(y, patients)
+    chosen = strength is None and bool(judges.any())
     held_out = None
     if chosen:
         folds = inner_folds(y, patients, seed)
         tried = {strength: out_of_fold(partial(judge, strength), y, folds) for strength in STRENGTHS}
-        judges = enough_to_choose(y, patients)
         strength = min(STRENGTHS, key=lambda one: _loss(tried[one], y, judges, exclusive, balanced))
         held_out = tried[strength]
     head = fit(slice(None), FIXED_STRENGTH if strength is None else strength)

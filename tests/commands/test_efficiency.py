@@ -247,7 +247,7 @@ def test_a_rate_at_the_edge_is_said_of_cells_that_could_choose():
     def said(*choices):
         return _caveats(config, 50, SimpleNamespace(cells=[SimpleNamespace(arm="scratch", choice=c) for c in choices]))
 
-    assert said(*[unchosen] * 9, top) == [
+    assert said(*[unchosen] * 9, "", top) == [
         "scratch chose the highest learning rate 0.01 in 1 of 1 cells: a higher --lr may be better."
     ]
     assert said(*[unchosen] * 9, top, middle) == []
