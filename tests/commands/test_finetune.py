@@ -32,7 +32,9 @@ def count(monkeypatch):
         )
 
     manifest = rows(images, "m")
-    seen = Seen("key", frozenset(), frozenset(manifest["pixel_hash"][:4]), 0).to_dict()
+    # Of two encoders the first saw 0 and 1, the second 1 to 3.
+    hashes = manifest["pixel_hash"]
+    saw = [Seen("key", frozenset(), frozenset(part), 0).to_dict() for part in (hashes[:2], hashes[1:4])]
     written = {}
 
     def run(choose, drop=(), kept=True, forget=0):
@@ -40,8 +42,8 @@ def count(monkeypatch):
         table = SimpleNamespace(rows=tested, of=lambda split: np.arange(len(tested)))
         monkeypatch.setattr(module, "stocked", lambda source: (manifest[forget:], None) if kept else None)
         writer = SimpleNamespace(write_frame=lambda name, frame: written.update({name: frame}))
-        encoder = SimpleNamespace(bundle=SimpleNamespace(details={"seen": seen}))
-        return module._nearly_seen(writer, table, [(encoder, None)] * 2), written
+        encoders = [SimpleNamespace(bundle=SimpleNamespace(details={"seen": seen})) for seen in saw]
+        return module._nearly_seen(writer, table, [(encoder, None) for encoder in encoders]), written
 
     return run
 

@@ -198,6 +198,12 @@ def test_the_better_baseline_is_the_one_with_the_higher_auroc(grid: Grid) -> Non
     assert better.p_holm == the(behind.differences, versus="pca", fraction=1.0).p_holm
 
 
+def test_fractions_that_differ_in_the_last_digits_are_two(grid: Grid) -> None:
+    curve = grid.run(grid.arms(scratch=1), n_draws={0.33333331: 2, 0.33333339: 2, 1.0: 2})
+    assert len({cell.id for cell in curve.cells}) == 6
+    assert {cell.id.split("|")[1] for cell in curve.cells} == {"0.33333331", "0.33333339", "1"}
+
+
 def test_labels_needed_to_match_scratch_with_all_of_them(grid: Grid) -> None:
     needed = grid.run(grid.arms(scratch=1, pca=8, simclr_linear=0.3)).needed
     assert list(needed) == ["scratch", "pca", "simclr-linear"]
