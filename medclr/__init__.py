@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medclr.commands.pretrain import pretrain
     from medclr.commands.preview import preview
     from medclr.commands.scan import scan
+    from medclr.commands.shift import shift
     from medclr.config import (
         AdoptConfig,
         DistillConfig,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         PretrainConfig,
         PreviewConfig,
         ScanConfig,
+        ShiftConfig,
     )
     from medclr.data.phantoms import write_phantoms
     from medclr.errors import MedclrError
@@ -51,6 +53,7 @@ _HOME = {
     "PretrainConfig": "medclr.config",
     "PreviewConfig": "medclr.config",
     "ScanConfig": "medclr.config",
+    "ShiftConfig": "medclr.config",
     "adopt": "medclr.commands.adopt",
     "distill": "medclr.commands.distill",
     "efficiency": "medclr.commands.efficiency",
@@ -64,6 +67,7 @@ _HOME = {
     "pretrain": "medclr.commands.pretrain",
     "preview": "medclr.commands.preview",
     "scan": "medclr.commands.scan",
+    "shift": "medclr.commands.shift",
     "write_phantoms": "medclr.data.phantoms",
 }
 
@@ -80,6 +84,7 @@ __all__ = [
     "PretrainConfig",
     "PreviewConfig",
     "ScanConfig",
+    "ShiftConfig",
     "__version__",
     "adopt",
     "distill",
@@ -94,6 +99,7 @@ __all__ = [
     "pretrain",
     "preview",
     "scan",
+    "shift",
     "write_phantoms",
 ]
 

@@ -37,6 +37,7 @@ from medclr.config import (
     PretrainConfig,
     PreviewConfig,
     ScanConfig,
+    ShiftConfig,
 )
 from medclr.errors import Elsewhere, Interrupted, MedclrError, UsageError
 from medclr.training.ranks import place
@@ -66,6 +67,7 @@ COMMANDS = {
     "embed": Command(EmbedConfig, "medclr.commands.embed"),
     "efficiency": Command(EfficiencyConfig, "medclr.commands.efficiency"),
     "distill": Command(DistillConfig, "medclr.commands.distill"),
+    "shift": Command(ShiftConfig, "medclr.commands.shift"),
     "leakage": Command(LeakageConfig, "medclr.commands.leakage"),
     "doctor": Command(DoctorConfig, "medclr.commands.doctor"),
 }

@@ -283,8 +283,8 @@ class AdoptConfig:
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
-    """What finetune, efficiency and distill share: where the volumes are, and how a whole network is trained."""
+class LabelledConfig:
+    """What all commands share that measure by labels: where volumes and labels are, and how intervals are made."""
 
     data: Path | None = _say(None, "folder of scans, if other than those of the pretrain run")
     store: Path | None = _say(None, "folder of prepared volumes (default: the pretrain run's)")
@@ -297,21 +297,30 @@ class ClassifierConfig:
     spec: Path | None = _say(
         None, "data spec of the public set whose own table --labels is (default: that of the encoder)"
     )
+    resamples: int = _say(2000, "bootstrap resamples of test patients behind each interval")
+    workers: int | None = _say(None, "processes that read (default: one per core)")
+    device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to train")
+    seed: int = _say(0, "seed of the weights, the draws and the resamples")
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, resamples=100, workers=0, seed=0)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(LabelledConfig):
+    """What finetune, efficiency and distill share besides: how a whole network is trained."""
+
     epochs: int = _say(30, "passes over the labelled volumes when the whole network is trained")
     batch_size: int = _say(64, "volumes per step when the whole network is trained")
     lr: float = _say(1e-3, "peak learning rate when the whole network is trained")
     weight_decay: float = _say(0.01, "weight decay when the whole network is trained")
     min_steps: int = _say(100, "fewest steps when the whole network is trained, however few the labels")
     max_steps: int = _say(600, "most steps when the whole network is trained, so that cost is known beforehand")
-    resamples: int = _say(2000, "bootstrap resamples of test patients behind each interval")
     transductive: bool = _say(False, "allow test patients that pre-training saw, and mark the report")
-    workers: int | None = _say(None, "processes that read (default: one per core)")
-    device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to train")
-    seed: int = _say(0, "seed of the weights, the draws and the resamples")
 
     def __post_init__(self) -> None:
-        _check_ranges(self, epochs=1, batch_size=2, lr=0, min_steps=1, max_steps=1, resamples=100, workers=0, seed=0)
-        _check_ranges(self, weight_decay=0)
+        super().__post_init__()
+        _check_ranges(self, epochs=1, batch_size=2, lr=0, min_steps=1, max_steps=1, weight_decay=0)
         if self.min_steps > self.max_steps:
             raise UsageError(f"--min-steps {self.min_steps}: must not be above --max-steps {self.max_steps}")
 
@@ -505,6 +514,57 @@ class DistillConfig(ClassifierConfig):
             for name in ("depth", "width", "norm"):
                 if getattr(self, name) is not None:
                     raise UsageError(f"--{name}: the student has the architecture of --encoder; leave one of them out")
+
+
+@dataclass(frozen=True)
+class ShiftConfig(LabelledConfig):
+    """Show what a classifier loses in other domains (scanner, view, hospital), and where that may come from."""
+
+    by: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "how domains are told apart: columns of --labels or of the manifest, such as view manufacturer "
+            "site; view=PA names the source, to which the others are compared (default: the archive where --data is "
+            "given, else all columns of the manifest that differ)"
+        },
+    )
+    classifier: list[Path] = field(
+        default_factory=list,
+        metadata={
+            "help": "finetune runs, or the classifier/ of them; of several, such as seeds or draws, results are means "
+            "(default: the newest complete run under runs/)"
+        },
+    )
+    data: Path | None = _say(None, "folder of scans of another archive, which is compared with the classifier's own")
+    labels: Path | None = _say(
+        None,
+        "label table of --data; without --data, of the classifier's own volumes (default: the one it learned from)",
+    )
+    store: Path | None = _say(None, "folder of prepared volumes (default: the classifier's)")
+    key_file: Path | None = _say(None, "key of the pseudonyms (default: the classifier's)")
+    label: list[str] = field(default_factory=list, metadata={"help": "label columns (default: the classifier's)"})
+    attributes: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "further columns of --labels that may betray the label without any pixel; the scanner's, the image "
+            "size and those of --by are looked at anyway"
+        },
+    )
+    device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to compute")
+    seed: int = _say(0, "seed of the folds and the resamples")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data is not None and self.labels is None:
+            raise UsageError("--data: whose label table is not given; name it with --labels")
+        names = [column.partition("=")[0] for column in self.by]
+        if "" in names or len(set(names)) < len(names):
+            raise UsageError(f"--by {' '.join(self.by)}: must name each column once, as COLUMN or COLUMN=SOURCE")
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """By column, the source that was named, or ""."""
+        return {column: source for column, _, source in (given.partition("=") for given in self.by)}
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,7 @@ def test_printed_config_reads_back_as_the_same(name: str, tmp_path: Path, capsys
         "leakage": ["--first", "f"],
         "finetune": ["--labels", "l"],
         "distill": ["--teacher", "t"],
+        "shift": [],
         "demo": [],
         "doctor": [],
     }

@@ -3,7 +3,6 @@
 import copy
 from dataclasses import dataclass, replace
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import nn
 from medclr import __version__
 from medclr.commands.finetune import (
     can_judge,
+    check_task,
     classifier_views,
     encoder_seen,
     find_volumes,
@@ -26,9 +26,10 @@ from medclr.commands.finetune import (
     predictions,
     refuse_diverged,
     refuse_seen,
+    run_of,
+    volumes_behind,
 )
-from medclr.commands.predict import run_of
-from medclr.commands.prepare import check_stock, named_source, stocked
+from medclr.commands.prepare import check_stock, named_source
 from medclr.config import DistillConfig, PretrainConfig
 from medclr.data.identity import Seen, check_leakage, load_key
 from medclr.data.labels import LabelTable, check_labels, held_out, labels_hash
@@ -40,7 +41,6 @@ from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, LoadedClassifier, load_classifier, save_classifier
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.reporting.console import counted, say
-from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, next_command, read_paths
 from medclr.training.distill import fit_student
 from medclr.training.encode import Encoder, classify_rows, load_encoder
@@ -166,7 +166,10 @@ class _Data:
 
 
 def _gather(config: DistillConfig, run: Run, teacher: LoadedClassifier, encoder: Encoder | None) -> _Data:
-    home = _home(config)
+    home = volumes_behind(config.teacher)
+    if home is None and config.data is None:
+        raise UsageError(f"--teacher {config.teacher}: the volumes behind it are not at hand; give --data")
+    home = home or run_of(config.teacher)
     key_file = config.key_file or read_paths(home).get("key_file")
     names = load_key(key_file)
     run.found(key_file=key_file, volumes=home, labels=config.labels)
@@ -178,7 +181,7 @@ def _gather(config: DistillConfig, run: Run, teacher: LoadedClassifier, encoder:
         say("no label table: nobody is left out, and nothing will be known of how good the student is")
     else:
         manifest, table = join_labels(config.labels, config, run, manifest, names, spec)
-        _check_task(config, table, teacher)
+        check_task(config.labels, table.task, teacher.task, "teacher")
         held = held_out(config.labels, manifest, names, label_layout(config, spec)).volumes(manifest)
         kept = ~held | manifest["volume_id"].isin(table.rows["volume_id"]).to_numpy()
         say(f"left out: {counted(int(held.sum()), 'volume')} of val and test patients, or with the pixels of theirs")
@@ -209,16 +212,6 @@ def _resolved(config: DistillConfig, teacher: LoadedClassifier) -> DistillConfig
     )
 
 
-def _home(config: DistillConfig) -> Path:
-    """The run that has the teacher's volumes: its own, if it was given --data, or the one of its encoder."""
-    own = run_of(config.teacher)
-    other = read_paths(own).get("volumes")
-    found = next((folder for folder in (own, other) if folder is not None and stocked(folder)), None)
-    if found is None and config.data is None:
-        raise UsageError(f"--teacher {config.teacher}: the volumes behind it are not at hand; give --data")
-    return found or own
-
-
 def _student(
     config: DistillConfig, teacher: LoadedClassifier, encoder: Encoder | None
 ) -> tuple[Classifier, Architecture]:
@@ -241,17 +234,6 @@ def _student(
     a = replace(a, depth=config.depth or a.depth, width=width, norm=config.norm or a.norm)
     torch.manual_seed(config.seed)
     return Classifier(nn.Sequential(build_encoder(a)), a.feature_dim, outputs, crops=crops), a
-
-
-def _check_task(config: DistillConfig, table: LabelTable, teacher: LoadedClassifier) -> None:
-    own, its = table.task, teacher.task
-    if (own.kind, own.outputs, own.classes) != (its.kind, its.outputs, its.classes):
-        assert config.labels
-        mine, theirs = (one.columns if its.kind == "multilabel" else one.classes for one in (own, its))
-        raise DataError(
-            f"{config.labels.name}: column {own.name!r} has {listed(mine)}, where the teacher knows {listed(theirs)}; "
-            "write them as it does, or choose another column with --label"
-        )
 
 
 def _check_seen(

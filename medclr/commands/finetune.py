@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medclr import __version__
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
-from medclr.config import ADOPTED, ClassifierConfig, FinetuneConfig, LabelsConfig, StoreConfig
+from medclr.config import ADOPTED, ClassifierConfig, FinetuneConfig, LabelledConfig, LabelsConfig, StoreConfig
 from medclr.data.crops import parts_of
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
 from medclr.data.labels import (
@@ -39,6 +39,7 @@ from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, NeighboursHead, save_classifier
 from medclr.models.encoder import Architecture
 from medclr.reporting.console import counted, say
+from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, next_command, read_paths
 from medclr.training.encode import Bags, Encoder, bag_rows, embed_rows, load_encoder, training_device
 from medclr.training.methods import Fitted, Material, Start, fit
@@ -284,7 +285,7 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
 
 def join_labels(
     labels: Path,
-    config: ClassifierConfig,
+    config: LabelledConfig,
     run: Run,
     manifest: pd.DataFrame,
     names: Pseudonymiser,
@@ -340,13 +341,23 @@ def check_classes(config: LabelsConfig, table: LabelTable, split: str) -> None:
             )
 
 
+def check_task(labels: Path, own: Task, its: Task, who: str) -> None:
+    """Raise DataError where a label table means something else than a classifier, which messages call `who`."""
+    if (own.kind, own.outputs, own.classes) != (its.kind, its.outputs, its.classes):
+        mine, theirs = (one.columns if its.kind == "multilabel" else one.classes for one in (own, its))
+        raise DataError(
+            f"{labels.name}: column {own.name!r} has {listed(mine)}, where the {who} knows {listed(theirs)}; write "
+            "them as it does, or choose another column with --label"
+        )
+
+
 def measured(
     task: Task,
     y: NDArray[np.float64],
     scores: NDArray[np.float64],
     patients: NDArray[np.object_],
     known: bool,
-    config: ClassifierConfig,
+    config: LabelledConfig,
 ) -> dict[str, Any]:
     """AUROC with its interval over patients, or why there is none.
 
@@ -385,7 +396,7 @@ def _measured(
     scores: NDArray[np.float64],
     patients: NDArray[np.object_],
     kind: str,
-    config: ClassifierConfig,
+    config: LabelledConfig,
 ) -> dict[str, Any]:
     """Of (n, K), as `measured`."""
     positive = (y == 1).any(axis=1)
@@ -469,13 +480,13 @@ def _counts(task: Task, y: NDArray[np.float64]) -> str:
     return ", ".join(of[:8]) + (f" and {len(of) - 8} more" if len(of) > 8 else "")
 
 
-def label_layout(config: ClassifierConfig, spec: DataSpec) -> TableLayout | None:
+def label_layout(config: LabelledConfig, spec: DataSpec) -> TableLayout | None:
     """How the label table is laid out, if it is the own table of a public set; spec: of the volumes."""
     return (load_spec(config.spec) if config.spec else spec).table
 
 
 def find_volumes(
-    config: ClassifierConfig, run: Run, spec: DataSpec, source: Path
+    config: LabelledConfig, run: Run, spec: DataSpec, source: Path
 ) -> tuple[DataSpec, Store, pd.DataFrame]:
     """The volumes of --data, prepared by a network's spec; without it, those of the run that is its source."""
     paths = read_paths(source)
@@ -498,6 +509,18 @@ def home_of(source: Path) -> Path:
     """The run that has the volumes of an encoder: its own, or that which it was adopted like."""
     other = read_paths(source).get("volumes")
     return source if other is None or stocked(source) else other
+
+
+def run_of(source: Path) -> Path:
+    """The run folder of a classifier, where that itself may have been named instead."""
+    return source if (source / "run.json").is_file() else source.parent
+
+
+def volumes_behind(classifier: Path) -> Path | None:
+    """The run that has the volumes of a classifier: its own, if it was given --data, or the one of its encoder."""
+    own = run_of(classifier)
+    other = read_paths(own).get("volumes")
+    return next((folder for folder in (own, other) if folder is not None and stocked(folder)), None)
 
 
 def pretrained_volumes(

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medclr.commands.apply import forget_parts, in_parts, new_volumes, traced
+from medclr.commands.finetune import run_of
 from medclr.commands.scan import check_inputs, check_skipped
 from medclr.config import PredictConfig
 from medclr.data.identity import load_key
@@ -125,11 +126,6 @@ def _tell(table: pd.DataFrame) -> None:
                 f"warning: {counted(len(other), 'volume')} of a {what} that it was not trained on ({values}; column "
                 "unlike_training): nothing is known of how good it is there"
             )
-
-
-def run_of(source: Path) -> Path:
-    """The run folder, where the classifier in it may have been named instead."""
-    return source if (source / "run.json").is_file() else source.parent
 
 
 def _read(path: Path) -> pd.DataFrame:

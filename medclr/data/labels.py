@@ -619,20 +619,22 @@ def _are_measurements(values: Sequence[str]) -> bool:
 def _check_group(table: pd.DataFrame, name: str, path: Path, layout: TableLayout | None) -> None:
     """Raise UsageError where results cannot be broken down by this column, or would show who the patients are."""
     if name not in table.columns:
-        raise UsageError(f"--groups {name}: no such column in {path.name}; it has {', '.join(table.columns)}")
+        raise UsageError(f"{path.name}: no column {name!r} to tell groups apart by; it has {', '.join(table.columns)}")
     if name in (*KEYS, *_keys_of(table, layout)):
-        raise UsageError(f"--groups {name}: its values name patients or files; choose columns such as sex or age")
+        raise UsageError(
+            f"{path.name}: column {name!r} names patients or files, not groups; choose columns such as sex or age"
+        )
     values = [value for value in table[name].unique() if value != ""]
     numbers = all(re.fullmatch(_NUMBER, value) or re.fullmatch(_AGE, value) for value in values)
     if any(map(_is_date, values)) or (len(values) > MOST_CLASSES and not numbers):
         raise UsageError(
-            f"--groups {name}: {len(values):,} different texts in {path.name}, or dates; put them into at most "
+            f"{path.name}: column {name!r} has {len(values):,} different texts, or dates; put them into at most "
             f"{MOST_CLASSES} groups"
         )
     people = table.groupby(name)["patient_id" if "patient_id" in table else name].nunique()
     if "patient_id" in table and not numbers and len(values) > 2 and people.drop("", errors="ignore").median() <= 1:
         raise UsageError(
-            f"--groups {name}: most of its {len(values)} values are of one patient each, and may name them"
+            f"{path.name}: column {name!r}: most of its {len(values)} values are of one patient each, and may name them"
         )
 
 

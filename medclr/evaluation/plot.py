@@ -1,4 +1,4 @@
-"""The label-efficiency curve, drawn on matplotlib Axes that the caller has; no global state is read or set."""
+"""Figures, drawn on matplotlib Axes that the caller has; no global state is read or set."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -91,6 +91,41 @@ def draw_curve(axes: "Axes", points: pd.DataFrame, narrow: bool = False) -> None
             loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=min(max(fits, 1), 4), frameon=False, handlelength=2.6,
             columnspacing=1.5, borderaxespad=0, fontsize=size,
         )  # fmt: skip
+
+
+def draw_domains(axes: "Axes", domains: pd.DataFrame) -> None:
+    """AUROC of each domain with its 95% interval, a line each under the name of its column; the source is filled.
+
+    axes: empty ones, of their own figure; domains: columns column, domain, is_source, auroc, low, high
+    (`Shift.domains`; one without a number has its line, and nothing on it).
+    """
+    axes.patch.set_visible(False)
+    place, places, names = 0, [], []
+    for column, rows in domains.groupby("column", sort=False):
+        places.append(place)
+        names.append(str(column))
+        source = rows.loc[rows["is_source"], "auroc"].to_numpy(float)
+        axes.vlines(source[np.isfinite(source)], place, place + len(rows), color=INK, linewidth=0.8, linestyle=":")
+        for row in rows.to_dict("records"):
+            place += 1
+            places.append(place)
+            names.append(f"   {row['domain']}")
+            colour = _METHODS["full" if row["is_source"] else "linear"][0]
+            axes.hlines(place, row["low"], row["high"], color=colour, linewidth=1.4)
+            fill = colour if row["is_source"] else PAPER
+            axes.plot(row["auroc"], place, marker="o", color=colour, markerfacecolor=fill, markersize=5)
+        place += 1
+    axes.set_yticks(places, names)
+    axes.set_ylim(place - 0.4, -0.6)
+    known = domains[["auroc", "low"]].to_numpy(float)
+    lowest = float(np.nanmin(known)) if np.isfinite(known).any() else 0.5
+    axes.set_xlim(max(0.0, min(0.48, lowest - 0.02)), 1.005)
+    axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
+    axes.set_xlabel("AUROC (dotted: that of the source; at 0.5: chance)")
+    axes.grid(axis="x", color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=5)
+    axes.spines[["top", "right", "left"]].set_visible(False)
 
 
 def _shifts(fractions: Sequence[float], n_arms: int) -> np.ndarray:

@@ -33,6 +33,7 @@ from medclr.metrics.ranking import (
     weighted_mean_auroc,
     weighted_operating,
     weighted_sensitivity_at,
+    weighted_threshold_at,
 )
 from medclr.metrics.resampling import Resamples, bootstrap, bootstrap_auroc, bootstrap_mean_auroc, holm, interval
 
@@ -74,5 +75,6 @@ __all__ = [
     "weighted_mean_auroc",
     "weighted_operating",
     "weighted_sensitivity_at",
+    "weighted_threshold_at",
     "wilson_interval",
 ]

@@ -129,14 +129,24 @@ def threshold_at(y: np.ndarray, scores: np.ndarray, specificity: float) -> float
     inf where even the highest score may not, as too many negatives have it. y, scores, specificity, and NaN, as for
     `sensitivity_at`.
     """
+    return float(weighted_threshold_at(y, scores, np.ones((1, len(y))), specificity)[0])
+
+
+def weighted_threshold_at(y: np.ndarray, scores: np.ndarray, weights: np.ndarray, specificity: float) -> np.ndarray:
+    """`threshold_at` under many weightings of the rows; takes and returns what `weighted_auroc` does."""
     _check(specificity)
-    negatives = np.sort(scores[y == 0])
-    if np.isnan(scores).any() or not len(negatives) or not np.any(y == 1):
-        return float("nan")
-    ascending = np.unique(scores)
-    false = len(negatives) - np.searchsorted(negatives, ascending)
-    within = ascending[false <= _allowed(specificity, len(negatives))]
-    return float(within[0]) if len(within) else float("inf")
+    if np.isnan(scores).any() or not len(scores):
+        return np.full(len(weights), np.nan)
+    negative, ascending = np.flatnonzero(y == 0), np.unique(scores)
+    negative = negative[np.argsort(scores[negative])]
+    below = np.zeros((len(weights), len(negative) + 1))
+    np.cumsum(weights[:, negative], axis=1, out=below[:, 1:])
+    total = below[:, -1:]
+    within = total - below[:, np.searchsorted(scores[negative], ascending)] <= _allowed(specificity, total)
+    lowest = np.where(within.any(axis=1), ascending[within.argmax(axis=1)], np.inf)
+    both = (total[:, 0] > 0) & (weights[:, y == 1].sum(axis=1) > 0)
+    thresholds: np.ndarray = np.where(both, lowest, np.nan)
+    return thresholds
 
 
 class LabelAurocs(NamedTuple):

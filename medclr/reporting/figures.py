@@ -1,16 +1,18 @@
-"""The label-efficiency figure: as a file for a paper, and as SVG that takes its colours from the page around it.
+"""Figures of reports: as files for a paper, and as SVG that takes its colours from the page around it.
 
 Nothing here touches matplotlib's global state, and the same points give the same bytes.
 """
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
@@ -20,8 +22,10 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 from matplotlib.transforms import Affine2D
 
-from medclr.evaluation.plot import INK, PAPER, RULE, arm_styles, draw_curve
+from medclr.evaluation.plot import INK, PAPER, RULE, arm_styles, draw_curve, draw_domains
 from medclr.reporting.run import write_atomic, writing
+
+Draw = Callable[[Axes], None]
 
 # In a page each colour is a property of its style sheet, so that a dark page lightens it.
 _PAGE_COLOURS = {
@@ -51,9 +55,7 @@ def efficiency_figure(points: pd.DataFrame, title: str, paths: list[Path]) -> No
     arms = points["arm"].unique()
     # A row of the legend takes room of its own.
     size = (_COLUMN, 3.0 + 0.13 * len(arms)) if len(arms) <= _MOST_IN_COLUMN else (_PAGE, 4.4)
-    for path in paths:
-        with writing(path.parent):
-            write_atomic(path, _rendered(points, title, size, path.suffix.lstrip(".")))
+    _write(partial(draw_curve, points=points, narrow=size[0] == _COLUMN), title, size, paths)
 
 
 def efficiency_svg(points: pd.DataFrame, narrow: bool = False) -> str:
@@ -61,23 +63,27 @@ def efficiency_svg(points: pd.DataFrame, narrow: bool = False) -> str:
 
     narrow: drawn for the width of a phone. Text stays text, in the page's own font and colour.
     """
-    size = (3.6, 3.6) if narrow else (7.4, 4.0)
-    text = _rendered(points, "", size, "").decode()
-    text = text[text.index("<svg") :]
-    for colour, name in _PAGE_COLOURS.items():
-        text = text.replace(colour, name)
-    text = text.replace(" font-family: 'DejaVu Sans';", "")
-    text = text.replace("xlink:href", "href")
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # two figures in one page would repeat these
-    text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # it would style the page
-    kind = "narrow" if narrow else "wide"
-    return re.sub(
-        r'<svg [^>]*?(viewBox="[^"]+")[^>]*>',
-        rf'<svg class="{kind}" \1 role="img" aria-label="AUROC against the share of labelled patients; '
-        'the numbers are in the table that follows">',
-        text,
-        count=1,
-    )
+    what = "AUROC against the share of labelled patients"
+    return _svg(partial(draw_curve, points=points, narrow=narrow), (3.6, 3.6) if narrow else (7.4, 4.0), narrow, what)
+
+
+def shift_figure(domains: pd.DataFrame, title: str, paths: list[Path]) -> None:
+    """AUROC of each domain with its 95% interval, written to files as wide as one column of a paper.
+
+    domains: `Shift.domains`; title, paths: as for `efficiency_figure`.
+    """
+    _write(partial(draw_domains, domains=domains), title, (_COLUMN, _height(domains)), paths)
+
+
+def shift_svg(domains: pd.DataFrame, narrow: bool = False) -> str:
+    """The same figure as an <svg> element for a page, as `efficiency_svg` is."""
+    size = (3.6 if narrow else 7.4, 1.15 * _height(domains))
+    return _svg(partial(draw_domains, domains=domains), size, narrow, "AUROC of each domain")
+
+
+def _height(domains: pd.DataFrame) -> float:
+    """Inches: a line for each domain, and one above those of a column."""
+    return 0.75 + 0.2 * (len(domains) + domains["column"].nunique())
 
 
 def arm_swatches(arms: Sequence[str]) -> dict[str, str]:
@@ -108,7 +114,31 @@ _SVG_STEPS = {
 _SVG_DASHES = {"-": "none", "--": "6 3", "-.": "7 3 1.5 3", ":": "1.5 2.5"}
 
 
-def _rendered(points: pd.DataFrame, title: str, size: tuple[float, float], kind: str) -> bytes:
+def _write(draw: Draw, title: str, size: tuple[float, float], paths: list[Path]) -> None:
+    for path in paths:
+        with writing(path.parent):
+            write_atomic(path, _rendered(draw, title, size, path.suffix.lstrip(".")))
+
+
+def _svg(draw: Draw, size: tuple[float, float], narrow: bool, what: str) -> str:
+    text = _rendered(draw, "", size, "").decode()
+    text = text[text.index("<svg") :]
+    for colour, name in _PAGE_COLOURS.items():
+        text = text.replace(colour, name)
+    text = text.replace(" font-family: 'DejaVu Sans';", "")
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # two figures in one page would repeat these
+    text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # it would style the page
+    kind = "narrow" if narrow else "wide"
+    return re.sub(
+        r'<svg [^>]*?(viewBox="[^"]+")[^>]*>',
+        rf'<svg class="{kind}" \1 role="img" aria-label="{what}; the numbers are in the table that follows">',
+        text,
+        count=1,
+    )
+
+
+def _rendered(draw: Draw, title: str, size: tuple[float, float], kind: str) -> bytes:
     """kind: png, svg or pdf: of a file; empty: SVG for a page."""
     if kind not in ("png", "svg", "pdf", ""):
         raise ValueError(f"figure of kind {kind!r}; png, svg and pdf are known")
@@ -129,7 +159,7 @@ def _rendered(points: pd.DataFrame, title: str, size: tuple[float, float], kind:
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         axes = figure.add_subplot()
-        draw_curve(axes, points, narrow)
+        draw(axes)
         if not kind:
             figure.patch.set_visible(False)
             if legend := axes.get_legend():

@@ -26,7 +26,7 @@ _MEANINGS = {
     "auto": "whichever of these ways cross-validation inside the draw chose",
 }
 _CALIBRATION = {"ECE": "as trained", "ECE after temperature scaling": "after scaling", "temperature": "temperature"}
-_FOREST_PX = 104  # the width of the little interval plots in tables
+FOREST_PX = 104  # the width of the little interval plots in tables
 _PANEL_PX = 100  # the side of a reliability diagram, without its margins
 
 Records = list[dict[Hashable, Any]]
@@ -44,8 +44,8 @@ def efficiency_page(curve: Curve, context: Mapping[str, Any]) -> str:
     arms, top = list(dict.fromkeys(points["arm"])), points["fraction"].max()
     found = findings(curve, context)
     first = _first_arms(points[points["fraction"] == top], found.arm)
-    differences = _forest(_by_arm(curve.differences), "difference", zero=0.0)
-    subgroups = _forest(_by_arm(_with_overall(curve.subgroups, points)), "auroc", zero="overall")
+    differences = forest(_by_arm(curve.differences), "difference", zero=0.0)
+    subgroups = forest(_by_arm(_with_overall(curve.subgroups, points)), "auroc", zero="overall")
     measures, outputs = _measures(applicable(curve.measures, context))
     return TEMPLATES.get_template("efficiency.html").render(
         context,
@@ -75,7 +75,7 @@ def efficiency_page(curve: Curve, context: Mapping[str, Any]) -> str:
         thresholds=measures["measure"].str.startswith("sensitivity").any(),
         prevalence=_prevalence(context),
         subgroups=[_by_column(rows) for rows in _split(subgroups, first)],
-        forest_px=_FOREST_PX,
+        forest_px=FOREST_PX,
         panel_px=_PANEL_PX,
     )
 
@@ -182,7 +182,7 @@ def _with_overall(subgroups: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame
     return subgroups.assign(overall=overall.reindex(keys).to_numpy(float))
 
 
-def _forest(rows: pd.DataFrame, value: str, zero: float | str) -> pd.DataFrame:
+def forest(rows: pd.DataFrame, value: str, zero: float | str) -> pd.DataFrame:
     """With the places (px) of low, high, value and of the line to read them against, on one scale for all rows.
 
     zero: where that line stands, or the column that says so.
@@ -192,7 +192,7 @@ def _forest(rows: pd.DataFrame, value: str, zero: float | str) -> pd.DataFrame:
     known = ends[np.isfinite(ends)]
     if not len(known):
         return rows.assign(low_px=math.nan, high_px=math.nan, value_px=math.nan, zero_px=math.nan)
-    pixels = (_FOREST_PX - 12) / (np.ptp(known) or 1.0)
+    pixels = (FOREST_PX - 12) / (np.ptp(known) or 1.0)
     places = np.round(6 + pixels * (ends - known.min()), 1)
     return rows.assign(**{f"{name}_px": places[:, i] for i, name in enumerate(("low", "high", "value", "zero"))})
 

@@ -146,13 +146,21 @@ def classify_rows(
     classifier: Classifier, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0
 ) -> NDArray[np.float32]:
     """Logits (n, K) of manifest rows: of the features of each volume, pooled over its parts as the classifier does."""
+    features = torch.from_numpy(feature_rows(classifier, rows, store, spec, workers))
+    return np.asarray(classifier.head(features.to(next(classifier.parameters()).device)).cpu().numpy())
+
+
+@torch.inference_mode()
+def feature_rows(
+    classifier: Classifier, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0
+) -> NDArray[np.float32]:
+    """What the head of a classifier is given of manifest rows, (n, F)."""
     network, pool, device = classifier.eval().network, classifier.pool, next(classifier.parameters()).device
     if pool is None:
-        features = torch.from_numpy(embed_rows(network, rows, store, spec, workers, classifier.crops)).to(device)
-    else:
-        bags = bag_rows(network, rows, store, spec, workers, classifier.crops)
-        features = pool(torch.from_numpy(bags.features).to(device), torch.from_numpy(bags.counts).to(device))
-    return np.asarray(classifier.head(features).cpu().numpy())
+        return embed_rows(network, rows, store, spec, workers, classifier.crops)
+    bags = bag_rows(network, rows, store, spec, workers, classifier.crops)
+    pooled = pool(torch.from_numpy(bags.features).to(device), torch.from_numpy(bags.counts).to(device))
+    return np.asarray(pooled.cpu().numpy())
 
 
 def pixel_rows(rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0) -> NDArray[np.float32]:

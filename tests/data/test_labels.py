@@ -570,22 +570,22 @@ def test_groups_are_text_beside_each_volume(table, many):
 @pytest.mark.parametrize(
     ("group", "message"),
     [
-        ("series_uid", "its values name patients or files; choose columns such as sex or age"),
-        ("gender", r"no such column in labels\.csv; it has series_uid, lesion, name, born"),
-        ("name", r"40 different texts in labels\.csv, or dates; put them into at most 30 groups"),
-        ("born", r"2 different texts in labels\.csv, or dates; put them"),
+        ("series_uid", "column 'series_uid' names patients or files, not groups; choose columns such as sex or age"),
+        ("gender", "no column 'gender' to tell groups apart by; it has series_uid, lesion, name, born"),
+        ("name", "column 'name' has 40 different texts, or dates; put them into at most 30 groups"),
+        ("born", "column 'born' has 2 different texts, or dates; put them"),
     ],
 )
 def test_what_is_no_group(table, group, message):
     rows = [f"2.{n},{n % 2},NAME^{n},1980-01-{n % 2 + 10}" for n in range(40)]
-    with pytest.raises(UsageError, match=f"--groups {group}: {message}") as error:
+    with pytest.raises(UsageError, match=f"labels.csv: {message}") as error:
         check_labels(table("series_uid,lesion,name,born", *rows), ["lesion"], None, [group])
     assert not re.search("NAME|1980|\n", str(error.value))
 
 
 def test_a_group_that_names_patients(table):
     rows = [f"2.{n},p{n // 3},{n % 2},NAME {n // 3}" for n in range(30)]
-    with pytest.raises(UsageError, match="--groups friend: most of its 10 values are of one patient each") as error:
+    with pytest.raises(UsageError, match="column 'friend': most of its 10 values are of one patient each") as error:
         check_labels(table("series_uid,patient_id,lesion,friend", *rows), ["lesion"], None, ["friend"])
     assert "NAME" not in str(error.value)
     both = [f"2.{n},p{n},{n % 2},ward {n % 4}" for n in range(30)]

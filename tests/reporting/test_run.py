@@ -104,7 +104,7 @@ def test_a_run_keeps_when_it_started(tmp_path: Path) -> None:
     ("other", "words"),
     [
         (replace(CONFIG, draws=5), ["draws 7, not 5"]),
-        (replace(CONFIG, seed=3, lr=0.5), ["lr 0.001, not 0.5; seed 0, not 3", "old settings"]),
+        (replace(CONFIG, seed=3, lr=0.5), ["seed 0, not 3; lr 0.001, not 0.5", "old settings"]),
         (replace(CONFIG, label=["lesion"]), ['label [], not ["lesion"]']),
         (replace(CONFIG, arms=["pca"]), ["arms", 'not ["pca"]']),
     ],

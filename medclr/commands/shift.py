@@ -1,0 +1,336 @@
+"""`medclr shift`: what a classifier loses in other domains, and where the loss may come from."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from medclr.commands.finetune import (
+    break_down,
+    check_task,
+    find_volumes,
+    join_labels,
+    label_layout,
+    run_of,
+    volumes_behind,
+)
+from medclr.commands.prepare import check_stock
+from medclr.config import ShiftConfig
+from medclr.data.identity import load_key
+from medclr.data.labels import LabelTable, check_labels, labels_hash
+from medclr.data.manifest import DOMAINS
+from medclr.data.phantoms import SCANNERS
+from medclr.errors import BundleError, DataError, UsageError
+from medclr.evaluation.shift import LEAST, Judged, Shift, domain_shift
+from medclr.evaluation.subgroups import MOST_GROUPS, quartile_bands
+from medclr.models.classifier import LoadedClassifier, load_classifier
+from medclr.reporting.console import counted, say
+from medclr.reporting.figures import shift_figure
+from medclr.reporting.numbers import listed
+from medclr.reporting.run import Run, hardware, read_paths, versions
+from medclr.reporting.shift_page import shift_findings, shift_page
+from medclr.training.encode import feature_rows, training_device
+
+ARCHIVE, HOME, NEW = "archive", "home", "new"
+SIZE = "image size"
+
+
+def shift(config: ShiftConfig) -> Shift:
+    """Measure classifiers on volumes that they did not learn from, domain by domain, and say what differs.
+
+    Returns:
+        The tables: `.frame()` is the one of domains.csv.
+    """
+    found = None if config.classifier else Run.newest("finetune")
+    paths = config.classifier or ([found] if found else [])
+    if not paths:
+        raise UsageError(
+            "no complete finetune run under runs/; run `medclr finetune --labels CSV`, or name one with --classifier"
+        )
+    run = Run.open("shift", config, config.out)
+    say(f"run folder: {run.folder}")
+    classifiers = _loaded(paths)
+    say(
+        f"classifier: {listed([str(path) for path in paths])}" + f"{', the newest complete finetune run' * bool(found)}"
+    )
+    behind = read_paths(run_of(paths[0]))
+    config = replace(
+        config,
+        label=config.label or list(classifiers[0].task.columns),
+        key_file=config.key_file or behind.get("key_file"),
+    )
+    run.pin({
+        "classifier": " ".join(one.digest[:16] for one in classifiers),
+        "labels": "" if config.labels is None else labels_hash(config.labels),
+    })  # fmt: skip
+    parts = _parts(config, run, paths[0], classifiers[0], behind)
+    table, archive = _joined(parts)
+    groups = _groups(table, archive)
+    for column in (*config.sources, *config.attributes):
+        if column not in groups:
+            raise UsageError(f"column {column}: not in the label table nor the manifest; there are {listed([*groups])}")
+    trained = _any_seen([one.trained_on for one in classifiers], parts)
+    fresh = np.flatnonzero(trained != "yes")
+    at = {part.name: fresh[archive[fresh] == part.name] for part in parts}
+    for part in parts:
+        rows = part.table.rows
+        check_stock(rows.iloc[at[part.name] - part.start], part.place[1], part.place[0], part.scans)
+        say(
+            f"{part.name}: {counted(len(at[part.name]), 'labelled volume')} of "
+            f"{counted(rows.iloc[at[part.name] - part.start]['patient_key'].nunique(), 'patient')} that the classifier "
+            "did not learn from"
+        )
+    sources = _sources(config, groups, trained == "yes", fresh)
+    features, logits = _embedded(config, classifiers, parts, at)
+    attributes = groups.iloc[fresh].reset_index(drop=True)
+    judged = Judged(
+        table.y[fresh],
+        table.task.kind,
+        table.rows["patient_key"].to_numpy()[fresh],
+        [table.task.scores(one) for one in logits],
+        [one.temperature for one in classifiers],
+        features,
+        attributes[list(sources)],
+        attributes,
+    )
+    result = domain_shift(judged, sources, config.resamples, config.seed)
+    _write(config, run, classifiers, result, _context(config, run, classifiers, parts, table, groups, fresh, trained))
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The labelled volumes of one archive.
+
+    name: "home", of the classifier's own, or "new"; table: its labels; place: store and spec; scans: what the volumes
+    were prepared from, where that is known; fingerprint: of the key of its pseudonyms; start: of its rows among those
+    of all parts.
+    """
+
+    name: str
+    table: LabelTable
+    place: tuple[Any, Any]
+    scans: Path | None
+    fingerprint: str
+    start: int
+
+
+def _loaded(paths: Sequence[Path]) -> list[LoadedClassifier]:
+    """All of one task and one preprocessing, or they could not be averaged."""
+    classifiers = [load_classifier(path) for path in paths]
+    first = classifiers[0]
+    for path, other in zip(paths[1:], classifiers[1:], strict=True):
+        if other.spec != first.spec or other.task != first.task:
+            raise BundleError(
+                f"--classifier {path}: has another label or another preprocessing than {paths[0]}; results are means "
+                "over classifiers that differ in their seed or their draw alone: run medclr shift for each"
+            )
+    return classifiers
+
+
+def _parts(
+    config: ShiftConfig, run: Run, source: Path, classifier: LoadedClassifier, behind: Mapping[str, Path | None]
+) -> list[_Part]:
+    """The classifier's own archive, where it is at hand, and that of --data."""
+    home = volumes_behind(source)
+    own = config.labels if config.data is None else behind.get("labels")
+    parts: list[_Part] = []
+    if home is not None and own is not None:
+        # What was given is of the other archive, where there is one.
+        asked = config if config.data is None else replace(config, data=None, store=None, spec=behind.get("spec"))
+        parts.append(_part(asked, run, HOME, own, home, classifier, 0))
+    elif config.data is None:
+        what = "the volumes" if home is None else "the label table"
+        raise UsageError(f"--classifier {source}: {what} behind it are not at hand; give --data and --labels")
+    if config.data is not None:
+        assert config.labels
+        start = len(parts[0].table.rows) if parts else 0
+        parts.append(_part(config, run, NEW, config.labels, run_of(source), classifier, start))
+    if len(parts) == 2:
+        _refuse_same(config, *parts)
+    return parts
+
+
+def _part(
+    config: ShiftConfig, run: Run, name: str, labels: Path, source: Path, classifier: LoadedClassifier, start: int
+) -> _Part:
+    layout = label_layout(config, classifier.spec)
+    header = set(check_labels(labels, config.label, layout)[0].columns)
+    columns = [column for column in dict.fromkeys([*config.sources, *config.attributes]) if column in header]
+    spec, store, manifest = find_volumes(config, run, classifier.spec, source)
+    names = load_key(config.key_file)
+    _, table = join_labels(labels, config, run, manifest, names, classifier.spec, columns)
+    check_task(labels, table.task, classifier.task, "classifier")
+    scans = config.data or read_paths(source).get("data")
+    return _Part(name, table, (store, spec), scans, names.fingerprint, start)
+
+
+def _refuse_same(config: ShiftConfig, home: _Part, new: _Part) -> None:
+    pixels = new.table.rows["pixel_hash"]
+    shared = int(pixels.isin(home.table.rows["pixel_hash"]).sum())
+    if 2 * shared > len(pixels):
+        raise DataError(
+            f"--data {config.data}: {shared:,} of its {counted(len(pixels), 'labelled volume')} are among those of the "
+            "classifier's own archive; leave --data out, and name columns with --by"
+        )
+
+
+def _joined(parts: Sequence[_Part]) -> tuple[LabelTable, NDArray[np.object_]]:
+    """All labelled volumes as one table, and the archive of each."""
+    archive = np.concatenate([np.full(len(part.table.rows), part.name, dtype=object) for part in parts])
+    table = replace(
+        parts[0].table,
+        rows=pd.concat([part.table.rows for part in parts], ignore_index=True),
+        y=np.concatenate([part.table.y for part in parts]),
+        groups=pd.concat([part.table.groups for part in parts], ignore_index=True).fillna(""),
+    )
+    return table, archive
+
+
+def _groups(table: LabelTable, archive: NDArray[np.object_]) -> pd.DataFrame:
+    """Everything by which domains may be told apart, or the label betrayed, as text."""
+    rows, groups = table.rows, break_down(table)
+    for name in DOMAINS:
+        groups[name] = rows[name].to_numpy()
+    if len(set(archive)) > 1:
+        # Each archive has letters of its own.
+        groups["site"] = [f"{name} {site}" if site else "" for name, site in zip(archive, groups["site"], strict=True)]
+        groups[ARCHIVE] = archive
+    sizes = [tuple(sorted(shape)) for shape in rows["shape"]]
+    size = pd.Series([" × ".join(map(str, shape)) for shape in sizes])
+    many = size.nunique() > MOST_GROUPS
+    groups[SIZE] = quartile_bands(np.array([float(math.prod(shape)) for shape in sizes])) if many else size
+    return groups.astype(str).replace({"nan": "", "unknown": ""})
+
+
+def _any_seen(trained_on: Sequence[Any], parts: Sequence[_Part]) -> NDArray[np.object_]:
+    """Of each volume whether any classifier learned from it or its patient: "yes", "no" or "not checkable"."""
+
+    def worse(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.object_]:
+        unsure = np.where((one == "not checkable") | (other == "not checkable"), "not checkable", "no")
+        return np.where((one == "yes") | (other == "yes"), "yes", unsure).astype(object)
+
+    found = [reduce(worse, [seen.holds(part.fingerprint, part.table.rows) for seen in trained_on]) for part in parts]
+    return np.concatenate(found)
+
+
+def _sources(
+    config: ShiftConfig, groups: pd.DataFrame, trained: NDArray[np.bool_], fresh: NDArray[np.intp]
+) -> dict[str, str]:
+    """By column, its source: the one that was named, or that with most volumes which the classifier learned from."""
+    asked = config.sources or ({ARCHIVE: HOME} if ARCHIVE in groups else dict.fromkeys(DOMAINS, ""))
+    found: dict[str, str] = {}
+    for column, named in asked.items():
+        own = groups[column].iloc[fresh]
+        values = own[own != ""].value_counts()
+        enough = values[values >= LEAST].index
+        if named and named not in set(values.index):
+            raise UsageError(f"--by {column}={named}: no such domain; there are {listed(sorted(values.index))}")
+        if len(enough) < 2 and column in config.sources:
+            there = f"only {values.index[0]!r}" if len(values) else "none"
+            raise DataError(f"--by {column}: there is {there}, where two domains of {LEAST} volumes are needed")
+        if len(values) > MOST_GROUPS and column in config.sources:
+            raise DataError(
+                f"--by {column}: {len(values)} values are too many to compare (more than {MOST_GROUPS}); name a column "
+                "that puts them into groups"
+            )
+        if len(enough) >= 2 and len(values) <= MOST_GROUPS:
+            learned = groups[column][trained & groups[column].isin(enough).to_numpy()]
+            by_volumes = learned.value_counts() if len(learned) else values
+            found[column] = named or str(by_volumes.index[0])
+    if not found:
+        raise DataError(
+            f"there is one domain only by each of {listed(list(asked))}; name columns of the label table with --by, or "
+            "another archive with --data"
+        )
+    return found
+
+
+def _embedded(
+    config: ShiftConfig,
+    classifiers: Sequence[LoadedClassifier],
+    parts: Sequence[_Part],
+    at: Mapping[str, NDArray[np.intp]],
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Features and logits of the volumes to judge by, for each classifier: one pass over them each."""
+    device = training_device(config.device)
+    features, logits = [], []
+    for one in classifiers:
+        network = one.classifier.to(device)
+        found = [feature_rows(network, part.table.rows.iloc[at[part.name] - part.start], *part.place) for part in parts]
+        features.append(np.concatenate(found))
+        with torch.inference_mode():
+            logits.append(network.head(torch.from_numpy(features[-1]).to(device)).cpu().numpy())
+    return features, logits
+
+
+def _context(
+    config: ShiftConfig,
+    run: Run,
+    classifiers: Sequence[LoadedClassifier],
+    parts: Sequence[_Part],
+    table: LabelTable,
+    groups: pd.DataFrame,
+    fresh: NDArray[np.intp],
+    trained: NDArray[np.object_],
+) -> dict[str, Any]:
+    task, rows = table.task, table.rows
+    before = [one.pretrained_on for one in classifiers if one.pretrained_on is not None]
+    seen = _any_seen(before, parts)[fresh] if before else np.full(len(fresh), "no", dtype=object)
+    known = bool(rows["patient_known"].iloc[fresh].all())
+    return {
+        "title": f"Domain shift: {task.name}",
+        "command": "shift",
+        "command_line": run.command_line,
+        "phantoms": bool(rows["manufacturer"].isin({scanner.manufacturer for scanner in SCANNERS}).any()),
+        "task": {"kind": task.kind, "columns": list(task.columns), "outputs": list(task.outputs)},
+        "classes": list(task.classes),
+        "classifiers": [{"method": one.details["method"], "fingerprint": one.digest[:16]} for one in classifiers],
+        "test": {
+            "n": len(fresh),
+            "n_patients": int(rows["patient_key"].iloc[fresh].nunique()),
+            "n_trained": int((trained == "yes").sum()),
+            "n_uncheckable": int((trained[fresh] == "not checkable").sum()),
+            "n_pretrained": int((seen == "yes").sum()),
+        },
+        "trained": {
+            column: groups[column][trained == "yes"].value_counts().to_dict() for column in groups if column != SIZE
+        },
+        "known": known,
+        "resamples": config.resamples,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _write(
+    config: ShiftConfig, run: Run, classifiers: Sequence[LoadedClassifier], found: Shift, context: Mapping[str, Any]
+) -> None:
+    tables = {
+        name: getattr(found, name) for name in ("domains", "differences", "heads", "probes", "distances", "shortcuts")
+    }
+    for name, table in tables.items():
+        run.write_frame(f"{name}.csv", table)
+    shift_figure(found.domains, context["title"], [run.folder / f"domains.{kind}" for kind in ("png", "svg", "pdf")])
+    answers = shift_findings(found, context)
+    run.write_text("report.html", shift_page(found, context))
+    report = {
+        "findings": [answer._asdict() for answer in answers],
+        "sources": found.sources,
+        "thresholds": found.thresholds,
+        **{name: table.to_dict("records") for name, table in tables.items()},
+        "context": context,
+    }
+    run.write_json("report.json", report)
+    run.finish({"findings": [answer.short for answer in answers]})
+    for answer in answers:
+        say(answer.short)
+    say(f"wrote {run.folder}: report.html, report.json, domains.png, .svg and .pdf, and a .csv of each table")
+    say(f"next: open {run.folder / 'report.html'} in a browser")

@@ -1,0 +1,440 @@
+"""How a classifier does in each domain, what it lost on the way from its source, and where the loss may come from."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from medclr.evaluation.cells import Cell, unjudged
+from medclr.evaluation.distances import distances_of
+from medclr.evaluation.estimates import Chance, Estimate, Outcome, Sample, Truth, aurocs, mean_of
+from medclr.metrics import bootstrap_mean_auroc, calibration, holm, threshold_at, weighted_threshold_at
+from medclr.training.probe import FOLDS, fit_linear, inner_folds, out_of_fold
+
+SPECIFICITY = 0.9  # by which the source chooses its threshold
+N_BINS = 10
+LEAST = 5  # patients of a domain, or of a group of an attribute, or it is left out
+ALL = "all"
+CLASSIFIER, OWN, JOINT = "classifier", "labels of the domain", "labels of all domains"
+_INTERVAL = ("low", "high")
+_COUNTS = ("n", "n_patients", "n_positive", "n_negative")
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Volumes that no classifier was fitted on, and what is known of them.
+
+    Attributes:
+        y: (n, K) of 0, 1 and NaN; kind: "binary", "multiclass" or "multilabel"; patients: (n,) keys.
+        scores: logits (n, K) by each classifier; temperatures: that each of them carries.
+        features: (n, F), as each classifier's head is given them.
+        domains: columns of text, each a way of telling domains apart; "" is unknown, and left out.
+        attributes: columns of text that may betray the label without any pixel.
+    """
+
+    y: np.ndarray
+    kind: str
+    patients: np.ndarray
+    scores: Sequence[np.ndarray]
+    temperatures: Sequence[float]
+    features: Sequence[np.ndarray]
+    domains: pd.DataFrame
+    attributes: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """What was found. Where a row has a `reason`, there is no number, and it says why. Intervals are of 95%.
+
+    `domains`: a row for each column and domain: counts; AUROC; and of a single binary label the mean predicted
+    probability and the share of positives, the calibration error (NaN of too few rows), and sensitivity and specificity
+    at the source's threshold, which is that of 90% specificity there. `is_source` marks the source.
+
+    `differences`: AUROC of each domain minus that of its source, with p, and p after Holm over all of these rows.
+
+    `heads`: what the features would give with other labels, by column, domain and head: the classifier itself; a linear
+    head on the same features that was fitted to labels of this domain, judged on patients it was not fitted on; and
+    likewise one head for all domains. `gain` is the AUROC less that of the classifier on the same volumes.
+
+    `probes`: how well a linear head reads the domain from the features, of all volumes and of those of one class alone
+    (so that it is not the label that is read).
+
+    `distances`: squared maximum mean discrepancy of the features of two domains, and `noise`, the level that random
+    halves of the source's patients stay below 95 times in 100; and the CORAL distance.
+
+    `shortcuts`: by domain and attribute: how well the attribute alone tells the label (out of fold), and the AUROC of
+    the classifier between volumes that have the attribute in common.
+
+    `thresholds`: by column, the source's threshold as a probability.
+    """
+
+    sources: dict[str, str]
+    domains: pd.DataFrame
+    differences: pd.DataFrame
+    heads: pd.DataFrame
+    probes: pd.DataFrame
+    distances: pd.DataFrame
+    shortcuts: pd.DataFrame
+    thresholds: dict[str, float]
+
+    def frame(self) -> pd.DataFrame:
+        return self.domains
+
+
+def domain_shift(judged: Judged, sources: Mapping[str, str], resamples: int, seed: int) -> Shift:
+    """Measure classifiers in each domain, paired over patients and classifiers.
+
+    All statistics are means over the classifiers; intervals are over patients and classifiers together, by
+    `Chance.estimate`. Patients are resampled once for all domains, so that one who is in two of them links these.
+
+    Args:
+        judged: what to judge by.
+        sources: by column of `judged.domains`, the domain that others are compared with.
+        resamples: of patients.
+        seed: of these, and of folds.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in _COLUMNS}
+    thresholds = {}
+    for column, source in sources.items():
+        within = _Column(judged, column, source, resamples, seed)
+        thresholds[column] = within.threshold
+        for name, rows in (
+            ("domains", within.domains()),
+            ("differences", within.differences()),
+            ("heads", within.heads()),
+            ("probes", within.probes()),
+            ("distances", within.distances()),
+            ("shortcuts", within.shortcuts()),
+        ):
+            tables[name] += [{"column": column} | row for row in rows]
+    tested = [row for row in tables["differences"] if not row["reason"]]
+    for row, adjusted in zip(tested, holm(np.array([row["p"] for row in tested])), strict=True):
+        row["p_holm"] = float(adjusted)
+    frames = {name: pd.DataFrame(rows, columns=_COLUMNS[name]) for name, rows in tables.items()}
+    return Shift(dict(sources), **frames, thresholds=thresholds)
+
+
+_COLUMNS = {
+    "domains": [
+        "column", "domain", "is_source", *_COUNTS, "auroc", *_INTERVAL, "predicted", "observed", "ece",
+        "sensitivity", "sensitivity_low", "sensitivity_high", "specificity", "specificity_low", "specificity_high",
+        "reason",
+    ],
+    "differences": ["column", "domain", "source", "difference", *_INTERVAL, "p", "p_holm", "detectable", "reason"],
+    "heads": ["column", "domain", "head", "auroc", *_INTERVAL, "gain", "gain_low", "gain_high", "reason"],
+    "probes": ["column", "among", "n", "auroc", *_INTERVAL, "reason"],
+    "distances": ["column", "domain", "versus", "mmd", "noise", "coral"],
+    "shortcuts": [
+        "column", "domain", "attribute", "groups", "auroc", *_INTERVAL, "within", "within_low", "within_high",
+        "classifier", "reason",
+    ],
+}  # fmt: skip
+
+
+class _Column:
+    """The rows of one way of telling domains apart, and what is random about them."""
+
+    def __init__(self, judged: Judged, column: str, source: str, resamples: int, seed: int) -> None:
+        of = judged.domains[column].to_numpy(dtype=object)
+        n_patients = pd.Series(judged.patients).groupby(of).nunique()
+        names = [str(name) for name in n_patients.index if name and (n_patients[name] >= LEAST or name == source)]
+        rows = np.flatnonzero(np.isin(of, names))
+        self.column, self.source, self.seed, self.kind = column, source, seed, judged.kind
+        self.names = [source, *(name for name in names if name != source)]
+        self.domain, self.patients, self.y = of[rows], judged.patients[rows], judged.y[rows]
+        self.scores = [np.asarray(one[rows], dtype=np.float64) for one in judged.scores]
+        self.features = [one[rows] for one in judged.features]
+        self.temperatures = judged.temperatures
+        self.attributes = judged.attributes.iloc[rows].drop(columns=column, errors="ignore").reset_index(drop=True)
+        self.chance = Chance(len(self.scores), 1, resamples, seed)
+        self.resamples = self.chance.patients(self.patients, self._strata())
+        self.threshold = self._threshold()
+        self.truths = {name: self._truth(self.domain == name) for name in self.names}
+        self.samples = {name: self._auroc(truth, self.scores) for name, truth in self.truths.items()}
+
+    def domains(self) -> list[dict[str, Any]]:
+        return [self._domain(name) for name in self.names]
+
+    def differences(self) -> list[dict[str, Any]]:
+        found = []
+        for name in self.names[1:]:
+            row: dict[str, Any] = {"domain": name, "source": self.source, "reason": ""}
+            one, other = self.samples[name], self.samples[self.source]
+            if isinstance(one, str) or isinstance(other, str):
+                row["reason"] = one if isinstance(one, str) else f"the source has {other}"
+            else:
+                least = min(self._rarer(name), self._rarer(self.source))
+                e = self.chance.estimate(one, least, other)
+                row |= {"difference": e.value, "low": e.low, "high": e.high, "p": e.p, "detectable": e.detectable}
+            found.append(row)
+        return found
+
+    def heads(self) -> list[dict[str, Any]]:
+        """Own labels and those of all domains, on the same features."""
+        fitted = {JOINT: self._held_out(np.arange(len(self.y)))} if len(self.names) > 1 else {}
+        found = []
+        for name in self.names:
+            truth, own = self.truths[name], self.samples[name]
+            if isinstance(own, str):
+                found.append({"domain": name, "head": CLASSIFIER, "reason": own})
+                continue
+            samples = {CLASSIFIER: own}
+            if not (lacking := self._too_few(name)):
+                rows = np.flatnonzero(self.domain == name)
+                scores = [np.full_like(one, np.nan) for one in self.scores]
+                for one, held in zip(scores, self._held_out(rows), strict=True):
+                    one[rows] = held
+                for head, by in {OWN: scores, **fitted}.items():
+                    sample = self._auroc(truth, by)
+                    assert isinstance(sample, Sample)
+                    samples[head] = sample
+            else:
+                found += [{"domain": name, "head": head, "reason": lacking} for head in (OWN, JOINT)]
+            for head, sample in samples.items():
+                row: dict[str, Any] = {"domain": name, "head": head, "reason": ""}
+                row |= _numbers(self.chance.estimate(sample, self._rarer(name)), "auroc")
+                if head != CLASSIFIER:
+                    gain = self.chance.estimate(sample, self._rarer(name), own)
+                    row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+                found.append(row)
+        return found
+
+    def probes(self) -> list[dict[str, Any]]:
+        """Each domain against the others; the mean over them where there are more than two."""
+        if len(self.names) == 1:
+            return []
+        among = {ALL: np.ones(len(self.y), dtype=bool)}
+        if self.kind == "binary":
+            among |= {"negatives": self.y[:, 0] == 0, "positives": self.y[:, 0] == 1}
+        indicator = np.stack([self.domain == name for name in self.names], axis=1).astype(np.float64)
+        indicator = indicator if len(self.names) > 2 else indicator[:, 1:]
+        found = []
+        for which, rows in among.items():
+            at = np.flatnonzero(rows)
+            told = Truth.of(np.where(rows[:, None], indicator, np.nan), self.patients, "multilabel")
+            row: dict[str, Any] = {"among": which, "n": len(at), "reason": next(filter(None, told.reasons), "")}
+            if not row["reason"]:
+                scores = [np.zeros_like(indicator) for _ in self.features]
+                for one, features in zip(scores, self.features, strict=True):
+                    one[at] = _out_of_fold(features[at], indicator[at], self.patients[at], self.seed, False)
+                sample = self._auroc(told, scores)
+                assert isinstance(sample, Sample)
+                row |= _numbers(self.chance.estimate(sample, told.rarer(told.judged)), "auroc")
+            found.append(row)
+        return found
+
+    def distances(self) -> list[dict[str, Any]]:
+        """Of each domain from the source: the mean over the classifiers' features."""
+        if len(self.names) == 1:
+            return []
+        each = [
+            distances_of(features, self.domain, self.patients, self.source, self.names[1:], self.seed)
+            for features in self.features
+        ]
+        mean = pd.concat(each).groupby(["domain", "versus"], sort=False).mean().reset_index()
+        return [dict(zip(mean.columns, values, strict=True)) for values in mean.itertuples(index=False)]
+
+    def shortcuts(self) -> list[dict[str, Any]]:
+        """Of each attribute in each domain, and in all together where it is known in several."""
+        found = [
+            self._shortcut(name, self.domain == name, str(attribute))
+            for name in self.names
+            for attribute in self.attributes
+        ]
+        everywhere = np.ones(len(self.y), dtype=bool)
+        found.append(self._shortcut(ALL, everywhere, self.column))
+        for attribute in self.attributes:
+            known = pd.crosstab(self.attributes[attribute], self.domain).drop("", errors="ignore")
+            # What says no more than the domain is that again.
+            if (known.sum() > 0).sum() > 1 and ((known > 0).sum(axis=1) > 1).any():
+                found.append(self._shortcut(ALL, everywhere, str(attribute)))
+        return [row for row in found if row]
+
+    def _strata(self) -> np.ndarray:
+        """Of each row the class of its patient and the domains that the patient is in; rare ones are put together."""
+        classes = self.y.argmax(axis=1) if self.kind == "multiclass" else np.fmax.reduce(self.y, axis=1, initial=0)
+        frame = pd.DataFrame({"patient": self.patients, "class": classes, "domain": self.domain})
+        of = frame.groupby("patient")
+        by = pd.DataFrame({"class": of["class"].max(), "domain": of["domain"].agg(lambda x: "\0".join(sorted(set(x))))})
+        both = pd.MultiIndex.from_frame(by).factorize()[0]
+        rare = np.bincount(both)[both] < LEAST
+        code = np.where(rare, -1 - by["class"].to_numpy().astype(int), both)
+        stratum = pd.Series(code, index=by.index)
+        return np.asarray(stratum.reindex(self.patients).to_numpy(dtype=np.float64))
+
+    def _truth(self, rows: np.ndarray) -> Truth:
+        """The labels of some rows, and NaN for the others."""
+        y = np.where(rows[:, None], self.y, np.nan)
+        return Truth(y, self.patients, np.zeros(len(y)), unjudged(y, self.patients))
+
+    def _rarer(self, name: str) -> float:
+        truth = self.truths[name]
+        return truth.rarer(truth.judged)
+
+    def _auroc(self, truth: Truth, scores: Sequence[np.ndarray]) -> Sample | str:
+        """The mean AUROC, or why there is none; one output that cannot be judged would make it another's mean."""
+        lacking = next(filter(None, truth.reasons), "")
+        return lacking or aurocs(_outcome(scores), truth, self.chance, self.resamples)[0]
+
+    def _domain(self, name: str) -> dict[str, Any]:
+        rows = self.domain == name
+        y = self.y[rows]
+        positive, known = (y == 1).any(axis=1), ~np.isnan(y).all(axis=1)
+        row: dict[str, Any] = {"domain": name, "is_source": name == self.source, "reason": ""}
+        row |= {"n": int(rows.sum()), "n_patients": len(np.unique(self.patients[rows]))}
+        if self.kind != "multiclass":
+            row |= {"n_positive": int(positive.sum()), "n_negative": int((known & ~positive).sum())}
+        sample = self.samples[name]
+        if isinstance(sample, str):
+            return row | {"reason": sample}
+        row |= _numbers(self.chance.estimate(sample, self._rarer(name)), "auroc")
+        if self.kind == "binary":
+            row |= self._probabilities(rows) | self._operating(name)
+        return row
+
+    def _probabilities(self, rows: np.ndarray) -> dict[str, float]:
+        y = self.y[rows, 0]
+        each = [expit(one[rows, 0] / t) for one, t in zip(self.scores, self.temperatures, strict=True)]
+        ece = float(np.mean([calibration(y, p, N_BINS).ece for p in each]))
+        return {"predicted": float(np.mean(each)), "observed": float(y.mean()), "ece": ece}
+
+    def _operating(self, name: str) -> dict[str, float]:
+        """Sensitivity and specificity at the threshold that the source chooses, on each resample anew."""
+        source, rows = self.domain == self.source, self.domain == name
+        values: dict[str, list[float]] = {"sensitivity": [], "specificity": []}
+        resampled = {what: np.zeros(len(self.resamples)) for what in values}
+        for one in self.scores:
+            score, y = one[:, 0], self.y[:, 0]
+            threshold = threshold_at(y[source], score[source], SPECIFICITY)
+            called = score >= threshold
+            values["sensitivity"].append(float(called[rows & (y == 1)].mean()))
+            values["specificity"].append(float(1 - called[rows & (y == 0)].mean()))
+            for at, weights in self.resamples.weights():
+                chosen = weighted_threshold_at(y[source], score[source], weights[:, source], SPECIFICITY)
+                for what, value in (("sensitivity", 1), ("specificity", 0)):
+                    own = np.flatnonzero(rows & (y == value))
+                    own = own[np.argsort(score[own])]
+                    below = np.concatenate([np.zeros((len(weights), 1)), weights[:, own].cumsum(axis=1)], axis=1)
+                    passed = below[np.arange(len(weights)), np.searchsorted(score[own], chosen)]
+                    share = np.divide(passed, below[:, -1], out=np.full(len(weights), np.nan), where=below[:, -1] > 0)
+                    resampled[what][at] += (1 - share if value else share) / len(self.scores)
+        found: dict[str, float] = {}
+        for what, value in (("sensitivity", 1), ("specificity", 0)):
+            patients = len(np.unique(self.patients[rows & (self.y[:, 0] == value)]))
+            sample = Sample(np.array([values[what]]), resampled[what])
+            found |= _numbers(self.chance.estimate(sample, patients), what, f"{what}_")
+        return found
+
+    def _threshold(self) -> float:
+        """The source's, as a probability: the mean over the classifiers."""
+        source = self.domain == self.source
+        if self.kind != "binary" or not source.any():
+            return math.nan
+        logits = [threshold_at(self.y[source, 0], one[source, 0], SPECIFICITY) for one in self.scores]
+        return float(np.mean([expit(z / t) for z, t in zip(logits, self.temperatures, strict=True)]))
+
+    def _too_few(self, name: str) -> str:
+        """Why no head can be fitted to the labels of a domain, if it cannot."""
+        least = min(
+            len(np.unique(self.patients[(self.domain == name) & (column == value)]))
+            for column in self.y.T
+            for value in (0, 1)
+        )
+        return "" if least >= 2 * FOLDS else f"{least} patients of a class are too few to fit a head and to judge it"
+
+    def _held_out(self, rows: np.ndarray) -> list[np.ndarray]:
+        """By each classifier's features, scores of these rows by heads that were fitted to others of them."""
+        exclusive = self.kind == "multiclass"
+        return [
+            _out_of_fold(one[rows], self.y[rows], self.patients[rows], self.seed, exclusive) for one in self.features
+        ]
+
+    def _shortcut(self, name: str, inside: np.ndarray, attribute: str) -> dict[str, Any]:
+        """What an attribute alone says of the label, and the classifier where it says nothing; {} of a single value."""
+        values = self.domain if attribute == self.column else self.attributes[attribute].to_numpy(dtype=object)
+        n_patients = pd.Series(self.patients[inside]).groupby(values[inside]).nunique()
+        groups = [value for value in n_patients.index if value and n_patients[value] >= LEAST]
+        if len(groups) < 2:
+            return {}
+        rows = inside & np.isin(values, groups)
+        truth = self._truth(rows)
+        row: dict[str, Any] = {"domain": name, "attribute": attribute, "groups": len(groups)}
+        row["reason"] = next(filter(None, truth.reasons), "")
+        if row["reason"]:
+            return row
+        at = np.flatnonzero(rows)
+        member = (values[at, None] == np.array(groups, dtype=object)).astype(np.float64)
+        alone = np.zeros_like(self.y)
+        folds = inner_folds(self.y[at], self.patients[at], self.seed)
+        alone[at] = out_of_fold(
+            lambda fit, held: member[held] @ _rates(member[fit], self.y[at[fit]]), self.y[at], folds
+        )
+        n = truth.rarer(truth.judged)
+        sample = self._auroc(truth, [alone])
+        assert isinstance(sample, Sample)
+        row |= _numbers(self.chance.estimate(sample, n), "auroc")
+        classifier, inner = self._auroc(truth, self.scores), self._within(truth, values, groups)
+        assert isinstance(classifier, Sample)
+        row["classifier"] = float(classifier.by_cell.mean())
+        if inner is not None:
+            row |= _numbers(self.chance.estimate(inner, n), "within", "within_")
+        return row
+
+    def _within(self, truth: Truth, values: np.ndarray, groups: Sequence[Any]) -> Sample | None:
+        """AUROC over the pairs of a positive and a negative of one group: how often the first is ranked above."""
+        samples = []
+        for output in truth.judged:
+            wins, pairs = np.zeros(len(self.resamples)), np.zeros(len(self.resamples))
+            cells, total = np.zeros(len(self.scores)), 0
+            for group in groups:
+                y = np.where(values == group, truth.y[:, output], np.nan)
+                positive, negative = y == 1, y == 0
+                n_pairs = int(positive.sum() * negative.sum())
+                if not n_pairs:
+                    continue
+                own = [one[:, output] for one in self.scores]
+                total += n_pairs
+                above = [np.subtract.outer(one[positive], one[negative]) for one in own]
+                cells += [float((d > 0).sum() + (d == 0).sum() / 2) for d in above]
+                ranked = bootstrap_mean_auroc(y, np.stack(own), self.resamples)
+                for at, weights in self.resamples.weights():
+                    both = weights[:, positive].sum(axis=1) * weights[:, negative].sum(axis=1)
+                    pairs[at] += both
+                    wins[at] += np.where(both > 0, both * np.nan_to_num(ranked[at]), 0)
+            if not total:
+                return None
+            resampled = np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+            samples.append(Sample((cells / total)[None], resampled))
+        return mean_of(samples)
+
+
+def _outcome(scores: Sequence[np.ndarray]) -> Outcome:
+    cells = [Cell("", 1.0, draw, 0, 0, None, None, math.nan, one, None, "", "", 0.0) for draw, one in enumerate(scores)]
+    return Outcome("", 1.0, cells, "", None, {})
+
+
+def _numbers(found: Estimate, name: str, prefix: str = "") -> dict[str, float]:
+    """A value and its interval; none where nothing varies, which is not certainty but too few patients."""
+    low, high = (math.nan, math.nan) if found.low == found.high else (found.low, found.high)
+    return {name: found.value, f"{prefix}low": low, f"{prefix}high": high}
+
+
+def _out_of_fold(features: np.ndarray, y: np.ndarray, patients: np.ndarray, seed: int, exclusive: bool) -> np.ndarray:
+    """Scores (n, K) of linear heads, each of rows whose patients it was not fitted on."""
+
+    def scores_of(fit: np.ndarray, held: np.ndarray) -> np.ndarray:
+        return fit_linear(features[fit], y[fit], patients[fit], seed, exclusive=exclusive).scores(features[held])
+
+    return out_of_fold(scores_of, y, inner_folds(y, patients, seed))
+
+
+def _rates(member: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(G, K): the share of positives in each group, as if each had one more row of the mean."""
+    known = ~np.isnan(y)
+    mean = np.nansum(y, axis=0) / np.maximum(known.sum(axis=0), 1)
+    rates: np.ndarray = (member.T @ np.nan_to_num(y) + mean) / (member.T @ known.astype(np.float64) + 1)
+    return rates

@@ -1,0 +1,337 @@
+"""What a domain shift report says, and its page."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import pandas as pd
+from markupsafe import Markup
+
+from medclr.reporting.console import counted
+from medclr.reporting.figures import shift_svg
+from medclr.reporting.findings import Answer
+from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
+from medclr.reporting.numbers import count, listed, number, p, span
+
+_ALPHA = 0.05
+_PREVALENCE = 0.1  # difference in the share of positives from which a reader is told
+_READABLE = 0.7  # AUROC above which a domain is said to show in the features
+_CONFOUNDED = 0.05  # AUROC that a classifier loses between volumes alike in an attribute, before a reader is told
+_CLASSIFIER, _OWN, _JOINT = "classifier", "labels of the domain", "labels of all domains"
+
+Row = Mapping[Any, Any]
+
+
+class Shift(Protocol):
+    """What a page needs of `medclr.evaluation.shift.Shift`."""
+
+    @property
+    def sources(self) -> Mapping[str, str]: ...
+
+    @property
+    def domains(self) -> pd.DataFrame: ...
+
+    @property
+    def differences(self) -> pd.DataFrame: ...
+
+    @property
+    def heads(self) -> pd.DataFrame: ...
+
+    @property
+    def probes(self) -> pd.DataFrame: ...
+
+    @property
+    def distances(self) -> pd.DataFrame: ...
+
+    @property
+    def shortcuts(self) -> pd.DataFrame: ...
+
+    @property
+    def thresholds(self) -> Mapping[str, float]: ...
+
+
+def shift_page(shift: Shift, context: Mapping[str, Any]) -> str:
+    """The domain shift report as HTML.
+
+    shift: its tables. context: title, command_line, phantoms, task (kind, columns, outputs), classes, classifiers (each
+    method and fingerprint), test (n, n_patients, n_trained, n_uncheckable, n_pretrained), trained (counts by column and
+    domain), known, resamples, versions and hardware. Nothing in it may name a patient.
+    """
+    domains = shift.domains.assign(learned=[_learned(row, context) for row in shift.domains.to_dict("records")])
+    overall = domains[domains["is_source"]].set_index("column")["auroc"]
+    domains = forest(domains.assign(source=domains["column"].map(overall)), "auroc", zero="source")
+    return TEMPLATES.get_template("shift.html").render(
+        context,
+        machine={**context["versions"], **context["hardware"]},
+        answers=shift_findings(shift, context),
+        figure=Markup(shift_svg(shift.domains)),
+        narrow_figure=Markup(shift_svg(shift.domains, narrow=True)),
+        domains=_by_column(domains),
+        differences=_by_column(forest(shift.differences, "difference", zero=0.0)),
+        heads=_by_column(forest(shift.heads, "gain", zero=0.0)),
+        probes=_by_column(shift.probes),
+        distances=_by_column(shift.distances),
+        shortcuts=_by_column(shift.shortcuts),
+        thresholds=shift.thresholds,
+        sources=shift.sources,
+        methods=_methods(shift, context),
+        forest_px=FOREST_PX,
+    )
+
+
+def shift_findings(shift: Shift, context: Mapping[str, Any]) -> list[Answer]:
+    """Answers to what a reader asks first. No fall is called one that Holm's correction does not leave standing."""
+    return [
+        _lost(shift),
+        _carried(shift),
+        _why(shift),
+        _leans(shift),
+        _excluded(shift, context),
+    ]
+
+
+def _lost(shift: Shift) -> Answer:
+    question = "Where does the classifier do worse?"
+    rows = shift.differences.to_dict("records")
+    tested = [row for row in rows if not row["reason"]]
+    fallen = [row for row in tested if row["p_holm"] < _ALPHA and row["difference"] < 0]
+    risen = [row for row in tested if row["p_holm"] < _ALPHA and row["difference"] > 0]
+    value = shift.domains.set_index(["column", "domain"])
+    more = []
+    for row in fallen + risen:
+        own, source = (value.loc[(row["column"], row[name])] for name in ("domain", "source"))
+        more.append(
+            f"{row['column']}: AUROC {number(own['auroc'])} in {row['domain']}, {number(source['auroc'])} in "
+            f"{row['source']}; difference {number(row['difference'], sign=True)} "
+            f"({span(row['low'], row['high'], sign=True)}), p {_equals(row['p_holm'])} after Holm's correction."
+        )
+    below = [row for row in shift.domains.to_dict("records") if row["high"] < 0.5]
+    more += [f"In {row['domain']} ({row['column']}) it ranks worse than chance: {_auroc(row)}." for row in below]
+    open_ = [row for row in tested if row not in fallen + risen]
+    if open_:
+        seen = max(row["detectable"] for row in open_)
+        more.append(
+            f"Not resolved: {listed([_named(row) for row in open_])}. A true difference below {number(seen)} would "
+            "often have gone unseen there (80% power, tested alone)."
+        )
+    more += [f"{_named(row)}: n/a, {row['reason']}." for row in rows if row["reason"]]
+    if fallen:
+        worst = min(fallen, key=lambda row: row["difference"])
+        others = f", and in {counted(len(fallen) - 1, 'other domain')}" if len(fallen) > 1 else ""
+        lost = number(-worst["difference"])
+        return Answer(question, f"In {_named(worst)}, by {lost} AUROC against {worst['source']}{others}.", more)
+    if not tested:
+        return Answer(question, "Not known: no domain could be compared with its source.", more)
+    return Answer(question, "In no domain is a fall shown.", more)
+
+
+def _carried(shift: Shift) -> Answer:
+    question = "Can its probabilities and its threshold be carried over?"
+    rows = shift.domains[(shift.domains["reason"] == "") & shift.domains["sensitivity"].notna()].to_dict("records")
+    if not rows:
+        return Answer(question, "Not known: these are of a single binary label with both classes in the source.", [])
+    source = {row["column"]: row for row in rows if row["is_source"]}
+    more, moved = [], []
+    for row in rows:
+        if row["is_source"] or row["column"] not in source:
+            continue
+        own = source[row["column"]]
+        what = [
+            f"{name} {number(row[name])} ({span(row[f'{name}_low'], row[f'{name}_high'])})"
+            for name in ("sensitivity", "specificity")
+        ]
+        more.append(
+            f"{_named(row)}: {' and '.join(what)} at the threshold of {own['domain']}, which has "
+            f"{number(own['sensitivity'])} and {number(own['specificity'])} there."
+        )
+        if any(not row[f"{name}_low"] <= own[name] <= row[f"{name}_high"] for name in ("sensitivity", "specificity")):
+            moved.append(_named(row))
+        if abs(row["predicted"] - row["observed"]) > _PREVALENCE:
+            more.append(
+                f"In {row['domain']} it predicts {number(row['predicted'])} on average, and {number(row['observed'])} "
+                "are positive: its probabilities are not to be taken at their word there."
+            )
+    short = (
+        f"Not to {listed(moved)}: sensitivity or specificity are others than in the source."
+        if moved
+        else "Nothing shows that sensitivity and specificity are others than in the source."
+    )
+    return Answer(question, short, more)
+
+
+def _why(shift: Shift) -> Answer:
+    """The evidence, for each domain that falls: what the features hold, and whether one rule could serve both."""
+    question = "Where may the loss come from?"
+    fallen = [
+        row
+        for row in shift.differences.to_dict("records")
+        if not row["reason"] and row["p_holm"] < _ALPHA and row["difference"] < 0
+    ]
+    more, causes = [], []
+    for row in fallen:
+        found = _cause(shift, row)
+        if found:
+            causes.append(f"{_named(row)}: {found[0]}")
+            more += found[1]
+    for column, rows in shift.probes.groupby("column", sort=False):
+        known = {row["among"]: row for row in rows.to_dict("records") if not row["reason"]}
+        if "all" in known and known["all"]["auroc"] > _READABLE:
+            alike = [f"{number(row['auroc'])} among {name}" for name, row in known.items() if name != "all"]
+            more.append(
+                f"The features show the {column}: a linear head reads it with AUROC {_auroc(known['all'])}"
+                + (f", {listed(alike)}." if alike else ".")
+            )
+    more += _prevalences(shift)
+    if not fallen:
+        return Answer(question, "No fall is shown that would have to be explained.", more)
+    if not causes:
+        return Answer(question, "Not known: too few labels to fit a head to.", more)
+    return Answer(question, f"{'; '.join(causes)}.", more)
+
+
+def _cause(shift: Shift, row: Row) -> tuple[str, list[str]] | None:
+    """In words, and the evidence; None where no head could be fitted."""
+    heads = {
+        head["head"]: head
+        for head in shift.heads.to_dict("records")
+        if (head["column"], head["domain"], head["reason"]) == (row["column"], row["domain"], "")
+    }
+    if _OWN not in heads:
+        return None
+    own, joint = heads[_OWN], heads[_JOINT]
+    evidence = [
+        f"{row['domain']}: on the same features a head with labels of its own reaches {_auroc(own)}, "
+        f"{number(own['gain'], sign=True)} ({span(own['gain_low'], own['gain_high'], sign=True)}) over the "
+        f"classifier; one head with labels of all domains {_auroc(joint)}."
+    ]
+    if not own["gain_low"] > 0:
+        return (
+            "even with labels of its own the features are not shown to give more: a harder or noisier task, or "
+            "features that have lost it",
+            evidence,
+        )
+    if heads[_CLASSIFIER]["high"] < 0.5:
+        evidence.append(
+            f"In {row['domain']} what the classifier takes for a sign is commoner among negatives: the label goes with "
+            "other things there, as where it is defined in another way, or confounded."
+        )
+    rule = (
+        "with the labels of both, one rule is found that serves "
+        + ("both" if 2 * joint["gain"] > own["gain"] else "it in part")
+        if joint["gain_low"] > 0
+        else "no one rule is shown to serve both"
+    )
+    return (
+        f"the features still hold what the label asks for, but the classifier's rule does not read it; {rule}. Without "
+        "labels of the target nothing can tell which rule is right there",
+        evidence,
+    )
+
+
+def _prevalences(shift: Shift) -> list[str]:
+    """Where so many more or fewer are positive that labels may not mean the same, or patients are chosen otherwise."""
+    said = []
+    for column, rows in shift.domains.groupby("column", sort=False):
+        known = rows[rows["n_positive"].notna()]
+        share = known["n_positive"] / (known["n_positive"] + known["n_negative"])
+        own = share[known["is_source"]]
+        if len(own):
+            for name, value in zip(known["domain"], share, strict=True):
+                if abs(value - own.iloc[0]) > _PREVALENCE:
+                    said.append(
+                        f"{column}: {value:.0%} are positive in {name}, {own.iloc[0]:.0%} in "
+                        f"{shift.sources[str(column)]}: the label may mean something else there, or other patients "
+                        "are scanned."
+                    )
+    return said
+
+
+def _leans(shift: Shift) -> Answer:
+    question = "What betrays the label without any pixel?"
+    rows = shift.shortcuts[shift.shortcuts["reason"] == ""].drop_duplicates(["domain", "attribute"])
+    telling = rows[rows["low"] > 0.5].sort_values("auroc", ascending=False)
+    more = []
+    for row in telling.to_dict("records"):
+        alone = f"{row['attribute']} alone tells the label with AUROC {_auroc(row)} in {row['domain']}"
+        lost = row["classifier"] - row["within"]
+        inner = (
+            f"; between volumes alike in it, the classifier has {number(row['within'])} "
+            f"({span(row['within_low'], row['within_high'])}), overall {number(row['classifier'])}"
+        )
+        lean = ": part of what it shows is that" if lost > _CONFOUNDED else ""
+        more.append(f"{alone}{inner if row['within'] == row['within'] else ''}{lean}.")
+    if not len(rows):
+        return Answer(question, "Not known: nothing is on record that differs between volumes of a domain.", more)
+    names = list(dict.fromkeys(telling["attribute"]))
+    short = f"{listed(names)}." if names else "Nothing that is on record."
+    return Answer(question, short[0].upper() + short[1:], more[:8])
+
+
+def _excluded(shift: Shift, context: Mapping[str, Any]) -> Answer:
+    question = "What was left out, or could have leaked?"
+    test = context["test"]
+    more = []
+    if test["n_pretrained"]:
+        more.append(
+            f"Pre-training saw {count(test['n_pretrained'])} of the {count(test['n'])} volumes or their patients, "
+            "without labels: results there are transductive, and may be better than on new patients."
+        )
+    if test["n_uncheckable"]:
+        more.append(
+            f"Of {count(test['n_uncheckable'])} volumes it is not checkable whether the classifier learned from their "
+            "patients, as they were named under another key, or by nobody."
+        )
+    if not context["known"]:
+        more.append("Not every file names its patient: intervals are image-level, and may be too narrow.")
+    for column in shift.sources:
+        n = test["n"] - int(shift.domains.loc[shift.domains["column"] == column, "n"].sum())
+        if n:
+            more.append(f"{column}: {counted(n, 'volume')} of no known domain, or of one with fewer than 5 patients.")
+    short = (
+        f"The {count(test['n_trained'])} volumes that the classifier learned from, and others of their patients; "
+        f"{counted(test['n'], 'volume')} of {counted(test['n_patients'], 'patient')} are left to judge by."
+    )
+    return Answer(question, short, more)
+
+
+def _methods(shift: Shift, context: Mapping[str, Any]) -> list[str]:
+    n = len(context["classifiers"])
+    several = f"All figures are means over {n} classifiers. " if n > 1 else ""
+    over = "patients and classifiers together" if n > 1 else "patients; all is conditional on one classifier"
+    unit = "" if context["known"] else " (images, where nobody names the patient)"
+    return [
+        f"{several}Intervals are of 95%, over {over}{unit}: {count(context['resamples'])} bootstrap resamples of "
+        "patients, the same for all domains, stratified by class and domain; those of an AUROC are on the logit scale. "
+        "Differences have Student's t and, over all domains, Holm's correction.",
+        "The source of a column is the domain that was named, or that with most volumes that the classifier learned "
+        "from. Its threshold is the lowest with a specificity of 90% among its volumes here, chosen anew on each "
+        "resample.",
+        "Heads are logistic regressions on the features that the classifier's own head is given, each scored on "
+        "patients that it was not fitted on (five folds by patient, regularised by cross-validation within).",
+        "Distances are unbiased squared maximum mean discrepancies with five Gaussian kernels (Gretton et al. 2012), "
+        "and CORAL (Sun and Saenko 2016), of features scaled by their standard deviation, of 1,000 volumes a domain "
+        "at most.",
+        "An attribute's AUROC is that of the share of positives among other patients with the same value, out of fold. "
+        "“Alike in it” counts pairs of a positive and a negative that share the value.",
+    ]
+
+
+def _learned(row: Row, context: Mapping[str, Any]) -> int:
+    return int(context["trained"].get(row["column"], {}).get(row["domain"], 0))
+
+
+def _named(row: Row) -> str:
+    return f"{row['domain']} ({row['column']})"
+
+
+def _auroc(row: Any) -> str:
+    """A value with its interval, if it has one."""
+    low = row["low"]
+    return f"{number(row['auroc'])}" + (f" ({span(low, row['high'])})" if low == low else "")
+
+
+def _equals(value: float) -> str:
+    return p(value) if value < 0.001 else f"= {p(value)}"
+
+
+def _by_column(frame: pd.DataFrame) -> list[tuple[str, list[dict[Any, Any]]]]:
+    return [(str(column), rows.to_dict("records")) for column, rows in frame.groupby("column", sort=False)]
