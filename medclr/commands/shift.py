@@ -37,6 +37,7 @@ from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, hardware, read_paths, versions
 from medclr.reporting.shift_page import shift_findings, shift_page
 from medclr.training.encode import feature_rows, training_device
+from medclr.training.probe import held_out_scores
 
 ARCHIVE, HOME, NEW = "archive", "home", "new"
 SIZE = "image size"
@@ -100,7 +101,11 @@ def shift(config: ShiftConfig) -> Shift:
         attributes[list(sources)],
         attributes,
     )
-    result = domain_shift(judged, sources, config.resamples, config.seed)
+
+    def heads(features: Any, y: Any, patients: Any, exclusive: bool) -> NDArray[np.float64]:
+        return held_out_scores(features, y, patients, config.seed, exclusive)
+
+    result = domain_shift(judged, sources, heads, config.resamples, config.seed)
     _write(config, run, classifiers, result, _context(config, run, classifiers, parts, table, groups, fresh, trained))
     return result
 

@@ -1,7 +1,7 @@
 """How a classifier does in each domain, what it lost on the way from its source, and where the loss may come from."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,20 @@ from medclr.evaluation.cells import Cell, unjudged
 from medclr.evaluation.distances import distances_of
 from medclr.evaluation.estimates import Chance, Estimate, Outcome, Sample, Truth, aurocs, mean_of
 from medclr.metrics import bootstrap_mean_auroc, calibration, holm, threshold_at, weighted_threshold_at
-from medclr.training.probe import FOLDS, fit_linear, inner_folds, out_of_fold
 
 SPECIFICITY = 0.9  # by which the source chooses its threshold
 N_BINS = 10
 LEAST = 5  # patients of a domain, or of a group of an attribute, or it is left out
+LEAST_TO_FIT = 10  # patients of each class, for a head that is fitted to some of them and judged on the others
 ALL = "all"
 CLASSIFIER, OWN, JOINT = "classifier", "labels of the domain", "labels of all domains"
 _INTERVAL = ("low", "high")
 _COUNTS = ("n", "n_patients", "n_positive", "n_negative")
+
+
+HeldOut = Callable[[np.ndarray, np.ndarray, np.ndarray, bool], np.ndarray]
+"""Features (n, F), y (n, K), patients (n,) and whether the K columns are classes to scores (n, K), by linear heads that
+were fitted to rows of other patients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +90,7 @@ class Shift:
         return self.domains
 
 
-def domain_shift(judged: Judged, sources: Mapping[str, str], resamples: int, seed: int) -> Shift:
+def domain_shift(judged: Judged, sources: Mapping[str, str], held_out: HeldOut, resamples: int, seed: int) -> Shift:
     """Measure classifiers in each domain, paired over patients and classifiers.
 
     All statistics are means over the classifiers; intervals are over patients and classifiers together, by
@@ -94,13 +99,14 @@ def domain_shift(judged: Judged, sources: Mapping[str, str], resamples: int, see
     Args:
         judged: what to judge by.
         sources: by column of `judged.domains`, the domain that others are compared with.
+        held_out: fits linear heads.
         resamples: of patients.
-        seed: of these, and of folds.
+        seed: of these.
     """
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in _COLUMNS}
     thresholds = {}
     for column, source in sources.items():
-        within = _Column(judged, column, source, resamples, seed)
+        within = _Column(judged, column, source, held_out, resamples, seed)
         thresholds[column] = within.threshold
         for name, rows in (
             ("domains", within.domains()),
@@ -138,12 +144,13 @@ _COLUMNS = {
 class _Column:
     """The rows of one way of telling domains apart, and what is random about them."""
 
-    def __init__(self, judged: Judged, column: str, source: str, resamples: int, seed: int) -> None:
+    def __init__(self, judged: Judged, column: str, source: str, held_out: HeldOut, resamples: int, seed: int) -> None:
         of = judged.domains[column].to_numpy(dtype=object)
         n_patients = pd.Series(judged.patients).groupby(of).nunique()
         names = [str(name) for name in n_patients.index if name and (n_patients[name] >= LEAST or name == source)]
         rows = np.flatnonzero(np.isin(of, names))
-        self.column, self.source, self.seed, self.kind = column, source, seed, judged.kind
+        self.column, self.source, self.kind = column, source, judged.kind
+        self.held_out, self.seed = held_out, seed
         self.names = [source, *(name for name in names if name != source)]
         self.domain, self.patients, self.y = of[rows], judged.patients[rows], judged.y[rows]
         self.scores = [np.asarray(one[rows], dtype=np.float64) for one in judged.scores]
@@ -175,7 +182,7 @@ class _Column:
 
     def heads(self) -> list[dict[str, Any]]:
         """Own labels and those of all domains, on the same features."""
-        fitted = {JOINT: self._held_out(np.arange(len(self.y)))} if len(self.names) > 1 else {}
+        fitted = {JOINT: self._heads(np.arange(len(self.y)))} if len(self.names) > 1 else {}
         found = []
         for name in self.names:
             truth, own = self.truths[name], self.samples[name]
@@ -186,7 +193,7 @@ class _Column:
             if not (lacking := self._too_few(name)):
                 rows = np.flatnonzero(self.domain == name)
                 scores = [np.full_like(one, np.nan) for one in self.scores]
-                for one, held in zip(scores, self._held_out(rows), strict=True):
+                for one, held in zip(scores, self._heads(rows), strict=True):
                     one[rows] = held
                 for head, by in {OWN: scores, **fitted}.items():
                     sample = self._auroc(truth, by)
@@ -220,7 +227,7 @@ class _Column:
             if not row["reason"]:
                 scores = [np.zeros_like(indicator) for _ in self.features]
                 for one, features in zip(scores, self.features, strict=True):
-                    one[at] = _out_of_fold(features[at], indicator[at], self.patients[at], self.seed, False)
+                    one[at] = self.held_out(features[at], indicator[at], self.patients[at], False)
                 sample = self._auroc(told, scores)
                 assert isinstance(sample, Sample)
                 row |= _numbers(self.chance.estimate(sample, told.rarer(told.judged)), "auroc")
@@ -344,14 +351,12 @@ class _Column:
             for column in self.y.T
             for value in (0, 1)
         )
-        return "" if least >= 2 * FOLDS else f"{least} patients of a class are too few to fit a head and to judge it"
+        return "" if least >= LEAST_TO_FIT else f"{least} patients of a class are too few to fit a head and to judge it"
 
-    def _held_out(self, rows: np.ndarray) -> list[np.ndarray]:
+    def _heads(self, rows: np.ndarray) -> list[np.ndarray]:
         """By each classifier's features, scores of these rows by heads that were fitted to others of them."""
         exclusive = self.kind == "multiclass"
-        return [
-            _out_of_fold(one[rows], self.y[rows], self.patients[rows], self.seed, exclusive) for one in self.features
-        ]
+        return [self.held_out(one[rows], self.y[rows], self.patients[rows], exclusive) for one in self.features]
 
     def _shortcut(self, name: str, inside: np.ndarray, attribute: str) -> dict[str, Any]:
         """What an attribute alone says of the label, and the classifier where it says nothing; {} of a single value."""
@@ -369,10 +374,7 @@ class _Column:
         at = np.flatnonzero(rows)
         member = (values[at, None] == np.array(groups, dtype=object)).astype(np.float64)
         alone = np.zeros_like(self.y)
-        folds = inner_folds(self.y[at], self.patients[at], self.seed)
-        alone[at] = out_of_fold(
-            lambda fit, held: member[held] @ _rates(member[fit], self.y[at[fit]]), self.y[at], folds
-        )
+        alone[at] = self.held_out(member, self.y[at], self.patients[at], self.kind == "multiclass")
         n = truth.rarer(truth.judged)
         sample = self._auroc(truth, [alone])
         assert isinstance(sample, Sample)
@@ -421,20 +423,3 @@ def _numbers(found: Estimate, name: str, prefix: str = "") -> dict[str, float]:
     """A value and its interval; none where nothing varies, which is not certainty but too few patients."""
     low, high = (math.nan, math.nan) if found.low == found.high else (found.low, found.high)
     return {name: found.value, f"{prefix}low": low, f"{prefix}high": high}
-
-
-def _out_of_fold(features: np.ndarray, y: np.ndarray, patients: np.ndarray, seed: int, exclusive: bool) -> np.ndarray:
-    """Scores (n, K) of linear heads, each of rows whose patients it was not fitted on."""
-
-    def scores_of(fit: np.ndarray, held: np.ndarray) -> np.ndarray:
-        return fit_linear(features[fit], y[fit], patients[fit], seed, exclusive=exclusive).scores(features[held])
-
-    return out_of_fold(scores_of, y, inner_folds(y, patients, seed))
-
-
-def _rates(member: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(G, K): the share of positives in each group, as if each had one more row of the mean."""
-    known = ~np.isnan(y)
-    mean = np.nansum(y, axis=0) / np.maximum(known.sum(axis=0), 1)
-    rates: np.ndarray = (member.T @ np.nan_to_num(y) + mean) / (member.T @ known.astype(np.float64) + 1)
-    return rates

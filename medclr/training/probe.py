@@ -192,6 +192,22 @@ def out_of_fold(
     return scores
 
 
+def held_out_scores(
+    features: NDArray[np.floating],
+    y: NDArray[np.floating],
+    patients: NDArray[np.object_],
+    seed: int,
+    exclusive: bool = False,
+) -> Scores:
+    """Scores (n, K) of rows by linear heads that were fitted to rows of other patients; takes what `fit_linear` "
+    "does."""
+
+    def scores_of(own: NDArray[np.intp], held: NDArray[np.intp]) -> Scores:
+        return fit_linear(features[own], y[own], patients[own], seed, exclusive=exclusive).scores(features[held])
+
+    return out_of_fold(scores_of, y, inner_folds(y, patients, seed))
+
+
 def choose(
     candidates: Iterable[Key],
     scores_of: Callable[[Key, NDArray[np.intp], NDArray[np.intp]], Scores],
