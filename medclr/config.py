@@ -17,8 +17,8 @@ ADOPTED = "adopted"  # in the place of a method, of weights from elsewhere
 _CROP_SCALE = "smallest and largest share of the patch that a view shows"
 _WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists them (default: none)"
 
-Method = Literal["linear", "knn", "attention", "lp-ft", "full", "auto"]
-Arm = Literal["scratch", "pca", "linear", "knn", "attention", "lp-ft", "full", "auto"]
+Method = Literal["linear", "knn", "attention", "lp-ft", "full", "distill", "auto"]
+Arm = Literal["scratch", "pca", "linear", "knn", "attention", "lp-ft", "full", "distill", "auto"]
 Tunable = Literal["scratch", "lp-ft", "full"]  # arms that train the whole network by one rate
 
 
@@ -373,8 +373,9 @@ class FinetuneConfig(LabelsConfig):
     method: Method = _say(
         "linear",
         "train a linear head on frozen features, everything (full), or first that and then everything (lp-ft); let the "
-        "nearest neighbours vote (knn); learn how much each crop or slice counts (attention); or choose by "
-        "cross-validation within the training labels (auto)",
+        "head teach everything what volumes without labels show (distill); let the nearest neighbours vote (knn); "
+        "learn how much each crop or slice counts (attention); or choose by cross-validation within the training "
+        "labels (auto)",
     )
     tuned: bool = _say(
         False, "for full and lp-ft: choose the learning rate by such cross-validation, which takes five times as long"

@@ -91,8 +91,11 @@ def distill(config: DistillConfig) -> dict[str, Any]:
         teacher.spec,
         classifier_views(teacher.spec),
         config,
+        config.seed,
         task.kind == "multiclass",
         y,
+        config.temperature,
+        config.alpha,
         lambda step, loss: say(f"step {step}: loss {loss:.3f}"),
         run.folder / "checkpoints" / "last.ckpt",
     )

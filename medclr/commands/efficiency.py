@@ -177,10 +177,10 @@ def _starts(
     counts = data.parts(config) if "attention" in methods else None
     if "scratch" in config.arms:
         starts["scratch"] = [data.start(None, config)]
+    if {"pca", "distill"} & set(config.arms):
+        check_stock(data.unlabelled, data.spec, data.store, data.scans)
     if "pca" in config.arms:
-        unlabelled = _unlabelled(data)
-        check_stock(unlabelled, data.spec, data.store, data.scans)
-        components = fit_pca(pixel_rows(unlabelled, data.store, data.spec))
+        components = fit_pca(pixel_rows(_of_pca(data), data.store, data.spec))
         starts["pca"] = [Start(components(pixel_rows(data.table.rows, data.store, data.spec)))]
     for group, encoders in groups.items() if methods else ():
         own = [data.start(encoder, config) for encoder in encoders]
@@ -253,11 +253,9 @@ def _test_rows(data: Labelled, test: NDArray[np.intp]) -> pd.DataFrame:
     return rows[["volume_id", "patient_key"]].join(labels)
 
 
-def _unlabelled(data: Labelled) -> Any:
-    """Volumes that any arm may see without a label: all but those of val and test patients."""
-    rows = data.table.rows
-    held = set(rows["patient_key"][rows["split"] != "train"])
-    free = data.manifest[~data.manifest["patient_key"].isin(held)]
+def _of_pca(data: Labelled) -> pd.DataFrame:
+    """The volumes behind the components of the baseline: those without need of a label, or a sample of them."""
+    free = data.unlabelled
     if len(free) <= MOST_PCA_ROWS:
         return free
     return free.iloc[np.sort(np.random.default_rng(0).choice(len(free), MOST_PCA_ROWS, replace=False))]
@@ -532,15 +530,15 @@ def _methods(
         "No label outside a draw was used to train, stop, tune, calibrate or choose a method; which arm is called the "
         "best, and which baseline the better one, is read off the test set.",
     ]
-    if {_method(arm) for arm in config.arms} & {"linear", "lp-ft", "attention", "auto"}:
+    if {_method(arm) for arm in config.arms} & {"linear", "lp-ft", "attention", "distill", "auto"}:
         said.append(
-            "Linear heads (of pca, of linear, and those that others start from) are logistic regressions on features "
-            f"scaled by one number{weighted}; their regularisation, C = "
+            "Linear heads (of pca, of linear, and those that others start from or learn from) are logistic "
+            f"regressions on features scaled by one number{weighted}; their regularisation, C = "
             f"{listed([f'{strength:g}' for strength in STRENGTHS], 'or')}, is that of the lowest cross-entropy in "
             f"{FOLDS}-fold patient-grouped cross-validation inside the draw, over {judging}, or {FIXED_STRENGTH:g} "
             "where there are none."
         )
-    if any(_method(arm) in ("full", "lp-ft", "auto") for arm in config.arms):
+    if any(_method(arm) in ("full", "lp-ft", "distill", "auto") for arm in config.arms):
         bounds = f"{config.min_steps} to {config.max_steps} steps"
         to_start = config.decay_to == "start"
         towards = "the weights that they start from" if to_start else "zero"
@@ -553,6 +551,12 @@ def _methods(
             + f", a dropout of {config.dropout:g}" * (config.dropout > 0)
             + f", for {config.epochs} epochs but {bounds}, at batch size {config.batch_size}, without a stopping rule"
             + ("; lp-ft starts from the head of linear." if {"lp-ft", "auto"} & set(config.arms) else ".")
+        )
+    if "distill" in config.arms:
+        said.append(
+            "distill trains the whole network from the encoder to predict what the head of linear does, on "
+            f"{counted(len(data.unlabelled), 'volume')} of other patients than those of val and test, without their "
+            "labels (SimCLRv2: Chen et al., NeurIPS 2020)."
         )
     tuned = [arm for arm in config.arms if arm in config.tuned]
     if tuned:
@@ -576,7 +580,7 @@ def _methods(
     if "pca" in config.arms:
         said.append(
             f"pca is linear on the first {COMPONENTS} principal components of the pixels of "
-            f"{counted(len(_unlabelled(data)), 'volume')} of other patients than those of val and test."
+            f"{counted(len(_of_pca(data)), 'volume')} of other patients than those of val and test."
         )
     said += [
         f"Intervals and tests are over test {'patients' if known else 'images'}, draws and encoders together: the "

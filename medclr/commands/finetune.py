@@ -90,6 +90,16 @@ class Labelled:
         return near_sentence(self.near)
 
     @property
+    def unlabelled(self) -> pd.DataFrame:
+        """Volumes that may be learned from without a label: all but those of val and test patients, and their "
+        "copies."""
+        of_split = self.table.rows[self.table.rows["split"] != "train"]
+        held = np.zeros(len(self.manifest), dtype=bool)
+        for name in ("patient_key", "pixel_hash"):
+            held |= self.manifest[name].isin(of_split[name]).to_numpy()
+        return self.manifest[~held].reset_index(drop=True)
+
+    @property
     def architecture(self) -> Architecture:
         return self.encoders[0].bundle.architecture
 
@@ -100,7 +110,8 @@ class Labelled:
 
     def material(self, config: LabelsConfig) -> Material:
         """What methods of `medclr.training.methods` learn from: positions are those of `table.rows`."""
-        return Material(self.table.rows, self.table.y, self.table.task, self.store, self.spec, self.views, config)
+        table = self.table
+        return Material(table.rows, table.y, table.task, self.unlabelled, self.store, self.spec, self.views, config)
 
     def start(self, encoder: Encoder | None, config: LabelsConfig) -> Start:
         """From an encoder and the layers of its projector that are kept, or from random weights."""
@@ -153,6 +164,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     task, train, patients = table.task, table.of("train"), rows["patient_key"].to_numpy()
     check_classes(config, table, "train")
     say(f"training on {counted(len(train), 'volume')}, {_counts(task, table.y[train])}")
+    if config.method == "distill":
+        say(f"distillation learns from {counted(len(data.unlabelled), 'volume')}, without their labels")
+        check_stock(data.unlabelled, data.spec, data.store, data.scans)
     start = data.start(None if config.init == "scratch" else data.encoders[0], config)
     if config.method != "full":
         start = replace(start, network=start.fresh(config.seed))
@@ -215,7 +229,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "transductive": data.transductive,
     }
     classifier = _classifier(fitted, start, task, config.crops)
-    details = _details(config, data, source, rows.iloc[train])
+    learned = pd.concat([rows.iloc[train], *([data.unlabelled] if config.method == "distill" else [])])
+    details = _details(config, data, source, learned)
     details["temperature"] = temperature.divisor
     save_classifier(run.folder / "classifier", classifier, data.architecture, task, data.spec, details)
     run.write_json("metrics.json", metrics)

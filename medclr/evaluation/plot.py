@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # matplotlib is loaded by those who draw
     from matplotlib.axes import Axes
 
 INK, RULE, PAPER = "#1b1f24", "#d9dce1", "#ffffff"
-PRETRAINED_METHODS = ("linear", "knn", "attention", "lp-ft", "full", "auto")
+PRETRAINED_METHODS = ("linear", "knn", "attention", "lp-ft", "full", "distill", "auto")
 # By method, after Okabe and Ito's palette; shapes differ too, so that print without colour and any eye tell them apart.
 _METHODS = {
     "linear": ("#d55e00", "s"),
@@ -18,6 +18,7 @@ _METHODS = {
     "attention": ("#6f5bc9", "<"),
     "lp-ft": ("#b0568a", "v"),
     "full": ("#0072b2", "o"),
+    "distill": ("#2c7da0", "d"),
     "auto": (INK, "X"),
     "scratch": ("#606060", "^"),
     "pca": ("#007a5a", "D"),

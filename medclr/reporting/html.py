@@ -23,6 +23,7 @@ _MEANINGS = {
     "attention": "a linear head on the frozen features, with learned weights of the crops or slices of a volume",
     "lp-ft": "the whole network fine-tuned from the encoder and the head of the linear arm",
     "full": "the whole network fine-tuned from the encoder",
+    "distill": "the whole network, taught by the linear arm what volumes without labels show",
     "auto": "whichever of these ways cross-validation inside the draw chose",
 }
 _CALIBRATION = {"ECE": "as trained", "ECE after temperature scaling": "after scaling", "temperature": "temperature"}

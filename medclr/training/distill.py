@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medclr.config import DistillConfig
+from medclr.config import ClassifierConfig
 from medclr.data.loader import Batch, Blocks, train_loader
 from medclr.data.slices import by_slice
 from medclr.data.spec import DataSpec
@@ -30,9 +30,12 @@ def fit_student(
     store: Store,
     spec: DataSpec,
     views: Views,
-    config: DistillConfig,
+    config: ClassifierConfig,
+    seed: int,
     exclusive: bool = False,
     y: NDArray[np.floating] | None = None,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
     on_epoch: Callable[[int, float], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Classifier:
@@ -47,9 +50,11 @@ def fit_student(
         rows: manifest rows, labelled or not; where they are cut into slices, each has the label of its volume.
         store, spec: where and how to read them.
         views: augmentations, one view a volume.
-        config: epochs, batch_size, lr, min_steps, max_steps, weight_decay, temperature, alpha, device, seed.
+        config: epochs, batch_size, lr, min_steps, max_steps, weight_decay, device.
+        seed: of the order, the views and the dropout.
         exclusive: the outputs are classes, of which each volume has one.
         y: (n, K) of 0, 1 and NaN (unknown), to be learned from too, with weight 1 - alpha.
+        temperature: of both predictions; alpha: share of the teacher in the loss.
         on_epoch, checkpoint: as for `fit_full`.
 
     Returns:
@@ -62,15 +67,15 @@ def fit_student(
         target = None if target is None else target[rows["volume"].to_numpy()]
     student.to(device).train()
     teacher.to(device).eval()
-    loader = train_loader(Blocks(rows, store, spec, views, 1, config.seed), config.batch_size, 0, config.seed)
+    loader = train_loader(Blocks(rows, store, spec, views, 1, seed), config.batch_size, 0, seed)
 
     def loss(images: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():
             wanted = teacher(images)
         known = None if target is None else target[batch["row"]]
-        return distillation_loss(student(images), wanted, config.temperature, exclusive, known, config.alpha)
+        return distillation_loss(student(images), wanted, temperature, exclusive, known, alpha)
 
     optimizer = adamw(student, config.lr, config.weight_decay)
     total = steps_of(config, len(loader))
-    take_steps(student, loader, views, optimizer, total, config.seed, loss, on_epoch, checkpoint)
+    take_steps(student, loader, views, optimizer, total, seed, loss, on_epoch, checkpoint)
     return student.eval()

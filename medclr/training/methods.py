@@ -18,6 +18,7 @@ from medclr.data.store import Store
 from medclr.models.classifier import AttentionPool, Classifier
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.training.classify import fit_full
+from medclr.training.distill import fit_student
 from medclr.training.encode import Bags, classify_rows
 from medclr.training.pooling import fit_attention, pooled
 from medclr.training.probe import Linear, Neighbours, Scores, choose, enough_to_choose, fit_linear, inner_folds
@@ -38,12 +39,14 @@ class Material:
 
     Attributes:
         rows: manifest rows; y: (n, K) their labels; task: what these mean.
+        unlabelled: manifest rows from which distillation may learn, which has no use for their labels.
         store, spec, views: how volumes are read and augmented; config: the settings of training.
     """
 
     rows: pd.DataFrame
     y: NDArray[np.float64]
     task: Task
+    unlabelled: pd.DataFrame
     store: Store
     spec: DataSpec
     views: Views
@@ -124,7 +127,8 @@ def fit(
     Args:
         method: "linear" and "knn" on frozen features; "attention", over those of crops and slices, which starts as
             "linear" does on their mean; "full", the whole network; "lp-ft", the whole network from the head of
-            "linear"; "auto", whichever of AUTO ranks best in patient-grouped cross-validation of these rows, or the
+            "linear"; "distill", the whole network from the encoder, to predict what that head does of `unlabelled`;
+            "auto", whichever of AUTO ranks best in patient-grouped cross-validation of these rows, or the
             first of them where these are too few to choose by.
         material, start: what to learn from, and what to start from.
         at: positions of the labelled rows.
@@ -147,6 +151,8 @@ def fit(
         return replace(fitted, choice=f"{choice}{reason}", held_out=fitted.held_out if held_out is None else held_out)
     if method in ("linear", "knn", "attention"):
         return _on_features(method, material, start, at, seed)
+    if method == "distill":
+        return _distilled(material, start, at, seed, on_epoch, checkpoint)
 
     head = _on_features("linear", material, start, at, seed).head if method == "lp-ft" else None
     assert not isinstance(head, Neighbours)
@@ -178,17 +184,48 @@ def fit(
         checkpoint,
     )
 
-    def scores(rows: Rows) -> Scores:
-        return material.task.scores(classify_rows(network, material.part(rows), material.store, material.spec))
-
-    return Fitted(scores, held_out, f"learning rate {config.lr:g}{reason}", network=network)
+    return _of_network(network, material, held_out, f"learning rate {config.lr:g}{reason}")
 
 
 def trainings(method: str, tuned: bool) -> int:
     """The most whole-network trainings that `fit` makes; those of the folds of one candidate count as one."""
     if method == "auto":
         return 2
+    if method == "distill":
+        return 1
     return (1 + len(RATES) * tuned) if method in ("full", "lp-ft") else 0
+
+
+def _of_network(network: Classifier, material: Material, held_out: Scores | None, choice: str) -> Fitted:
+    """A classifier that was trained whole."""
+
+    def scores(rows: Rows) -> Scores:
+        return material.task.scores(classify_rows(network, material.part(rows), material.store, material.spec))
+
+    return Fitted(scores, held_out, choice, network=network)
+
+
+def _distilled(
+    material: Material,
+    start: Start,
+    at: Rows,
+    seed: int,
+    on_epoch: Callable[[int, float], None] | None,
+    checkpoint: Path | None,
+) -> Fitted:
+    """The last stage of SimCLRv2 (Chen et al. 2020b, section 2), from the head of "linear" to the same network."""
+    linear, outputs, config = _on_features("linear", material, start, at, seed), material.y.shape[1], material.config
+    assert isinstance(linear.head, Linear)
+    teacher = Classifier(start.fresh(seed), start.feature_dim, outputs, crops=config.crops)
+    teacher.set_head(linear.head.weight, linear.head.bias)
+    torch.manual_seed(seed)
+    student = Classifier(start.fresh(seed), start.feature_dim, outputs, config.dropout, crops=config.crops)
+    m = material
+    student = fit_student(
+        student, teacher, m.unlabelled, m.store, m.spec, m.views, config, seed, m.exclusive,
+        on_epoch=on_epoch, checkpoint=checkpoint,
+    )  # fmt: skip
+    return _of_network(student, material, None, linear.choice)
 
 
 def _on_features(method: str, material: Material, start: Start, at: Rows, seed: int) -> Fitted:

@@ -41,6 +41,7 @@ def new_student(outputs=1, width=4):
 def run(material, tmp_path):
     def run(student=None, teacher=None, rows=None, y=None, exclusive=False, on_epoch=None, checkpoint=None, **settings):
         defaults = {"teacher": tmp_path, "device": "cpu", "epochs": 1, "batch_size": 8, "min_steps": 1}
+        config = DistillConfig(**defaults | settings)
         return fit_student(
             student or new_student(),
             teacher or Sides(),
@@ -48,9 +49,12 @@ def run(material, tmp_path):
             material.store,
             material.spec,
             VIEWS,
-            DistillConfig(**defaults | settings),
+            config,
+            config.seed,
             exclusive,
             y,
+            config.temperature,
+            config.alpha,
             on_epoch,
             checkpoint,
         )

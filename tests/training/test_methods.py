@@ -25,7 +25,7 @@ def material(patients=60, task=BINARY, config=CONFIG):
     """Two rows a patient; half of the patients are positive."""
     rows = pd.DataFrame({"patient_key": np.repeat([f"p{i}" for i in range(patients)], 2)})
     y = np.repeat(np.arange(patients) % 2, 2).astype(float)[:, None]
-    return Material(rows, y, task, None, None, None, config)
+    return Material(rows, y, task, rows, None, None, None, config)
 
 
 def features(given, strength=1.5, seed=0):
