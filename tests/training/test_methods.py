@@ -48,7 +48,13 @@ def networks(monkeypatch):
         noise = np.random.default_rng(1).normal(size=len(rows)) * (1 + 50 * abs(np.log(lr / made.best)))
         return (4 * truth + noise)[:, None]
 
+    def fit_student(student, teacher, rows, store, spec, views, config, seed, exclusive, on_epoch, checkpoint):
+        told = teacher(torch.eye(8)).detach()
+        made.calls.append(SimpleNamespace(rows=rows, told=told, student=student, config=config, checkpoint=checkpoint))
+        return config.lr
+
     monkeypatch.setattr(methods, "fit_full", fit_full)
+    monkeypatch.setattr(methods, "fit_student", fit_student)
     monkeypatch.setattr(methods, "classify_rows", scores_of)
     return made
 
@@ -81,6 +87,20 @@ def test_nothing_but_the_rows_given_is_learned_from(method, networks):
     one, two = (fit(method, one, start(x), at, 0).scores(rows) for one in (given, poisoned))
     np.testing.assert_array_equal(one, two)
     assert all(set(call.rows["patient_key"]) <= {f"p{i}" for i in range(40)} for call in networks.calls)
+
+
+def test_distillation_is_from_the_linear_head_through_what_may_be_seen_without_labels(networks):
+    given = material()
+    x, at, free = features(given), np.arange(0, 80), given.rows[100:].reset_index(drop=True)
+    fitted = fit("distill", replace(given, unlabelled=free), start(x), at, 0, checkpoint=Path("last.ckpt"))
+    (call,) = networks.calls
+    linear = fit("linear", given, start(x), at, 0)
+    expected = np.eye(8) @ linear.head.weight + linear.head.bias
+    np.testing.assert_allclose(call.told.numpy(), expected, rtol=1e-5)
+    assert call.rows is free
+    assert not call.student(torch.ones(1, 8)).any(), "the student has a head of its own, which says nothing yet"
+    assert (fitted.network, fitted.held_out, fitted.choice) == (CONFIG.lr, None, linear.choice)
+    assert call.checkpoint == Path("last.ckpt")
 
 
 @pytest.mark.parametrize("best", RATES)
@@ -140,7 +160,8 @@ def test_with_few_labels_nothing_is_chosen(networks):
 
 
 @pytest.mark.parametrize(
-    ("method", "tuned"), [("linear", False), ("knn", False), ("full", False), ("lp-ft", True), ("full", True)]
+    ("method", "tuned"),
+    [("linear", False), ("knn", False), ("full", False), ("distill", False), ("lp-ft", True), ("full", True)],
 )
 def test_the_cost_is_known_before(method, tuned, networks):
     given = material()
