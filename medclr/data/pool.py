@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from medclr.errors import DataError, UsageError
+from medclr.errors import DataError, Interrupted, UsageError
 
 _CONNECT_S = 10.0
 
@@ -43,6 +43,9 @@ def worker_pool(
             f"a process that {doing} died; out of memory? {again}, and in a script call medclr under "
             "`if __name__ == '__main__':`"
         ) from None
+    except Interrupted:
+        pool.terminate()  # what they are at may take minutes more, and the next run begins it anew
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -106,6 +109,10 @@ class _Processes(ProcessPoolExecutor):
             return super().submit(function, *args, **kwargs)
         except (ConnectionError, EOFError):
             raise BrokenProcessPool from None
+
+    def terminate(self) -> None:
+        for process in list(self._processes.values()):
+            process.terminate()
 
 
 class _DaskExecutor(Executor):

@@ -16,6 +16,7 @@ from medclr.errors import DataError
 from medclr.metrics import label_aurocs
 
 LEAST_PATIENTS = 5
+PROTOCOL = 2  # to be raised where the same draw gives another result, so that no run mixes the two
 
 
 class Scores(NamedTuple):
@@ -44,7 +45,7 @@ class Cell:
     `n_positive` and `n_negative` count volumes with any positive label and with none; of several classes they are None.
     `auroc` is the mean over the outputs that the test set can judge (`unjudged`). Where there is no result, `reason`
     says why, `auroc` is NaN and `scores` is None. `data` identifies the labels and patients behind the cell, so that
-    it is never taken for a result on others.
+    it is never taken for a result on others; and the protocol by which it was made.
     """
 
     arm: str
@@ -136,7 +137,10 @@ def run_cells(
                 cells[cell.id] = cell
                 if cell.id in done:
                     if done[cell.id].data != cell.data:
-                        raise DataError(f"cell {cell.id} was made with other labels or patients; use another --out")
+                        raise DataError(
+                            f"cell {cell.id} was made with other labels or patients, or by another version of medclr; "
+                            "use another --out"
+                        )
                     cells[cell.id] = done[cell.id]
                 elif cell.reason:
                     on_cell(cell)
@@ -185,7 +189,7 @@ def _cannot_learn(y: np.ndarray) -> str:
 
 
 def _digest(*columns: np.ndarray) -> str:
-    text = "\n\n".join("\n".join(map(str, column.tolist())) for column in columns)
+    text = "\n\n".join([str(PROTOCOL), *("\n".join(map(str, column.tolist())) for column in columns)])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 
 from medclr.data.pool import worker_pool
-from medclr.errors import DataError
+from medclr.errors import DataError, Interrupted
 
 
 def test_a_dead_worker_is_told():
@@ -32,6 +33,22 @@ def test_a_worker_that_dies_before_it_has_begun_is_told_too(monkeypatch):
         worker_pool(2, "counts", again="Count again") as pool,
     ):
         pool.submit(os.getpid).result()
+
+
+def test_who_is_interrupted_does_not_wait_for_what_workers_are_at():
+    started = []
+
+    def interrupted():
+        with worker_pool(1, "waits") as pool:
+            started.append(pool.submit(os.getpid).result())
+            started.append(pool.submit(time.sleep, 60))
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        interrupted()
+    pid, waiting = started
+    assert waiting.cancelled() or isinstance(waiting.exception(), BrokenProcessPool), "it was not waited for"
+    assert not Path("/proc", str(pid)).exists()
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):

@@ -124,8 +124,16 @@ def test_a_stored_cell_of_other_labels_is_refused(grid: Grid) -> None:
     for split in ("train", "test"):
         with pytest.raises(DataError, match=r"scratch\|0\.1\|0 was made with other labels"):
             grid.run(arms, done=done, **{f"y_{split}": 1 - grid.y[split]})
-        with pytest.raises(DataError, match="or patients; use another --out"):
+        with pytest.raises(DataError, match="or patients, or by another version of medclr; use another --out"):
             grid.run(arms, done=done, **{f"patients_{split}": np.char.add(grid.patients[split], "x")})
+
+
+def test_a_stored_cell_of_another_protocol_is_refused(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = grid.arms(scratch=1)
+    done = {cell.id: cell for cell in grid.run(arms).cells}
+    monkeypatch.setattr("medclr.evaluation.cells.PROTOCOL", 1)
+    with pytest.raises(DataError, match="by another version of medclr"):
+        grid.run(arms, done=done)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
