@@ -272,6 +272,7 @@ def _write(
 ) -> None:
     tables = {
         "curve": curve.points,
+        "cells": _each_cell(curve),
         "differences": curve.differences,
         "metrics": curve.measures,
         "calibration": curve.calibration,
@@ -303,6 +304,14 @@ def _write(
         say("These are generated phantoms: the figures show that medclr runs, and say nothing about patients.")
     say(f"wrote {run.folder}: report.html, report.json, curve.png, .svg and .pdf, and a .csv of each table")
     say(f"next: open {run.folder / 'report.html'} in a browser")
+
+
+def _each_cell(curve: Curve) -> pd.DataFrame:
+    """What every cell found and chose, but for its scores."""
+    counts = ("n_patients", "n_positive", "n_negative")
+    columns = ("arm", "fraction", "draw", "encoder", *counts, "auroc", "choice", "seconds", "reason")
+    rows = [{name: getattr(cell, name) for name in columns} for cell in curve.cells]
+    return pd.DataFrame(rows).astype({"n_positive": "Int64", "n_negative": "Int64"})
 
 
 def _write_examples(

@@ -21,7 +21,16 @@ from medclr.training.classify import fit_full
 from medclr.training.distill import fit_student
 from medclr.training.encode import Bags, classify_rows
 from medclr.training.pooling import fit_attention, pooled
-from medclr.training.probe import Linear, Neighbours, Scores, choose, enough_to_choose, fit_linear, inner_folds
+from medclr.training.probe import (
+    Linear,
+    Neighbours,
+    Scores,
+    choose,
+    enough_to_choose,
+    fit_linear,
+    inner_folds,
+    out_of_fold,
+)
 from medclr.transforms.presets import Views
 
 AUTO = ("linear", "knn", "lp-ft")  # what `auto` chooses among; the first where it cannot
@@ -233,8 +242,14 @@ def _on_features(method: str, material: Material, start: Start, at: Rows, seed: 
     assert features is not None
     head: Linear | Neighbours
     if method == "knn":
-        head = Neighbours(features[at], y, material.exclusive)
-        return Fitted(lambda rows: head.scores(features[rows]), None, "", head)
+        head, own = Neighbours(features[at], y, material.exclusive), features[at]
+
+        def votes(fit: Rows, held: Rows) -> Scores:
+            return Neighbours(own[fit], y[fit], material.exclusive).scores(own[held])
+
+        enough = enough_to_choose(y, material.patients[at]).any()
+        held_out = out_of_fold(votes, y, inner_folds(y, material.patients[at], seed)) if enough else None
+        return Fitted(lambda rows: head.scores(features[rows]), held_out, "", head)
     balanced = material.config.class_weight == "balanced"
     head = fit_linear(features[at], y, material.patients[at], seed, exclusive=material.exclusive, balanced=balanced)
     choice = f"C = {head.strength:g}{'' if head.chosen else UNCHOSEN}"

@@ -14,7 +14,7 @@ from medclr.data.labels import Task
 from medclr.models.encoder import Architecture
 from medclr.training import methods
 from medclr.training.methods import AUTO, INNER_FOLDS, RATES, Material, Start, fit, trainings
-from medclr.training.probe import Neighbours, fit_linear
+from medclr.training.probe import Neighbours, fit_linear, inner_folds
 
 BINARY = Task("binary", ("lesion",), ("no", "yes"))
 ARCHITECTURE = Architecture(10, 8, 2, 1, "group", (8, 8))
@@ -77,6 +77,9 @@ def test_heads_on_features_are_those_of_the_probe():
     np.testing.assert_array_equal(linear.held_out, expected.held_out)
     assert linear.choice == f"C = {expected.strength:g}"
     np.testing.assert_array_equal(knn.scores(rows), Neighbours(x[at], given.y[at], False).scores(x[rows]))
+    own, held = inner_folds(given.y[at], given.patients[at], 3)[0]
+    voted = Neighbours(x[at][own], given.y[at][own], False).scores(x[at][held])
+    np.testing.assert_array_equal(knn.held_out[held], voted)
 
 
 @pytest.mark.parametrize("method", ["linear", "knn", "auto", "lp-ft"])
