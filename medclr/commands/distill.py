@@ -13,7 +13,9 @@ from torch import nn
 
 from medclr import __version__
 from medclr.commands.finetune import (
+    UNTESTED,
     can_judge,
+    check_classes,
     check_task,
     classifier_views,
     encoder_seen,
@@ -21,6 +23,7 @@ from medclr.commands.finetune import (
     join_labels,
     label_layout,
     measured,
+    named_auroc,
     near_sentence,
     nearly_seen,
     predictions,
@@ -82,7 +85,11 @@ def distill(config: DistillConfig) -> dict[str, Any]:
         f"student: {architecture.title}, {sizes['student']:,} parameters, "
         f"{ratio:.3f} of the teacher's {sizes['teacher']:,}; on {counted(len(data.rows), 'volume')}"
     )
-    y = _labels_of(data.rows, table) if table is not None and config.alpha < 1 else None
+    y = None
+    if config.labels is not None and table is not None and config.alpha < 1:
+        check_classes(config.labels, table, "train")
+        y = _labels_of(data.rows, table)
+        say(f"and the labels of {counted(int((~np.isnan(y)).any(axis=1).sum()), 'of them')}")
     student = fit_student(
         student,
         teacher.classifier,
@@ -290,17 +297,19 @@ def _tell(config: DistillConfig, run: Run, metrics: dict[str, Any]) -> None:
     for split, own in metrics["splits"].items():
         its, less = metrics["teacher"]["splits"][split], metrics["difference"][split]
         if own["auroc"] is None:
-            say(f"{split}: AUROC {own['reason']}")
+            say(f"{split}: {named_auroc(own, metrics['task'])} {own['reason']}")
         else:
             say(
-                f"{split}: AUROC {own['auroc']:.3f} ({own['low']:.3f} to {own['high']:.3f}) of the student, "
-                f"{its['auroc']:.3f} ({its['low']:.3f} to {its['high']:.3f}) of the teacher; difference "
-                f"{less['auroc']:+.3f} ({less['low']:+.3f} to {less['high']:+.3f}; 95% intervals by "
-                f"{own['interval_level']})"
+                f"{split}: {named_auroc(own, metrics['task'])} {own['auroc']:.3f} ({own['low']:.3f} to "
+                f"{own['high']:.3f}) of the student, {its['auroc']:.3f} ({its['low']:.3f} to {its['high']:.3f}) of "
+                f"the teacher; difference {less['auroc']:+.3f} ({less['low']:+.3f} to {less['high']:+.3f}; 95% "
+                f"intervals by {own['interval_level']})"
             )
-    if "leakage" in metrics:
+    if "test" in metrics["splits"]:
         say(metrics["leakage"])
         say(metrics["near_duplicates"]["sentence"])
+    else:
+        say(UNTESTED)
     say(f"wrote {run.folder}: metrics.json, {'predictions.csv, ' if metrics['splits'] else ''}classifier/")
     following = next_command("predict", config, ("device",), classifier=run.folder, data=config.data or "SCANS")
     say(f"next: {following}")

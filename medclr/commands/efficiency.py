@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from medclr.data.labels import Task
 from medclr.data.loader import Blocks
 from medclr.data.phantoms import SCANNERS
 from medclr.data.pool import n_cores, worker_pool
+from medclr.errors import UsageError
 from medclr.evaluation.efficiency import BASELINES, Cell, Curve, Scores, label_efficiency
 from medclr.evaluation.examples import most_confident_errors
 from medclr.metrics import label_aurocs
@@ -63,11 +64,12 @@ def efficiency(config: EfficiencyConfig) -> Curve:
     say(f"run folder: {run.folder}")
     data = gather(config, run, find_encoders(config, run, config.encoder))
     groups = _groups(data.encoders)
+    _refuse_twice(groups)
     table = data.table
     train, test = table.of("train"), table.of("test")
-    check_classes(config, table, "train")
+    check_classes(config.labels, table, "train")
     if np.isnan(label_aurocs(table.y[test], table.y[test]).mean):
-        check_classes(config, table, "test")
+        check_classes(config.labels, table, "test")
     work = _Work(data.material(config), train, test, _starts(config, run, data, groups))
     arms = {name: [partial(_cell, name, place) for place in range(len(starts))] for name, starts in work.starts.items()}
     n_draws = {f: config.draws * (2 if f <= FEW_LABELS else 1) for f in sorted(set(config.fractions))}
@@ -232,6 +234,20 @@ def _groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
             kinds[kind] = next(free for free in numbered if free not in groups)
         groups.setdefault(kinds[kind], []).append(encoder)
     return groups
+
+
+def _refuse_twice(groups: Mapping[str, Sequence[Encoder]]) -> None:
+    """Raise UsageError where what would count as another pre-training is none."""
+    for group, encoders in groups.items():
+        seeds = [encoder.bundle.details["hyperparameters"].get("seed") for encoder in encoders]
+        if len({encoder.bundle.digest for encoder in encoders}) < len(encoders):
+            raise UsageError(f"--encoder: one of {group} is given twice; results are means over different ones")
+        again = [seed for seed in dict.fromkeys(seeds) if seed is not None and seeds.count(seed) > 1]
+        if again:
+            raise UsageError(
+                f"--encoder: {seeds.count(again[0])} of {group} have the seed {again[0]}; means are over pre-trainings "
+                "that differ in it (medclr pretrain --seed)"
+            )
 
 
 def _tuned(config: LabelsConfig) -> list[Tunable]:
@@ -466,13 +482,32 @@ def _caveats(config: EfficiencyConfig, n_train: int, curve: Curve) -> list[str]:
                 f"{arm} chose the highest {fastest} in {edge} of {len(cells)} cells: a higher --lr may be better."
             )
     whole = [arm for arm in config.arms if _method(arm) in ("full", "lp-ft", "auto")]
-    epochs = {f: config.max_steps * config.batch_size / (f * n_train) for f in sorted(set(config.fractions))}
+    passes = {f: (max(1.0, f * n_train), config.max_steps) for f in sorted(set(config.fractions))}
+    epochs = {f: steps * min(config.batch_size, n) / n for f, (n, steps) in passes.items()}
     cut = [f"{passed:.1f} with {100 * f:g}%" for f, passed in epochs.items() if passed < config.epochs]
     if whole and cut:
         said.append(
             f"{listed(whole)} stopped at --max-steps {config.max_steps}, after {listed(cut)}, of {config.epochs} "
             "epochs: longer training may raise what they show."
         )
+    return said + _enlarged(curve.points)
+
+
+def _enlarged(points: pd.DataFrame) -> list[str]:
+    """Which fractions hold more patients than they say, as a draw has every class; and which hold the same."""
+    known = points.drop_duplicates("fraction").dropna(subset="n_patients").sort_values("fraction")
+    counts = dict(zip(known["fraction"].astype(float), known["n_patients"].astype(int), strict=True))
+    if not counts:
+        return []
+    said, top = [], max(counts)
+    whole = counts[top] / top
+    larger = [(f, n) for f, n in counts.items() if n > 1.5 * max(1.0, f * whole)]
+    if larger:
+        each = [f"{100 * f:g}% has {counted(n, 'patient')} ({n / whole:.1%})" for f, n in larger]
+        said.append(f"{listed(each)}: a draw is made large enough to have each class.")
+    same = [f"{100 * a:g}% and {100 * b:g}%" for a, b in pairwise(counts) if counts[a] == counts[b]]
+    if same:
+        said.append(f"{listed(same)} are the same draws; what is said of both is one finding.")
     return said
 
 

@@ -37,12 +37,12 @@ def embed(config: EmbedConfig) -> Path:
     run = Run.open("embed", config, config.out)
     say(f"run folder: {run.folder}")
     path = run.folder / "embeddings.parquet"
+    run.pin({"encoder": encoder.bundle.digest})
     if run.complete:
         say(f"{run.folder} is complete already; use another --out to embed again")
         return path
     found = "" if config.encoder else ", the newest complete pretrain run"
     say(f"encoder: {source}{found}; all {len(network.state_dict())} weights match")
-    run.pin({"encoder": encoder.bundle.digest})
     volumes = _volumes(config, run, encoder, source)
 
     def outputs(rows: pd.DataFrame, workers: int) -> NDArray[np.float32]:

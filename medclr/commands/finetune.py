@@ -1,8 +1,8 @@
 """`medclr finetune`: from a handful of labels to a classifier, and how good it is on patients it never saw."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from medclr import __version__
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
-from medclr.config import ADOPTED, ClassifierConfig, FinetuneConfig, LabelledConfig, LabelsConfig, StoreConfig
+from medclr.config import (
+    ADOPTED,
+    ClassifierConfig,
+    EfficiencyConfig,
+    FinetuneConfig,
+    LabelledConfig,
+    LabelsConfig,
+    StoreConfig,
+)
 from medclr.data.crops import parts_of
 from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
 from medclr.data.labels import (
@@ -46,6 +54,7 @@ from medclr.training.methods import Fitted, Material, Start, fit
 from medclr.training.probe import NEIGHBOURS, Linear, Neighbours
 from medclr.transforms.presets import Views, build_views
 
+UNTESTED = "no test split: nothing is known of how good this classifier is; add a split column with test rows"
 MOST_NUMBERS = 8  # that a column may have for each to be a group of its own
 FINETUNE_CROP = (0.7, 1.0)  # a view for a classifier must still show what the label is about
 
@@ -162,7 +171,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     run.found(key_file=_key_file(config, source), volumes=home_of(source))
     table, rows = data.table, data.table.rows
     task, train, patients = table.task, table.of("train"), rows["patient_key"].to_numpy()
-    check_classes(config, table, "train")
+    check_classes(config.labels, table, "train")
     say(f"training on {counted(len(train), 'volume')}, {_counts(task, table.y[train])}")
     if config.method == "distill":
         say(f"distillation learns from {counted(len(data.unlabelled), 'volume')}, without their labels")
@@ -248,9 +257,10 @@ def refuse_diverged(scores: NDArray[np.float64], config: ClassifierConfig) -> No
 
 
 def can_judge(table: LabelTable, split: str) -> NDArray[np.intp]:
-    """Positions of a split; none where it has too few patients for any output."""
+    """Positions of a split; none where it has too few patients: of a class, or of each of several labels."""
     at = table.of(split)
-    return at[:0] if all(unjudged(table.y[at], table.rows["patient_key"].to_numpy()[at])) else at
+    lacking = unjudged(table.y[at], table.rows["patient_key"].to_numpy()[at])
+    return at[:0] if (any if table.task.kind == "multiclass" else all)(lacking) else at
 
 
 def find_encoders(config: LabelsConfig, run: Run, given: Sequence[Path]) -> list[Path]:
@@ -342,7 +352,7 @@ def sources(config: LabelsConfig, encoder: Encoder) -> list[str]:
     return named_source(what, encoder.spec) + labels
 
 
-def check_classes(config: LabelsConfig, table: LabelTable, split: str) -> None:
+def check_classes(labels: Path, table: LabelTable, split: str) -> None:
     """Raise DataError where the labelled volumes of a split are of one class, naming the classes that it lacks."""
     at = table.of(split)
     task, y = table.task, table.y[at]
@@ -351,7 +361,7 @@ def check_classes(config: LabelsConfig, table: LabelTable, split: str) -> None:
         if absent:
             fix = "or leave it out of --label" if task.kind == "multilabel" else "at least one of each"
             raise DataError(
-                f"{config.labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and no "
+                f"{labels.name}: the {split} split has {counted(len(at), 'labelled volume')} and no "
                 f"{' and no '.join(absent)} of {output!r} ({_columns(task)}); label some, {fix}"
             )
 
@@ -391,6 +401,15 @@ def measured(
             own, ranked = y[told, column, None], scores[told, column, None]
             found["by_label"][output] = _measured(own, ranked, patients[told], "binary", config)
     return found
+
+
+def named_auroc(found: Mapping[str, Any], kind: str) -> str:
+    """What the AUROC is of, in words; found: from `measured`."""
+    if "by_label" not in found:
+        return "AUROC"
+    told = sum(one["auroc"] is not None for one in found["by_label"].values())
+    what = "classes" if kind == "multiclass" else "labels"
+    return f"mean AUROC over {told} of {len(found['by_label'])} {what}"
 
 
 def predictions(
@@ -682,19 +701,19 @@ def _tell(config: FinetuneConfig, run: Run, metrics: dict[str, Any]) -> None:
             say(f"{split}: AUROC {m['reason']} ({counts})")
             continue
         told = {name: one["auroc"] for name, one in by_label.items() if one["auroc"] is not None}
-        what = "classes" if metrics["task"] == "multiclass" else "labels"
-        mean = f"mean AUROC over {len(told)} of {len(by_label)} {what}" if by_label else "AUROC"
         say(
-            f"{split}: {mean} {m['auroc']:.3f} (95% interval {m['low']:.3f} to {m['high']:.3f}, "
-            f"by {m['interval_level']}; {counts})"
+            f"{split}: {named_auroc(m, metrics['task'])} {m['auroc']:.3f} (95% interval {m['low']:.3f} to "
+            f"{m['high']:.3f}, by {m['interval_level']}; {counts})"
         )
         if by_label:
             say(f"{split}: " + ", ".join(f"{n} {told[n]:.3f}" if n in told else f"{n} n/a" for n in by_label))
-    if "test" not in metrics["splits"]:
-        say("no test split: nothing is known of how good this classifier is; add a split column with test rows")
-    say(metrics["leakage"])
-    say(metrics["near_duplicates"]["sentence"])
+    if "test" in metrics["splits"]:
+        say(metrics["leakage"])
+        say(metrics["near_duplicates"]["sentence"])
+    else:
+        say(UNTESTED)
     say(f"wrote {run.folder}: metrics.json, predictions.csv, classifier/")
-    where = ("labels", "encoder", "data", "store", "key_file")
-    carried = (*where, "label", "groups", "spec", "crops", "transductive", "device")
-    say(f"next: {next_command('efficiency', config, carried)}")
+    carried = [f.name for f in fields(LabelsConfig) if f.name not in ("out", "resamples", "workers", "seed")]
+    default = EfficiencyConfig(labels=config.labels).arms
+    arms = None if config.method in default else ["scratch", "pca", config.method]
+    say(f"next: {next_command('efficiency', config, [*carried, 'encoder'], arms=arms)}")

@@ -52,7 +52,8 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORE
 _AGE = re.compile(r"\d{3}[YMWD]", re.ASCII)  # as DICOM writes it
 _DATE = re.compile(
     r"(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})(?!\d).*|(19|20)\d{6}|\d\d?[- ][a-z]{3,9}[- ]\d{2,4}"
-    r"|(19|20)\d\d[-/.]\d\d|[a-z]{3,9}[- ](19|20)\d\d|\d\d?:\d\d(:\d\d)?",
+    r"|(19|20)\d\d[-/.]\d\d|\d\d?[-/.](19|20)\d\d|[a-z]{3,9}[- ](19|20)\d\d|[a-z]{3,9}\.? \d\d?,? \d{4}"
+    r"|\d\d?:\d\d(:\d\d)?",
     re.ASCII | re.IGNORECASE,
 )
 MOST_CODES = 10  # whole numbers that may be classes though they begin neither at 0 nor at 1

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -184,10 +184,11 @@ def parse_spec(content: Any, source: str) -> DataSpec:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     if values.get("table") is not None:
         values["table"] = parse_layout(content["table"], source)
-    try:
-        spec = DataSpec(**values)  # type: ignore[arg-type]  # checked below
-    except TypeError as error:
-        raise UsageError(f"{source}: {str(error).removeprefix('DataSpec.__init__() ')}") from None
+    if missing := [
+        name for name, f in known.items() if name not in values and f.default is f.default_factory is MISSING
+    ]:
+        raise UsageError(f"{source}: lacks {', '.join(missing)}; copy a spec that ships (medclr doctor lists them)")
+    spec = DataSpec(**values)  # type: ignore[arg-type]  # checked below
     _check(spec, source)
     return spec
 

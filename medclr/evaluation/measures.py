@@ -128,7 +128,11 @@ def temperature_of(held_out: np.ndarray | None, y: np.ndarray, kind: str) -> Tem
     else:
         known = ~np.isnan(y)
         fit = fit_temperature(y[known], held_out[known])
-    return Temperature(math.nan, "the out-of-fold logits favour the wrong class") if math.isinf(fit.value) else fit
+    return (
+        Temperature(math.nan, "the logits that it would be fitted to favour the wrong class")
+        if math.isinf(fit.value)
+        else fit
+    )
 
 
 def _calibrated(outcome: Outcome, truth: Truth, kind: str, fits: Sequence[Temperature]) -> _Found:

@@ -209,8 +209,8 @@ def test_a_split_without_one_of_the_classes(config, task, y, message):
     split = ["train"] * len(y) + ["test"] * (len(labels) - len(y))
     table = LabelTable(pd.DataFrame({"split": split}), labels, task, pd.DataFrame(), "series_uid", "table", ())
     with pytest.raises(DataError, match=f"^labels.csv: the train split has .*{message}"):
-        module.check_classes(config, table, "train")
-    module.check_classes(config, table, "test")
+        module.check_classes(config.labels, table, "train")
+    module.check_classes(config.labels, table, "test")
 
 
 def test_without_labels_everybody_but_val_and_test_may_be_seen():

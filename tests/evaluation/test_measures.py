@@ -102,7 +102,7 @@ def test_calibration_before_and_after_a_temperature_of_the_held_out_logits() -> 
     [
         (None, "no out-of-fold predictions"),
         (4 * (Y - 0.5), "none of the 120 rows is predicted wrong"),
-        (-4 * (Y - 0.5), "the out-of-fold logits favour the wrong class"),
+        (-4 * (Y - 0.5), "the logits that it would be fitted to favour the wrong class"),
     ],
 )
 def test_without_a_temperature_there_is_a_reason(held_out: np.ndarray | None, reason: str) -> None:
