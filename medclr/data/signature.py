@@ -17,9 +17,9 @@ _SIDE = {2: 32, 3: 12}  # cells of the grid along each axis
 _COARSE = {2: 8, 3: 6}
 _FINE_BLUR, _COARSE_BLUR = 0.7, 2.0  # cells; what lies between the two is compared
 _FLOOR = 0.7  # correlation of the coarse grids below which nothing is a candidate
-_HOPELESS = 0.7  # correlation after one step of alignment below which no further step will do
+_HOPELESS = 0.7  # correlation after one step of alignment below which nothing further will do
 _MOST_STRETCH = 0.12  # shift or stretch, in half lengths of an axis, that alignment may undo
-_STEPS = 3
+_SHORT = (0.45, 0.15, 0.1)  # what the correlation foreseen for the next step may lack to the threshold, for each step
 _BLOCK = 4096  # rows and columns of the matrix of correlations held at a time
 _BATCH = 256  # pairs aligned at a time
 
@@ -85,7 +85,7 @@ def near_duplicates(
         similarity = np.concatenate(
             [np.zeros(0, np.float32)]
             + [
-                _similarity(mine[i[k : k + _BATCH]], theirs[j[k : k + _BATCH]], threshold)
+                _similarity(mine, theirs, i[k : k + _BATCH], j[k : k + _BATCH], threshold)
                 for k in range(0, len(i), _BATCH)
             ]
         )
@@ -176,50 +176,71 @@ def _coarse(grids: NDArray[np.uint8]) -> Floats:
     return _unit(pooled)
 
 
-def _similarity(first: NDArray[np.uint8], second: NDArray[np.uint8], threshold: float) -> Floats:
+def _similarity(
+    first: NDArray[np.uint8], second: NDArray[np.uint8], i: NDArray[np.intp], j: NDArray[np.intp], threshold: float
+) -> Floats:
     """Of n pairs, 0 to 1. What was trimmed off one cannot be drawn from the other, so each way is tried."""
-    a, b = first.astype(np.float32), second.astype(np.float32)
-    best = _aligned(a, b)
+    best = _aligned(first, second, i, j, threshold)
     rest = np.flatnonzero((best < threshold) & (best >= _HOPELESS))
     if len(rest):
-        best[rest] = np.maximum(best[rest], _aligned(b[rest], a[rest]))
+        best[rest] = np.maximum(best[rest], _aligned(second, first, j[rest], i[rest], threshold))
     return best
 
 
-def _aligned(moving: Floats, fixed: Floats) -> Floats:
+def _aligned(
+    moving: NDArray[np.uint8], fixed: NDArray[np.uint8], i: NDArray[np.intp], j: NDArray[np.intp], threshold: float
+) -> Floats:
     """The correlation of each pair of (n, *grid) once the moving one is shifted and stretched along each axis."""
     dims, side = moving.ndim - 1, moving.shape[1]
     x = np.linspace(-1, 1, side, dtype=np.float32)
-    slope: Floats = np.gradient(np.eye(side, dtype=np.float32), 2 / (side - 1), axis=0)  # type: ignore[assignment]
-    target = _unit(_band(fixed))[:, :, None]
-    place = np.zeros((len(moving), dims, 2), np.float32)  # of each axis: shift, stretch
-    best = np.zeros(len(moving), np.float32)
-    at = np.arange(len(moving))  # those that are still worth a step
-    for step in range(_STEPS + 1):
-        image = _band(_moved(moving[at], place[at], x) if step else moving)
-        unit = _unit(image)
-        best[at] = np.maximum(best[at], np.abs(unit[:, None] @ target[at])[:, 0, 0])
-        if step == 1:
-            keep = best[at] >= _HOPELESS
-            at, image, unit = at[keep], image[keep], unit[keep]
-        if step == _STEPS or not len(at):
-            return best
-        image = unit.reshape(image.shape)
-        parts = [image]
-        for axis in range(1, dims + 1):
-            parts += [_along(slope, image, axis), _along(x[:, None] * slope, image, axis)]
-        basis = np.stack([part.reshape(len(at), -1) for part in parts], axis=1)
-        basis -= basis.mean(axis=2, keepdims=True)
-        normal = basis @ basis.swapaxes(1, 2)
-        # A grid without slopes along some axis leaves the system singular.
-        ridge = 1e-6 * np.trace(normal, axis1=1, axis2=2) + 1e-9
-        normal += ridge[:, None, None] * np.eye(normal.shape[1], dtype=np.float32)
-        weights = np.linalg.solve(normal, basis @ target[at])[:, :, 0]
+    target = _unit(_band(fixed[j].astype(np.float32)))[:, :, None]
+    # Before anything has moved, an image is the same in all of its pairs.
+    own, of = np.unique(i, return_inverse=True)
+    grids = moving[own].astype(np.float32)
+    basis, normal = (part[of] for part in _tangent(_unit(_band(grids)).reshape(grids.shape), x))
+    place = np.zeros((len(i), dims, 2), np.float32)  # of each axis: shift, stretch
+    best: Floats = np.abs(basis[:, :1] @ target)[:, 0, 0]
+    at = np.arange(len(i))  # those that are still worth a step
+    for short in _SHORT:
+        product = basis @ target[at]
+        weights = np.linalg.solve(normal, product)
+        # To first order, what the best of all moves correlates with.
+        foreseen = np.sqrt(np.maximum(0, (product * weights).sum(axis=(1, 2))))
+        keep = foreseen >= threshold - short
+        at, weights = at[keep], weights[keep, :, 0]
+        if not len(at):
+            break
         # The first is the contrast, which divides the rest; where there is none, nothing says where to go.
         contrast = np.where(np.abs(weights[:, :1]) < 0.2, np.inf, weights[:, :1])
         move = (weights[:, 1:] / contrast).reshape(-1, dims, 2)
         place[at] = np.clip(place[at] + move, -_MOST_STRETCH, _MOST_STRETCH)
-    raise AssertionError("the last step returns")
+        unit = _unit(_band(_moved(grids[of[at]], place[at], x)))
+        best[at] = np.maximum(best[at], np.abs(unit[:, None] @ target[at])[:, 0, 0])
+        keep = best[at] >= _HOPELESS
+        at, unit = at[keep], unit[keep]
+        if not len(at):
+            break
+        basis, normal = _tangent(unit.reshape(-1, *grids.shape[1:]), x)
+    return best
+
+
+def _tangent(units: Floats, x: Floats) -> tuple[Floats, Floats]:
+    """Grids (n, *grid) and what a shift and a stretch along each axis change of them, as rows of mean 0.
+
+    Returns:
+        the rows (n, 1 + 2 axes, cells), and their products with each other.
+    """
+    slope: Floats = np.gradient(np.eye(len(x), dtype=np.float32), 2 / (len(x) - 1), axis=0)  # type: ignore[assignment]
+    parts = [units]
+    for axis in range(1, units.ndim):
+        shift = _along(slope, units, axis)
+        parts += [shift, shift * x.reshape(-1, *(1,) * (units.ndim - 1 - axis))]
+    basis = np.stack([part.reshape(len(units), -1) for part in parts], axis=1)
+    basis -= basis.mean(axis=2, keepdims=True)
+    normal = basis @ basis.swapaxes(1, 2)
+    # A grid without slopes along some axis leaves the system singular.
+    ridge = 1e-6 * np.trace(normal, axis1=1, axis2=2) + 1e-9
+    return basis, normal + ridge[:, None, None] * np.eye(normal.shape[1], dtype=np.float32)
 
 
 def _moved(grids: Floats, place: Floats, x: Floats) -> Floats:

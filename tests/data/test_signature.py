@@ -111,6 +111,30 @@ def test_blocks_and_batches_change_nothing(monkeypatch):
     np.testing.assert_allclose(whole[2], parts[2], atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(96, 80), (28, 32, 24)], ids=["2D", "3D"])
+def test_pairs_foreseen_to_fail_are_not_moved_and_none_is_lost(shape, monkeypatch):
+    originals = images(12, shape)
+    first = [signature(image[None]) for image in originals]
+    second = [signature(change(image)[None]) for change in CHANGES.values() for image in originals[::4]]
+    monkeypatch.setattr(module, "_FLOOR", 0.0)
+    moved, rows = [], module._moved
+    monkeypatch.setattr(module, "_moved", lambda grids, *how: moved.append(len(grids)) or rows(grids, *how))
+    few = found(first, second)
+    n_few = sum(moved)
+    monkeypatch.setattr(module, "_SHORT", (2,) * 3)
+    assert found(first, second) == few
+    assert n_few < (sum(moved) - n_few) / 2
+    assert len(few) == len(second)
+
+
+def test_an_image_before_it_moves_is_looked_at_once_for_all_its_pairs(monkeypatch):
+    rows, tangent = [], module._tangent
+    monkeypatch.setattr(module, "_tangent", lambda units, x: rows.append(len(units)) or tangent(units, x))
+    monkeypatch.setattr(module, "_FLOOR", 0.0)
+    assert found([signature(images(1))], [signature(image[None]) for image in images(8, seed=1)]) == []
+    assert rows == [1]
+
+
 def test_the_candidates_are_the_most_alike(monkeypatch):
     """Against sorting the whole matrix, with blocks that do not divide it."""
     rng = np.random.default_rng(0)
