@@ -466,6 +466,7 @@ def _context(
         "notes": notes,
         "caveats": [
             *_caveats(config, sum(map(len, labelled["slices"])) if data.spec.slices else len(labelled), curve),
+            *_enlarged(curve.points),
             *_shift(table.y[table.of("train")], table.y[table.of("test")], task),
         ],
     }
@@ -490,7 +491,7 @@ def _caveats(config: EfficiencyConfig, n_train: int, curve: Curve) -> list[str]:
             f"{listed(whole)} stopped at --max-steps {config.max_steps}, after {listed(cut)}, of {config.epochs} "
             "epochs: longer training may raise what they show."
         )
-    return said + _enlarged(curve.points)
+    return said
 
 
 def _enlarged(points: pd.DataFrame) -> list[str]:

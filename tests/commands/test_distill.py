@@ -51,6 +51,15 @@ def folder(tmp_path_factory):
     os.chdir(before)
 
 
+def test_labels_of_one_class_are_nothing_to_learn_from(said):
+    table = pd.read_csv("labels.csv", dtype=str, keep_default_na=False)
+    one = table[(table["split"] != "train") | (table["sick"] != "1")]
+    one.to_csv("one.csv", index=False)
+    code, _, error = said(*DISTILL, "--labels", "one.csv", "--alpha", "0.5", "--out", "runs/one")
+    assert code == 1
+    assert "one.csv: the train split has 5 labelled volumes and no positive of '1" in error
+
+
 @pytest.fixture
 def said(capsys):
     """Run a command; its exit code and what it wrote to standard output and to standard error."""

@@ -18,7 +18,7 @@ from scipy.special import expit
 import medclr
 from medclr.cli import main
 from medclr.commands import efficiency as module
-from medclr.commands.efficiency import _caveats, _groups, _shift
+from medclr.commands.efficiency import _caveats, _enlarged, _groups, _refuse_twice, _shift
 from medclr.commands.finetune import break_down
 from medclr.config import EfficiencyConfig, FinetuneConfig
 from medclr.data.labels import Task
@@ -253,6 +253,36 @@ def test_a_rate_at_the_edge_is_said_of_cells_that_could_choose():
     assert said(*[unchosen] * 9, top, middle) == []
     (cut,) = _caveats(replace(config, fractions=[0.1, 0.5, 1.0]), 16000, SimpleNamespace(cells=[]))
     assert "scratch stopped at --max-steps 100, after 0.8 with 50% and 0.4 with 100%, of 1 epochs" in cut
+
+
+def test_of_fewer_volumes_than_a_batch_an_epoch_is_a_step():
+    config = EfficiencyConfig(
+        labels=Path("labels.csv"), arms=["scratch"], fractions=[0.1], min_steps=2, max_steps=12, batch_size=16
+    )
+    (cut,) = _caveats(config, 120, SimpleNamespace(cells=[]))
+    assert "stopped at --max-steps 12, after 12.0 with 10%, of 30 epochs" in cut
+
+
+def test_a_draw_that_holds_more_than_its_share_is_said():
+    points = pd.DataFrame({"fraction": [0.01, 0.05, 0.5, 1.0], "n_patients": [8.0, 8.0, 48.0, 96.0]})
+    larger, same = _enlarged(points)
+    assert larger.startswith("1% has 8 patients (8.3%) and 5% has 8 patients (8.3%): a draw is made large enough")
+    assert same.startswith("1% and 5% are the same draws")
+    assert _enlarged(points[2:]) == []
+    assert _enlarged(points[3:]) == []
+    assert _enlarged(points.assign(n_patients=np.nan)) == []
+
+
+def test_one_encoder_does_not_count_twice():
+    def encoder(digest, seed):
+        details = {"method": "simclr", "hyperparameters": {"seed": seed}}
+        return SimpleNamespace(bundle=SimpleNamespace(digest=digest, details=details))
+
+    with pytest.raises(UsageError, match="one of simclr is given twice"):
+        _refuse_twice({"simclr": [encoder("a", 0), encoder("b", 1), encoder("a", 0)]})
+    with pytest.raises(UsageError, match="2 of simclr have the seed 3"):
+        _refuse_twice({"moco": [encoder("c", 3)], "simclr": [encoder("a", 3), encoder("b", 3)]})
+    _refuse_twice({"simclr": [encoder("a", 0), encoder("b", 1)], "resnet": [encoder("c", None), encoder("d", None)]})
 
 
 def test_another_share_of_positives_is_said():

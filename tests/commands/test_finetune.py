@@ -213,6 +213,15 @@ def test_a_split_without_one_of_the_classes(config, task, y, message):
     module.check_classes(config.labels, table, "test")
 
 
+@pytest.mark.parametrize(("kind", "n"), [("multiclass", 0), ("multilabel", 18)])
+def test_a_temperature_takes_five_patients_of_each_class_or_of_any_label(kind, n):
+    y = np.zeros((18, 3))
+    y[np.arange(18), np.repeat([0, 1, 2], (8, 7, 3))] = 1
+    rows = pd.DataFrame({"split": "val", "patient_key": [f"p{i}" for i in range(18)]})
+    table = LabelTable(rows, y, Task(kind, ("a", "b", "c"), ("a", "b", "c")), pd.DataFrame(), "path", "table", ())
+    assert len(module.can_judge(table, "val")) == n
+
+
 def test_without_labels_everybody_but_val_and_test_may_be_seen():
     rows = [("a", "p", "1"), ("b", "p", "2"), ("c", "q", "3"), ("d", "q", "4"), ("e", "r", "5"), ("f", "s", "3")]
     manifest = pd.DataFrame(rows, columns=["volume_id", "patient_key", "pixel_hash"])

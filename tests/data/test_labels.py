@@ -178,7 +178,15 @@ def test_what_means_unknown_is_no_class_beside_numbers(table, manifest, values):
         read_labels(table("series_uid,label", *rows), manifest, NAMES)
 
 
-@pytest.mark.parametrize("dates", [("12-Mar-2010", "3-apr-2011"), ("1 January 2010", "2 May 2011")])
+@pytest.mark.parametrize(
+    "dates",
+    [
+        ("12-Mar-2010", "3-apr-2011"),
+        ("1 January 2010", "2 May 2011"),
+        ("03/2021", "04/2022"),
+        ('"March 3, 2021"', '"Apr. 14 2022"'),
+    ],
+)
 def test_dates_in_words_are_no_classes(table, manifest, dates):
     with pytest.raises(DataError, match="date"):
         read_labels(table("series_uid,label", f"1.1,{dates[0]}", f"1.4,{dates[1]}", f"1.5,{dates[0]}"), manifest, NAMES)
