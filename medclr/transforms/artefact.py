@@ -1,14 +1,17 @@
-"""What scanners add to an image: blur, noise, uneven sensitivity and ringing."""
+"""What scanners do to an image: blur, noise, uneven sensitivity, ringing, coarse voxels and motion."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medclr.transforms.augmentation import Augmentation, Params, per_item, scalar
+from medclr.transforms.spatial import ResizedCrop
 
 
 class Blur(Augmentation):
@@ -17,13 +20,16 @@ class Blur(Augmentation):
     Args:
         sigma: smallest and largest standard deviation, in voxels.
         probability: share of the views that are blurred.
+        of_side: sigma is a share of each side instead, so that what is lost depends on no number of voxels.
     """
 
-    def __init__(self, sigma: tuple[float, float] = (0.3, 1.0), probability: float = 0.5) -> None:
-        self.sigma, self.probability = sigma, probability
+    def __init__(
+        self, sigma: tuple[float, float] = (0.3, 1.0), probability: float = 0.5, of_side: bool = False
+    ) -> None:
+        self.sigma, self.probability, self.of_side = sigma, probability, of_side
 
     def draw(self, rng: np.random.Generator) -> Params:
-        """Parameters of one item: sigma () in voxels, 0 for none."""
+        """Parameters of one item: sigma () in voxels, or as a share of each side; 0 for none."""
         u, v = rng.random(2).tolist()
         low, high = self.sigma
         return {"sigma": scalar(low + (high - low) * v if u < self.probability else 0)}
@@ -38,17 +44,8 @@ class Blur(Augmentation):
 
     def change(self, batch: Tensor, params: dict[str, Tensor]) -> Tensor:
         """Blur a batch (B, C, *spatial), each item by its own sigma (B,)."""
-        # One matrix product per axis: at these sizes quicker than a grouped convolution, and without truncation.
-        shape = batch.shape
-        kernels = {side: _gaussian(params["sigma"], side) for side in set(shape[2:])}
-        for axis in range(2, batch.ndim):
-            weights = kernels[shape[axis]]
-            before, after = math.prod(shape[1:axis]), math.prod(shape[axis + 1 :])
-            if after == 1:
-                batch = batch.reshape(len(batch), before, shape[axis]) @ weights.mT
-            else:
-                batch = weights[:, None] @ batch.reshape(len(batch), before, shape[axis], after)
-        return batch.view(shape)
+        sigma = params["sigma"]
+        return _along_axes(batch, lambda side: _gaussian(sigma * side if self.of_side else sigma, side))
 
 
 class Noise(Augmentation):
@@ -97,12 +94,18 @@ class BiasField(Augmentation):
 
     Args:
         spatial_dims: 2 or 3.
-        strength: the field is nowhere above exp(strength), nor below its inverse.
+        strength: smallest and largest strength; the field is nowhere above its exponential, nor below the inverse.
         degree: of the polynomials, summed over the axes.
         probability: share of the views that are changed.
     """
 
-    def __init__(self, spatial_dims: int, strength: float = 1.0, degree: int = 3, probability: float = 0.5) -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        strength: tuple[float, float] = (0.0, 1.0),
+        degree: int = 3,
+        probability: float = 0.5,
+    ) -> None:
         self.spatial_dims, self.strength, self.degree = spatial_dims, strength, degree
         self.probability = probability
         degrees = np.indices((degree + 1,) * spatial_dims).sum(axis=0)
@@ -114,14 +117,16 @@ class BiasField(Augmentation):
         u = rng.random(2 + self.n_terms)
         # Cubes, so that a few terms stand out; many equal ones would cancel. No polynomial is ever above 1.
         terms = (2 * u[2:] - 1) ** 3
-        return self._coefficients(terms * (self.strength * u[1] * (u[0] < self.probability) / np.abs(terms).sum()))
+        low, high = self.strength
+        strength = (low + (high - low) * u[1]) * (u[0] < self.probability)
+        return self._coefficients(terms * (strength / np.abs(terms).sum()))
 
     def extremes(self) -> tuple[Params, Params]:
-        """Nothing; all the strength in a slope along axis 0."""
-        none = self._coefficients(np.zeros(self.n_terms))
-        slope = none["coefficients"].copy()
-        slope[(1, *[0] * (self.spatial_dims - 1))] = self.strength
-        return none, {"coefficients": slope}
+        """A slope along axis 0 of the smallest strength, and of the largest."""
+        slope = np.zeros(self.terms.shape, np.float32)
+        slope[(1, *[0] * (self.spatial_dims - 1))] = 1
+        low, high = ({"coefficients": slope * np.float32(strength)} for strength in self.strength)
+        return low, high
 
     def active(self, params: dict[str, Tensor]) -> Tensor:
         """Those of any coefficient but 0."""
@@ -186,6 +191,106 @@ class Gibbs(Augmentation):
         axes = tuple(range(2, batch.ndim))
         ringing: Tensor = torch.fft.irfftn(torch.fft.rfftn(batch, dim=axes).mul_(kept), s=shape, dim=axes)
         return ringing.clamp_(0, 1)
+
+
+class Resolution(Augmentation):
+    """Coarser voxels, then the old grid again: MONAI's `RandSimulateLowResolution`, down by area and up linearly.
+
+    Args:
+        zoom: smallest and largest share of the voxels along each axis that are left in between, within (0, 1).
+        probability: share of the views that are coarsened.
+    """
+
+    def __init__(self, zoom: tuple[float, float] = (0.4, 0.8), probability: float = 0.2) -> None:
+        self.zoom, self.probability = zoom, probability
+
+    def draw(self, rng: np.random.Generator) -> Params:
+        """Parameters of one item: zoom (), 1 for none."""
+        u, v = rng.random(2).tolist()
+        low, high = self.zoom
+        return {"zoom": scalar(low + (high - low) * v if u < self.probability else 1)}
+
+    def extremes(self) -> tuple[Params, Params]:
+        """The largest and the smallest share."""
+        return {"zoom": scalar(self.zoom[1])}, {"zoom": scalar(self.zoom[0])}
+
+    def active(self, params: dict[str, Tensor]) -> Tensor:
+        """Those of a zoom below 1."""
+        return params["zoom"] < 1
+
+    def change(self, batch: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Change a batch (B, C, *spatial), each item by its own zoom (B,); at least one voxel of each side is left."""
+        zooms = params["zoom"].tolist()
+        return _along_axes(batch, lambda side: torch.stack([_coarse(zoom, side) for zoom in zooms]).to(batch))
+
+
+class Motion(Augmentation):
+    """Blur along a straight line, as of what moves at constant speed while it is exposed; the border is repeated.
+
+    The mean of the image over the places on its way: Gonzalez & Woods, Digital Image Processing, the estimation of a
+    degradation by modelling. So radiographs blur; the ghosts of what moves between the echoes of MR are another thing.
+
+    Args:
+        spatial_dims: 2 or 3.
+        length: smallest and largest length of the way, as a share of the sides, below 1.
+        probability: share of the views that are blurred.
+    """
+
+    def __init__(self, spatial_dims: int, length: tuple[float, float] = (0.03, 0.2), probability: float = 0.2) -> None:
+        self.spatial_dims, self.length, self.probability = spatial_dims, length, probability
+
+    def draw(self, rng: np.random.Generator) -> Params:
+        """Parameters of one item: length (), 0 for none, and direction (D,), of length 1 and any with equal chance."""
+        u, v = rng.random(2).tolist()
+        low, high = self.length
+        direction = rng.standard_normal(self.spatial_dims)
+        return {
+            "length": scalar(low + (high - low) * v if u < self.probability else 0),
+            "direction": (direction / np.linalg.norm(direction)).astype(np.float32),
+        }
+
+    def extremes(self) -> tuple[Params, Params]:
+        """The shortest and the longest way along axis 0."""
+        axis = np.eye(self.spatial_dims, dtype=np.float32)[0]
+        low, high = ({"length": scalar(length), "direction": axis} for length in self.length)
+        return low, high
+
+    def active(self, params: dict[str, Tensor]) -> Tensor:
+        """Those of a length above 0."""
+        return params["length"] > 0
+
+    def change(self, batch: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Blur a batch (B, C, *spatial), each item along its own way (B,) and (B, D)."""
+        way = params["length"][:, None] * params["direction"]
+        # Of equal steps, of a voxel at most, in whose middle each place is.
+        n_places = math.ceil(self.length[1] * max(batch.shape[2:])) + 1
+        still = {"size": torch.ones_like(way), "flip": torch.zeros_like(way)}
+        still["rotation_deg"] = way.new_zeros(len(way), 1 if self.spatial_dims == 2 else 3)
+        crop, total = ResizedCrop(self.spatial_dims), torch.zeros_like(batch)
+        for place in (torch.arange(n_places) + 0.5) / n_places - 0.5:
+            total += crop.change(batch, {"centre": 0.5 + place * way, **still})
+        return total / n_places
+
+
+def _along_axes(batch: Tensor, matrices: Callable[[int], Tensor]) -> Tensor:
+    """Multiply every axis of a batch (B, C, *spatial) by the matrices (B, side, side) of its side."""
+    # One matrix product per axis: at these sizes quicker than a grouped convolution, and without truncation.
+    shape = batch.shape
+    by_side = {side: matrices(side) for side in set(shape[2:])}
+    for axis in range(2, batch.ndim):
+        weights = by_side[shape[axis]]
+        before, after = math.prod(shape[1:axis]), math.prod(shape[axis + 1 :])
+        if after == 1:
+            batch = batch.reshape(len(batch), before, shape[axis]) @ weights.mT
+        else:
+            batch = weights[:, None] @ batch.reshape(len(batch), before, shape[axis], after)
+    return batch.view(shape)
+
+
+def _coarse(zoom: float, n: int) -> Tensor:
+    """The matrix (n, n) that makes of a line of n voxels a share of as many, and n of these."""
+    coarse = F.interpolate(torch.eye(n)[None], max(1, round(n * zoom)), mode="area")
+    return F.interpolate(coarse, n, mode="linear")[0].T
 
 
 def _gaussian(sigma: Tensor, n: int) -> Tensor:

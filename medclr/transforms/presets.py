@@ -144,7 +144,7 @@ def _ct(dims: int) -> dict[str, Augmentation]:
 def _mr(dims: int) -> dict[str, Augmentation]:
     return {
         "window": WindowJitter(shift=0, width=0),
-        "bias": BiasField(dims, strength=1.0, probability=0.5),
+        "bias": BiasField(dims, strength=(0.0, 1.0), probability=0.5),
         "intensity": Intensity(brightness=0.1, contrast=0.3, gamma=0.4, probability=0.8),
         "gibbs": Gibbs(alpha=(0.3, 0.55), probability=0.2),
         "blur": Blur(sigma=(0.3, 1.0), probability=0.3),

@@ -5,10 +5,10 @@ import pytest
 import torch
 from monai.networks.layers.convutils import gaussian_1d
 from monai.networks.layers.simplelayers import separable_filtering
-from monai.transforms import GaussianSmooth, GibbsNoise, RandBiasField
-from scipy import stats
+from monai.transforms import GaussianSmooth, GibbsNoise, RandBiasField, RandSimulateLowResolution
+from scipy import ndimage, stats
 
-from medclr.transforms import BiasField, Blur, Gibbs, Noise
+from medclr.transforms import BiasField, Blur, Gibbs, Motion, Noise, Resolution
 from medclr.transforms.artefact import _mixed
 
 dims = pytest.mark.parametrize("shape", [(9, 13), (7, 8, 9)], ids=["2D", "3D"])
@@ -28,6 +28,14 @@ def test_blur_is_monais_with_the_border_repeated(shape, sigma):
     theirs = separable_filtering(image, [kernel] * len(shape), mode="replicate")
     # MONAI cuts its kernel at 4 sigma and loses a 2e-4th of the light with it.
     torch.testing.assert_close(ours, theirs, atol=3e-4, rtol=0)
+
+
+@dims
+def test_a_sigma_of_each_side_is_so_many_voxels_along_it(shape):
+    image = torch.rand(1, 2, *shape)
+    ours = Blur(of_side=True).apply(image, {"sigma": torch.tensor([0.1])})
+    kernels = [gaussian_1d(torch.tensor(0.1 * side), truncated=4.0, approx="erf") for side in shape]
+    torch.testing.assert_close(ours, separable_filtering(image, kernels, mode="replicate"), atol=3e-4, rtol=0)
 
 
 def test_away_from_the_border_blur_is_monais_gaussian_smooth():
@@ -121,13 +129,21 @@ def test_a_field_is_monais_for_the_same_coefficients(shape):
 
 @pytest.mark.parametrize("d", [2, 3])
 def test_a_field_is_nowhere_stronger_than_it_says_but_not_flat(d):
-    transform = BiasField(d, strength=0.7, probability=1)
+    transform = BiasField(d, strength=(0, 0.7), probability=1)
     params = stacked(transform, range(200))
     fields = (transform.apply(torch.full((200, 1, *[12] * d), 0.4), params) / 0.4).log().flatten(1)
     assert fields.abs().max() <= 0.7 + 1e-5
     assert fields.std(dim=1).median() > 0.03
     none = stacked(BiasField(d, probability=0), range(3))["coefficients"]
     assert none.abs().sum() == 0
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_strength_of_a_field_is_drawn_from_its_range(d):
+    coefficients = stacked(BiasField(d, strength=(0.4, 0.7), probability=1), range(200))["coefficients"]
+    strength = coefficients.flatten(1).abs().sum(dim=1)
+    assert 0.4 <= strength.min() < 0.42
+    assert 0.68 < strength.max() <= 0.7 + 1e-6
 
 
 @pytest.mark.parametrize("shape", [(12, 15), (16, 16), (7, 8, 9), (8, 8, 8)], ids=str)
@@ -146,3 +162,60 @@ def test_each_item_rings_by_its_own_alpha():
     assert torch.equal(ours[1], batch[1])
     for i, alpha in ((0, 0.3), (2, 0.7)):
         torch.testing.assert_close(ours[i], GibbsNoise(alpha)(batch[i]).as_tensor().clamp(0, 1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(12, 15), (28, 28), (7, 8, 9)], ids=str)
+@pytest.mark.parametrize("zoom", [0.9, 0.5, 0.3, 0.01])
+def test_a_loss_of_resolution_is_monais(shape, zoom):
+    image, zoom = torch.rand(2, *shape), float(np.float32(zoom))
+    ours = Resolution().apply(image[None], {"zoom": torch.tensor([zoom])})[0]
+    theirs = RandSimulateLowResolution(1, "area", "bilinear" if len(shape) == 2 else "trilinear", (zoom, zoom))
+    torch.testing.assert_close(ours, theirs(image), atol=1e-6, rtol=0)
+
+
+def test_each_item_loses_its_own_share_and_of_a_zoom_near_0_the_mean_is_left():
+    batch = torch.rand(3, 1, 8, 6)
+    ours = Resolution().apply(batch, {"zoom": torch.tensor([1.0, 0.01, 0.5])})
+    assert torch.equal(ours[0], batch[0])
+    torch.testing.assert_close(ours[1], batch[1].mean().expand(1, 8, 6))
+    torch.testing.assert_close(ours[2], Resolution().apply(batch[2:], {"zoom": torch.tensor([0.5])})[0])
+
+
+def moved(image, length, direction, order=1, n=2000):
+    """The mean of one channel of one item over the places on its way, each resampled by SciPy."""
+    way = length * np.array(direction) * np.array(image.shape)
+    places = (np.arange(n) + 0.5) / n - 0.5
+    return np.mean([ndimage.shift(image, place * way, order=order, mode="nearest") for place in places], axis=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "direction"), [((20, 31), (0.6, -0.8)), ((20, 31), (0, 1)), ((11, 12, 13), (0.48, 0.6, 0.64))]
+)
+@pytest.mark.parametrize("length", [0.05, 0.3])
+def test_motion_is_the_mean_over_the_places_on_its_way(shape, direction, length):
+    image = ndimage.gaussian_filter(np.random.default_rng(0).random(shape), 1)
+    image = ((image - image.min()) / np.ptp(image)).astype(np.float32)
+    params = {"length": torch.tensor([length]), "direction": torch.tensor([direction], dtype=torch.float32)}
+    ours = Motion(len(shape), (0, 0.3)).apply(torch.from_numpy(image)[None, None], params)[0, 0]
+    expected = moved(image, length, direction, n=200)
+    np.testing.assert_allclose(ours, expected, atol=0.01)
+    assert np.abs(image - expected).mean() > (0.02 if length > 0.1 else 0.002)
+
+
+def test_an_edge_becomes_a_slope_as_long_as_the_way_and_along_it_nothing_changes():
+    edge = (torch.arange(40) >= 20).float()
+    batch = torch.stack([edge[:, None].expand(40, 50), edge[:, None].expand(40, 50)])[:, None]
+    params = {"length": torch.full((2,), 0.25), "direction": torch.eye(2)}
+    across, along = Motion(2, (0, 0.25)).apply(batch, params)[:, 0]
+    # 10 voxels long, about the edge between voxels 19 and 20.
+    slope = ((torch.arange(40) - 19.5) / 10 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(across, slope[:, None].expand(40, 50), atol=0.04, rtol=0)
+    torch.testing.assert_close(along, batch[1, 0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_motion_has_no_direction_of_its_own(d):
+    direction = stacked(Motion(d, probability=1), range(1000))["direction"]
+    torch.testing.assert_close(direction.norm(dim=1), torch.ones(1000))
+    assert direction.mean(dim=0).abs().max() < 5 / math.sqrt(1000 * d)
+    torch.testing.assert_close(direction.T @ direction / 1000, torch.eye(d) / d, atol=0.06, rtol=0)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose
+from torch.nn.functional import interpolate
 
 from medclr.transforms import (
     BiasField,
@@ -11,8 +12,10 @@ from medclr.transforms import (
     Gibbs,
     HistogramShift,
     Intensity,
+    Motion,
     Noise,
     ResizedCrop,
+    Resolution,
     WindowJitter,
 )
 from medclr.transforms.augmentation import Augmentation
@@ -28,6 +31,8 @@ KINDS = {
     "noise": lambda d, p: Noise(probability=p),
     "bias": lambda d, p: BiasField(d, probability=p),
     "gibbs": lambda d, p: Gibbs(probability=p),
+    "resolution": lambda d, p: Resolution(probability=p),
+    "motion": lambda d, p: Motion(d, probability=p),
 }
 kinds = pytest.mark.parametrize("make", KINDS.values(), ids=list(KINDS))
 
@@ -117,8 +122,10 @@ def test_they_work_in_a_monai_compose_and_obey_its_seed(make, shape):
 @dims
 def test_what_is_drawn_lies_between_the_weakest_and_the_strongest(make, shape):
     transform = make(len(shape), 1)
-    # Dark for the most part: equalisation hardly moves grey values that are spread evenly.
-    batch = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(0)).square().clamp(0.02, 0.98)
+    # Dark for the most part: equalisation hardly moves grey values that are spread evenly. And smooth: the weakest loss
+    # of resolution takes all that differs from each voxel to the next.
+    coarse = torch.rand(1, 1, *[4] * len(shape), generator=torch.Generator().manual_seed(0)).square()
+    batch = interpolate(coarse, shape, mode="bilinear" if len(shape) == 2 else "trilinear").clamp(0.02, 0.98)
     weakest, strongest = (
         {name: torch.from_numpy(value)[None] for name, value in params.items()} for params in transform.extremes()
     )
@@ -127,7 +134,7 @@ def test_what_is_drawn_lies_between_the_weakest_and_the_strongest(make, shape):
         name: (value.shape[1:], value.dtype) for name, value in strongest.items()
     }
     factors = {"scale", "contrast", "gamma", "factor"}  # as far down as up in their logarithms
-    for name in drawn.keys() - {"seed"}:
+    for name in drawn.keys() - {"seed", "direction"}:
         least, value, most = (
             values[name].log() if name in factors else values[name] for values in (weakest, drawn, strongest)
         )
