@@ -19,6 +19,7 @@ _WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists t
 
 Method = Literal["linear", "knn", "attention", "lp-ft", "full", "distill", "auto"]
 Arm = Literal["scratch", "pca", "linear", "knn", "attention", "lp-ft", "full", "distill", "auto"]
+Corruption = Literal["noise", "blur", "contrast", "resolution", "motion", "bias"]
 Tunable = Literal["scratch", "lp-ft", "full"]  # arms that train the whole network by one rate
 
 
@@ -551,8 +552,15 @@ class ShiftConfig(LabelledConfig):
             "size and those of --by are looked at anyway"
         },
     )
+    corruptions: list[Corruption] = field(
+        default_factory=list,
+        metadata={
+            "help": "ways in which scanners differ that are tried on the volumes, each at five strengths, beside --by or "
+            "without it"
+        },
+    )
     device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to compute")
-    seed: int = _say(0, "seed of the folds and the resamples")
+    seed: int = _say(0, "seed of the folds, the corruptions and the resamples")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,6 +20,7 @@ from medclr.data.volume import Volume
 from medclr.errors import UsageError
 from medclr.models.bundle import Bundle, check_dims, load_bundle
 from medclr.models.classifier import Classifier
+from medclr.transforms.augmentation import Augmentation
 from medclr.transforms.intensity import Normalise
 
 
@@ -161,6 +162,25 @@ def feature_rows(
     bags = bag_rows(network, rows, store, spec, workers, classifier.crops)
     pooled = pool(torch.from_numpy(bags.features).to(device), torch.from_numpy(bags.counts).to(device))
     return np.asarray(pooled.cpu().numpy())
+
+
+def corrupted(classifier: Classifier, by: Augmentation, seed: int) -> Classifier:
+    """The same classifier, to which every image is shown changed, the next one by the next of the random numbers."""
+    network = _Corrupted(classifier.network, by, np.random.default_rng(seed))
+    return Classifier(network, 0, 0, head=classifier.head, crops=classifier.crops, pool=classifier.pool).eval()
+
+
+class _Corrupted(nn.Module):
+    def __init__(self, network: nn.Module, by: Augmentation, rng: np.random.Generator) -> None:
+        super().__init__()
+        self.network, self.by, self.rng = network, by, rng
+
+    def forward(self, images: Tensor) -> Tensor:
+        drawn = [self.by.draw(self.rng) for _ in images]
+        params = {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
+        there = {name: value.to(images.device) for name, value in params.items()}
+        features: Tensor = self.network(self.by.apply(images, there))
+        return features
 
 
 def pixel_rows(rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0) -> NDArray[np.float32]:

@@ -18,10 +18,20 @@ from medclr.data.store import Store
 from medclr.data.volume import Volume
 from medclr.errors import BundleError, UsageError
 from medclr.models.bundle import save_bundle
+from medclr.models.classifier import Classifier
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.models.projector import build_projector
 from medclr.training import encode as module
-from medclr.training.encode import embed_rows, images, load_encoder, pixel_rows, training_device
+from medclr.training.encode import (
+    corrupted,
+    embed_rows,
+    feature_rows,
+    images,
+    load_encoder,
+    pixel_rows,
+    training_device,
+)
+from medclr.transforms.corruption import CORRUPTIONS
 
 SPECS = {
     "ct": DataSpec(
@@ -192,3 +202,20 @@ def test_a_gpu_that_is_not_there_is_a_usage_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert training_device("auto") == training_device("gpu") == torch.device("cuda")
     assert training_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["noise", "contrast", "motion"])
+def test_a_corrupted_classifier_sees_each_image_changed_by_its_own_numbers(material, name):
+    same = torch.nn.Conv2d(1, 1, 1, bias=False)
+    torch.nn.init.ones_(same.weight)
+    flat = Classifier(torch.nn.Sequential(same, torch.nn.Flatten()), 144, 1)
+    rows, by = material.rows[:5], CORRUPTIONS[name](5, 2)
+    found = feature_rows(corrupted(flat, by, 7), rows, material.store, material.spec)
+    clean, rng = pixel_rows(rows, material.store, material.spec), np.random.default_rng(7)
+    for one, image in zip(found, clean, strict=True):
+        params = {key: torch.from_numpy(value)[None] for key, value in by.draw(rng).items()}
+        np.testing.assert_allclose(
+            one, by.apply(torch.from_numpy(image).view(1, 1, 12, 12), params).flatten(), atol=1e-6
+        )
+    assert np.abs(found - clean).max() > 0.05
+    np.testing.assert_array_equal(feature_rows(flat, rows, material.store, material.spec), clean)
