@@ -1,12 +1,13 @@
 """How far apart the features of two domains lie."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 MOST_ROWS = 1000  # of each domain, as a distance takes the square of their number
-SPLITS = 200  # of the source's patients into halves
+REGROUPINGS = 200  # of patients, at random
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernels, times the median squared distance
 
 
@@ -25,10 +26,10 @@ def distances_of(
     Args:
         features: (n, F); domain, patients: (n,).
         source, others: values of domain.
-        seed: of the halves, and of the MOST_ROWS rows of a domain that has more.
+        seed: of the regroupings, and of the MOST_ROWS rows of a domain that has more.
 
     Returns:
-        Columns domain, versus (the source), mmd, noise, coral; see `Shift.distances`.
+        Columns domain, versus (the source), mmd, noise, coral; see `Shift.distances`. NaN of a single patient.
     """
     rng = np.random.default_rng(seed)
     scaled = features - features.mean(axis=0, dtype=np.float64)
@@ -37,18 +38,14 @@ def distances_of(
     rows = []
     for name in others:
         both = np.concatenate([at[source], at[name]])
-        kernel, n = _kernel(scaled[both]), len(at[source])
-        of_source = np.arange(len(both)) < n
-        halves = [_mmd(kernel[:n, :n], half) for half in _halves(patients[at[source]], rng)]
-        rows.append(
-            {
-                "domain": name,
-                "versus": source,
-                "mmd": _mmd(kernel, of_source),
-                "noise": float(np.quantile(halves, 0.95)),
-                "coral": _coral(scaled[at[source]], scaled[at[name]]),
-            }
-        )
+        of_source = np.arange(len(both)) < len(at[source])
+        row = {"domain": name, "versus": source, "mmd": math.nan, "noise": math.nan, "coral": math.nan}
+        if min(len(np.unique(patients[at[each]])) for each in (source, name)) > 1:
+            kernel, regrouped = _kernel(scaled[both]), _regrouped(patients[both], of_source, rng)
+            row["mmd"] = float(_mmd(kernel, of_source[:, None])[0])
+            row["noise"] = float(np.quantile(_mmd(kernel, regrouped), 0.95))
+            row["coral"] = _coral(scaled[at[source]], scaled[at[name]])
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -56,10 +53,20 @@ def _at_most(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rows if len(rows) <= MOST_ROWS else np.sort(rng.choice(rows, MOST_ROWS, replace=False))
 
 
-def _halves(patients: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """Which rows are in the first half of the patients, split at random again and again."""
+def _regrouped(patients: np.ndarray, of_source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Which rows (n, REGROUPINGS) would be of the source if it did not matter which patients are: as many of them.
+
+    Of a patient who is in both domains, the rows change places or stay.
+    """
     names, code = np.unique(patients, return_inverse=True)
-    return [rng.permutation(len(names))[code] < len(names) // 2 for _ in range(SPLITS)]
+    in_source, in_other = (np.isin(names, patients[rows]) for rows in (of_source, ~of_source))
+    one = in_source ^ in_other
+    groups = np.empty((len(patients), REGROUPINGS), dtype=bool)
+    for column in groups.T:
+        drawn = rng.random(len(names)) < 0.5
+        drawn[one] = rng.permutation(in_source[one])
+        column[:] = np.where(one[code], drawn[code], of_source ^ drawn[code])
+    return groups
 
 
 def _kernel(x: np.ndarray) -> np.ndarray:
@@ -71,13 +78,20 @@ def _kernel(x: np.ndarray) -> np.ndarray:
     return kernel
 
 
-def _mmd(kernel: np.ndarray, first: np.ndarray) -> float:
-    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, equation 3) of some rows from the others."""
-    a, b = first.astype(np.float64), (~first).astype(np.float64)
-    to_a, to_b, own = kernel @ a, kernel @ b, np.diag(kernel)
-    n, m = a.sum(), b.sum()
-    between = a @ to_b / (n * m)
-    return float((a @ to_a - own @ a) / (n * (n - 1)) + (b @ to_b - own @ b) / (m * (m - 1)) - 2 * between)
+def _mmd(kernel: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, equation 3) of some rows from the others.
+
+    first: (n, G), a column for each way of taking some. Returns (G,).
+    """
+    a = first.astype(np.float64)
+    n, m, own = a.sum(axis=0), (1 - a).sum(axis=0), np.diag(kernel)
+    to_a = kernel @ a
+    within = np.sum(a * to_a, axis=0)
+    between = np.sum((1 - a) * to_a, axis=0)
+    others = kernel.sum() - within - 2 * between
+    of_a, of_b = (within - own @ a) / (n * (n - 1)), (others - own @ (1 - a)) / (m * (m - 1))
+    squared: np.ndarray = of_a + of_b - 2 * between / (n * m)
+    return squared
 
 
 def _coral(first: np.ndarray, second: np.ndarray) -> float:

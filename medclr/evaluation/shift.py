@@ -68,8 +68,8 @@ class Shift:
     `probes`: how well a linear head reads the domain from the features, of all volumes and of those of one class alone
     (so that it is not the label that is read).
 
-    `distances`: squared maximum mean discrepancy of the features of two domains, and `noise`, the level that random
-    halves of the source's patients stay below 95 times in 100; and the CORAL distance.
+    `distances`: squared maximum mean discrepancy of the features of two domains, and `noise`, the level that it stays
+    below 95 times in 100 where the same patients are put into two such groups at random; and the CORAL distance.
 
     `shortcuts`: by domain and attribute: how well the attribute alone tells the label (out of fold), and the AUROC of
     the classifier between volumes that have the attribute in common.
