@@ -57,7 +57,8 @@ class Shift:
 
     `domains`: a row for each column and domain: counts; AUROC; and of a single binary label the mean predicted
     probability and the share of positives, the calibration error (NaN of too few rows), and sensitivity and specificity
-    at the source's threshold, which is that of 90% specificity there. `is_source` marks the source.
+    at the source's threshold, which is that of 90% specificity there, with p of their difference from the source's,
+    after Holm over all of these. `is_source` marks the source.
 
     `differences`: AUROC of each domain minus that of its source, with p, and p after Holm over all of these rows.
 
@@ -71,8 +72,9 @@ class Shift:
     `distances`: squared maximum mean discrepancy of the features of two domains, and `noise`, the level that it stays
     below 95 times in 100 where the same patients are put into two such groups at random; and the CORAL distance.
 
-    `shortcuts`: by domain and attribute: how well the attribute alone tells the label (out of fold), and the AUROC of
-    the classifier between volumes that have the attribute in common.
+    `shortcuts`: by domain and attribute: how well the attribute alone tells the label (out of fold), with p, after Holm
+    over all of these rows, of its doing so no better than chance; the AUROC of the classifier between volumes that have
+    the attribute in common, its AUROC between all, and what of this is `lost` between those.
 
     `thresholds`: by column, the source's threshold as a probability.
     """
@@ -117,9 +119,10 @@ def domain_shift(judged: Judged, sources: Mapping[str, str], held_out: HeldOut, 
             ("shortcuts", within.shortcuts()),
         ):
             tables[name] += [{"column": column} | row for row in rows]
-    tested = [row for row in tables["differences"] if not row["reason"]]
-    for row, adjusted in zip(tested, holm(np.array([row["p"] for row in tested])), strict=True):
-        row["p_holm"] = float(adjusted)
+    for name, p, corrected in _CORRECTED:
+        tested = [(row, one) for row in tables[name] for one in p if one in row]
+        for (row, one), adjusted in zip(tested, holm(np.array([row[one] for row, one in tested])), strict=True):
+            row[corrected or one] = float(adjusted)
     frames = {name: pd.DataFrame(rows, columns=_COLUMNS[name]) for name, rows in tables.items()}
     return Shift(dict(sources), **frames, thresholds=thresholds)
 
@@ -127,18 +130,24 @@ def domain_shift(judged: Judged, sources: Mapping[str, str], held_out: HeldOut, 
 _COLUMNS = {
     "domains": [
         "column", "domain", "is_source", *_COUNTS, "auroc", *_INTERVAL, "predicted", "observed", "ece",
-        "sensitivity", "sensitivity_low", "sensitivity_high", "specificity", "specificity_low", "specificity_high",
-        "reason",
+        "sensitivity", "sensitivity_low", "sensitivity_high", "sensitivity_p",
+        "specificity", "specificity_low", "specificity_high", "specificity_p", "reason",
     ],
     "differences": ["column", "domain", "source", "difference", *_INTERVAL, "p", "p_holm", "detectable", "reason"],
     "heads": ["column", "domain", "head", "auroc", *_INTERVAL, "gain", "gain_low", "gain_high", "reason"],
     "probes": ["column", "among", "n", "auroc", *_INTERVAL, "reason"],
     "distances": ["column", "domain", "versus", "mmd", "noise", "coral"],
     "shortcuts": [
-        "column", "domain", "attribute", "groups", "auroc", *_INTERVAL, "within", "within_low", "within_high",
-        "classifier", "reason",
+        "column", "domain", "attribute", "groups", "auroc", *_INTERVAL, "p_holm", "within", "within_low", "within_high",
+        "classifier", "lost", "lost_low", "lost_high", "reason",
     ],
 }  # fmt: skip
+# Of each table, the p that are corrected together, and what the result is called where both are kept.
+_CORRECTED = (
+    ("domains", ("sensitivity_p", "specificity_p"), ""),
+    ("differences", ("p",), "p_holm"),
+    ("shortcuts", ("p_holm",), ""),
+)
 
 
 class _Column:
@@ -159,9 +168,13 @@ class _Column:
         self.attributes = judged.attributes.iloc[rows].drop(columns=column, errors="ignore").reset_index(drop=True)
         self.chance = Chance(len(self.scores), 1, resamples, seed)
         self.resamples = self.chance.patients(self.patients, self._strata())
-        self.threshold = self._threshold()
         self.truths = {name: self._truth(self.domain == name) for name in self.names}
         self.samples = {name: self._auroc(truth, self.scores) for name, truth in self.truths.items()}
+        judged = [name for name in self.names if isinstance(self.samples[name], Sample)]
+        # A source that cannot be judged has no threshold.
+        called = judged if self.kind == "binary" and source in judged else []
+        self.threshold = self._threshold() if called else math.nan
+        self.called = {name: self._called(name) for name in called}
 
     def domains(self) -> list[dict[str, Any]]:
         return [self._domain(name) for name in self.names]
@@ -300,7 +313,12 @@ class _Column:
             return row | {"reason": sample}
         row |= _numbers(self.chance.estimate(sample, self._rarer(name)), "auroc")
         if self.kind == "binary":
-            row |= self._probabilities(rows) | self._operating(name)
+            row |= self._probabilities(rows)
+        for what, (one, n) in self.called.get(name, {}).items():
+            row |= _numbers(self.chance.estimate(one, n), what, f"{what}_")
+            if name != self.source:
+                other, n_source = self.called[self.source][what]
+                row[f"{what}_p"] = self.chance.estimate(one, min(n, n_source), other).p
         return row
 
     def _probabilities(self, rows: np.ndarray) -> dict[str, float]:
@@ -309,38 +327,36 @@ class _Column:
         ece = float(np.mean([calibration(y, p, N_BINS).ece for p in each]))
         return {"predicted": float(np.mean(each)), "observed": float(y.mean()), "ece": ece}
 
-    def _operating(self, name: str) -> dict[str, float]:
-        """Sensitivity and specificity at the threshold that the source chooses, on each resample anew."""
-        source, rows = self.domain == self.source, self.domain == name
-        values: dict[str, list[float]] = {"sensitivity": [], "specificity": []}
-        resampled = {what: np.zeros(len(self.resamples)) for what in values}
-        for one in self.scores:
-            score, y = one[:, 0], self.y[:, 0]
-            threshold = threshold_at(y[source], score[source], SPECIFICITY)
-            called = score >= threshold
-            values["sensitivity"].append(float(called[rows & (y == 1)].mean()))
-            values["specificity"].append(float(1 - called[rows & (y == 0)].mean()))
-            for at, weights in self.resamples.weights():
-                chosen = weighted_threshold_at(y[source], score[source], weights[:, source], SPECIFICITY)
-                for what, value in (("sensitivity", 1), ("specificity", 0)):
-                    own = np.flatnonzero(rows & (y == value))
-                    own = own[np.argsort(score[own])]
-                    below = np.concatenate([np.zeros((len(weights), 1)), weights[:, own].cumsum(axis=1)], axis=1)
-                    passed = below[np.arange(len(weights)), np.searchsorted(score[own], chosen)]
-                    share = np.divide(passed, below[:, -1], out=np.full(len(weights), np.nan), where=below[:, -1] > 0)
-                    resampled[what][at] += (1 - share if value else share) / len(self.scores)
-        found: dict[str, float] = {}
+    def _called(self, name: str) -> dict[str, tuple[Sample, int]]:
+        """Sensitivity and specificity at the threshold that the source chooses, on each resample anew; and of how many
+        patients."""
+        source, rows, y = self.domain == self.source, self.domain == name, self.y[:, 0]
+        found = {}
         for what, value in (("sensitivity", 1), ("specificity", 0)):
-            patients = len(np.unique(self.patients[rows & (self.y[:, 0] == value)]))
-            sample = Sample(np.array([values[what]]), resampled[what])
-            found |= _numbers(self.chance.estimate(sample, patients), what, f"{what}_")
+            own = np.flatnonzero(rows & (y == value))
+            shares, resampled = [], np.zeros(len(self.resamples))
+            for score in (one[:, 0] for one in self.scores):
+                above = score[own] >= threshold_at(y[source], score[source], SPECIFICITY)
+                shares.append(float(np.mean(above == value)))
+                ordered = own[np.argsort(score[own])]
+                for at, weights in self.resamples.weights():
+                    chosen = weighted_threshold_at(y[source], score[source], weights[:, source], SPECIFICITY)
+                    below = np.concatenate([np.zeros((len(weights), 1)), weights[:, ordered].cumsum(axis=1)], axis=1)
+                    passed = below[np.arange(len(weights)), np.searchsorted(score[ordered], chosen)]
+                    known = (below[:, -1] > 0) & ~np.isnan(chosen)
+                    share = np.divide(passed, below[:, -1], out=np.full(len(weights), np.nan), where=known)
+                    resampled[at] += (1 - share if value else share) / len(self.scores)
+            n = len(np.unique(self.patients[own]))
+            if min(shares) == 1:
+                resampled = np.fmin(resampled, self.chance.perfect(n))
+            elif max(shares) == 0:
+                resampled = np.fmax(resampled, 1 - self.chance.perfect(n))
+            found[what] = Sample(np.array([shares]), resampled), n
         return found
 
     def _threshold(self) -> float:
         """The source's, as a probability: the mean over the classifiers."""
         source = self.domain == self.source
-        if self.kind != "binary" or not source.any():
-            return math.nan
         logits = [threshold_at(self.y[source, 0], one[source, 0], SPECIFICITY) for one in self.scores]
         return float(np.mean([expit(z / t) for z, t in zip(logits, self.temperatures, strict=True)]))
 
@@ -378,12 +394,15 @@ class _Column:
         n = truth.rarer(truth.judged)
         sample = self._auroc(truth, [alone])
         assert isinstance(sample, Sample)
+        chance = Sample(np.full_like(sample.by_cell, 0.5), np.full_like(sample.resampled, 0.5))
         row |= _numbers(self.chance.estimate(sample, n), "auroc")
+        row["p_holm"] = self.chance.estimate(sample, n, chance).p
         classifier, inner = self._auroc(truth, self.scores), self._within(truth, values, groups)
         assert isinstance(classifier, Sample)
         row["classifier"] = float(classifier.by_cell.mean())
         if inner is not None:
             row |= _numbers(self.chance.estimate(inner, n), "within", "within_")
+            row |= _numbers(self.chance.estimate(classifier, n, inner), "lost", "lost_")
         return row
 
     def _within(self, truth: Truth, values: np.ndarray, groups: Sequence[Any]) -> Sample | None:

@@ -137,12 +137,15 @@ def weighted_threshold_at(y: np.ndarray, scores: np.ndarray, weights: np.ndarray
     _check(specificity)
     if np.isnan(scores).any() or not len(scores):
         return np.full(len(weights), np.nan)
-    negative, ascending = np.flatnonzero(y == 0), np.unique(scores)
+    negative, order = np.flatnonzero(y == 0), np.argsort(scores)
     negative = negative[np.argsort(scores[negative])]
+    ascending, first = np.unique(scores[order], return_index=True)
+    there = np.add.reduceat(weights[:, order], first, axis=1) > 0
     below = np.zeros((len(weights), len(negative) + 1))
     np.cumsum(weights[:, negative], axis=1, out=below[:, 1:])
     total = below[:, -1:]
-    within = total - below[:, np.searchsorted(scores[negative], ascending)] <= _allowed(specificity, total)
+    false = total - below[:, np.searchsorted(scores[negative], ascending)]
+    within = there & (false <= _allowed(specificity, total))
     lowest = np.where(within.any(axis=1), ascending[within.argmax(axis=1)], np.inf)
     both = (total[:, 0] > 0) & (weights[:, y == 1].sum(axis=1) > 0)
     thresholds: np.ndarray = np.where(both, lowest, np.nan)

@@ -17,6 +17,7 @@ from medclr.metrics import (
     weighted_label_aurocs,
     weighted_mean_auroc,
     weighted_sensitivity_at,
+    weighted_threshold_at,
 )
 
 
@@ -114,9 +115,12 @@ def test_sensitivity_at_a_specificity_is_the_best_of_the_thresholds_that_keep_it
     assert not len(lower) or np.mean(scores[y == 0] < lower.max()) < specificity
 
     weights = np.random.default_rng(seed).integers(0, 4, size=(7, len(y)))
-    for weighted, row in zip(weighted_sensitivity_at(y, scores, weights, specificity), weights, strict=True):
+    limits = weighted_threshold_at(y, scores, weights, specificity)
+    found = weighted_sensitivity_at(y, scores, weights, specificity)
+    for weighted, limit, row in zip(found, limits, weights, strict=True):
         repeated = np.repeat(y, row), np.repeat(scores, row)
         assert weighted == pytest.approx(sensitivity_at(*repeated, specificity), nan_ok=True)
+        assert limit == pytest.approx(threshold_at(*repeated, specificity), nan_ok=True)
         assert math.isnan(weighted) == (len(set(repeated[0])) < 2)
 
 
