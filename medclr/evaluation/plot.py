@@ -23,6 +23,7 @@ _METHODS = {
     "scratch": ("#606060", "^"),
     "pca": ("#007a5a", "D"),
 }
+_MOST_LETTERS = 24  # of a name beside an axis
 _DASHES = ("-", "--", "-.")  # by group of encoders
 _SPARE = [("#56a0d8", "p"), ("#b07000", "*"), ("#707000", "h")]
 
@@ -104,13 +105,13 @@ def draw_domains(axes: "Axes", domains: pd.DataFrame) -> None:
     place, places, names = 0, [], []
     for column, rows in domains.groupby("column", sort=False):
         places.append(place)
-        names.append(str(column))
+        names.append(_short(str(column)))
         source = rows.loc[rows["is_source"], "auroc"].to_numpy(float)
         axes.vlines(source[np.isfinite(source)], place, place + len(rows), color=INK, linewidth=0.8, linestyle=":")
         for row in rows.to_dict("records"):
             place += 1
             places.append(place)
-            names.append(f"   {row['domain']}")
+            names.append(f"   {_short(row['domain'])}")
             colour = _METHODS["full" if row["is_source"] else "linear"][0]
             axes.hlines(place, row["low"], row["high"], color=colour, linewidth=1.4)
             fill = colour if row["is_source"] else PAPER
@@ -122,11 +123,16 @@ def draw_domains(axes: "Axes", domains: pd.DataFrame) -> None:
     lowest = float(np.nanmin(known)) if np.isfinite(known).any() else 0.5
     axes.set_xlim(max(0.0, min(0.48, lowest - 0.02)), 1.005)
     axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
-    axes.set_xlabel("AUROC (dotted: that of the source; at 0.5: chance)")
+    axes.set_xlabel("AUROC (dotted: source, and chance)")
     axes.grid(axis="x", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=5)
     axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the axes: of a long one the beginning and the end, by which like ones differ."""
+    return name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS // 2]}…{name[1 - _MOST_LETTERS // 2 :]}"
 
 
 def _shifts(fractions: Sequence[float], n_arms: int) -> np.ndarray:

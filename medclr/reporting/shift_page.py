@@ -67,7 +67,7 @@ def shift_page(shift: Shift, context: Mapping[str, Any]) -> str:
         narrow_figure=Markup(shift_svg(shift.domains, narrow=True)),
         domains=_by_column(domains),
         differences=_by_column(forest(shift.differences, "difference", zero=0.0)),
-        heads=_by_column(forest(shift.heads, "gain", zero=0.0)),
+        heads=_by_column(_with_gains(shift.heads)),
         probes=_by_column(shift.probes),
         distances=_by_column(shift.distances),
         shortcuts=_by_column(shift.shortcuts),
@@ -105,14 +105,12 @@ def _lost(shift: Shift) -> Answer:
             f"({span(row['low'], row['high'], sign=True)}), p {_equals(row['p_holm'])} after Holm's correction."
         )
     below = [row for row in shift.domains.to_dict("records") if row["high"] < 0.5]
-    more += [f"In {row['domain']} ({row['column']}) it ranks worse than chance: {_auroc(row)}." for row in below]
+    more += [f"In {row['domain']} ({row['column']}) it ranks worse than chance: {_value(row)}." for row in below]
     open_ = [row for row in tested if row not in fallen + risen]
     if open_:
         seen = max(row["detectable"] for row in open_)
-        more.append(
-            f"Not resolved: {listed([_named(row) for row in open_])}. A true difference below {number(seen)} would "
-            "often have gone unseen there (80% power, tested alone)."
-        )
+        power = f" A true difference below {number(seen)} would often have gone unseen there (80% power, tested alone)."
+        more.append(f"Not resolved: {listed([_named(row) for row in open_])}.{power if seen == seen else ''}")
     more += [f"{_named(row)}: n/a, {row['reason']}." for row in rows if row["reason"]]
     if fallen:
         worst = min(fallen, key=lambda row: row["difference"])
@@ -127,34 +125,33 @@ def _lost(shift: Shift) -> Answer:
 def _carried(shift: Shift) -> Answer:
     question = "Can its probabilities and its threshold be carried over?"
     rows = shift.domains[(shift.domains["reason"] == "") & shift.domains["sensitivity"].notna()].to_dict("records")
-    if not rows:
-        return Answer(question, "Not known: these are of a single binary label with both classes in the source.", [])
     source = {row["column"]: row for row in rows if row["is_source"]}
-    more, moved = [], []
-    for row in rows:
-        if row["is_source"] or row["column"] not in source:
-            continue
+    others = [row for row in rows if not row["is_source"]]
+    if not others:
+        return Answer(question, "Not known: it takes a single label, and both classes in the source and elsewhere.", [])
+    more, moved, off = [], [], []
+    for row in others:
         own = source[row["column"]]
-        what = [
-            f"{name} {number(row[name])} ({span(row[f'{name}_low'], row[f'{name}_high'])})"
-            for name in ("sensitivity", "specificity")
-        ]
+        what = [_value(row, name, f"{name}_") for name in ("sensitivity", "specificity")]
         more.append(
-            f"{_named(row)}: {' and '.join(what)} at the threshold of {own['domain']}, which has "
-            f"{number(own['sensitivity'])} and {number(own['specificity'])} there."
+            f"{_named(row)}: sensitivity {what[0]} and specificity {what[1]} at the threshold of {own['domain']}, "
+            f"which has {number(own['sensitivity'])} and {number(own['specificity'])} there."
         )
-        if any(not row[f"{name}_low"] <= own[name] <= row[f"{name}_high"] for name in ("sensitivity", "specificity")):
+        if min(row["sensitivity_p"], row["specificity_p"]) < _ALPHA:
             moved.append(_named(row))
         if abs(row["predicted"] - row["observed"]) > _PREVALENCE:
+            off.append(_named(row))
             more.append(
                 f"In {row['domain']} it predicts {number(row['predicted'])} on average, and {number(row['observed'])} "
                 "are positive: its probabilities are not to be taken at their word there."
             )
     short = (
-        f"Not to {listed(moved)}: sensitivity or specificity are others than in the source."
+        f"The threshold not to {listed(moved)}: sensitivity or specificity are others than in the source."
         if moved
         else "Nothing shows that sensitivity and specificity are others than in the source."
     )
+    if off:
+        short += f" The probabilities not to {listed(off)}: on average they are too far from the share of positives."
     return Answer(question, short, more)
 
 
@@ -177,7 +174,7 @@ def _why(shift: Shift) -> Answer:
         if "all" in known and known["all"]["auroc"] > _READABLE:
             alike = [f"{number(row['auroc'])} among {name}" for name, row in known.items() if name != "all"]
             more.append(
-                f"The features show the {column}: a linear head reads it with AUROC {_auroc(known['all'])}"
+                f"The features show the {column}: a linear head reads it with AUROC {_value(known['all'])}"
                 + (f", {listed(alike)}." if alike else ".")
             )
     more += _prevalences(shift)
@@ -191,35 +188,42 @@ def _why(shift: Shift) -> Answer:
 def _cause(shift: Shift, row: Row) -> tuple[str, list[str]] | None:
     """In words, and the evidence; None where no head could be fitted."""
     heads = {
-        head["head"]: head
+        (head["domain"], head["head"]): head
         for head in shift.heads.to_dict("records")
-        if (head["column"], head["domain"], head["reason"]) == (row["column"], row["domain"], "")
+        if head["column"] == row["column"] and not head["reason"]
     }
-    if _OWN not in heads:
+    at = row["domain"]
+    if (at, _OWN) not in heads:
         return None
-    own, joint = heads[_OWN], heads[_JOINT]
+    own, joint = heads[at, _OWN], heads[at, _JOINT]
     evidence = [
-        f"{row['domain']}: on the same features a head with labels of its own reaches {_auroc(own)}, "
-        f"{number(own['gain'], sign=True)} ({span(own['gain_low'], own['gain_high'], sign=True)}) over the "
-        f"classifier; one head with labels of all domains {_auroc(joint)}."
+        f"{at}: on the same features a head with labels of its own reaches {_value(own)}, {_gain(own)} over the "
+        f"classifier; one head with labels of all domains {_value(joint)}, {_gain(joint)}."
     ]
+    # What labels bring in the source too, or take from it, is no matter of the domain.
+    own_there, joint_there = (heads.get((row["source"], head)) for head in (_OWN, _JOINT))
+    if own_there and joint_there:
+        evidence.append(f"In {row['source']} the gains of these are {_gain(own_there)} and {_gain(joint_there)}.")
     if not own["gain_low"] > 0:
         return (
             "even with labels of its own the features are not shown to give more: a harder or noisier task, or "
             "features that have lost it",
             evidence,
         )
-    if heads[_CLASSIFIER]["high"] < 0.5:
+    if own_there and own_there["gain_low"] > 0 and 2 * own_there["gain"] > own["gain"]:
+        return f"labels of its own bring more, but so they do in {row['source']}: too few were learned from", evidence
+    if heads[at, _CLASSIFIER]["high"] < 0.5:
         evidence.append(
-            f"In {row['domain']} what the classifier takes for a sign is commoner among negatives: the label goes with "
-            "other things there, as where it is defined in another way, or confounded."
+            f"In {at} what the classifier takes for a sign is commoner among negatives: the label goes with other "
+            "things there, as where it is defined in another way, or confounded."
         )
-    rule = (
-        "with the labels of both, one rule is found that serves "
-        + ("both" if 2 * joint["gain"] > own["gain"] else "it in part")
-        if joint["gain_low"] > 0
-        else "no one rule is shown to serve both"
-    )
+    if not joint["gain_low"] > 0:
+        rule = "no one rule is shown to serve both"
+    elif joint_there and joint_there["gain_high"] < 0:
+        rule = f"one rule for all domains serves it at the cost of {row['source']}"
+    else:
+        served = "both" if joint_there and 2 * joint["gain"] > own["gain"] else "it in part"
+        rule = f"with labels of all domains, one rule is found that serves {served}"
     return (
         f"the features still hold what the label asks for, but the classifier's rule does not read it; {rule}. Without "
         "labels of the target nothing can tell which rule is right there",
@@ -248,21 +252,20 @@ def _prevalences(shift: Shift) -> list[str]:
 def _leans(shift: Shift) -> Answer:
     question = "What betrays the label without any pixel?"
     rows = shift.shortcuts[shift.shortcuts["reason"] == ""].drop_duplicates(["domain", "attribute"])
-    telling = rows[rows["low"] > 0.5].sort_values("auroc", ascending=False)
+    telling = rows[(rows["p_holm"] < _ALPHA) & (rows["auroc"] > 0.5)].sort_values("auroc", ascending=False)
     more = []
     for row in telling.to_dict("records"):
-        alone = f"{row['attribute']} alone tells the label with AUROC {_auroc(row)} in {row['domain']}"
-        lost = row["classifier"] - row["within"]
+        alone = f"{row['attribute']} alone tells the label with AUROC {_value(row)} in {row['domain']}"
         inner = (
-            f"; between volumes alike in it, the classifier has {number(row['within'])} "
-            f"({span(row['within_low'], row['within_high'])}), overall {number(row['classifier'])}"
+            f"; between volumes alike in it, the classifier has {_value(row, 'within', 'within_')}, overall "
+            f"{number(row['classifier'])}"
         )
-        lean = ": part of what it shows is that" if lost > _CONFOUNDED else ""
+        lean = ": part of what it shows is that" if row["lost"] > _CONFOUNDED and row["lost_low"] > 0 else ""
         more.append(f"{alone}{inner if row['within'] == row['within'] else ''}{lean}.")
     if not len(rows):
         return Answer(question, "Not known: nothing is on record that differs between volumes of a domain.", more)
     names = list(dict.fromkeys(telling["attribute"]))
-    short = f"{listed(names)}." if names else "Nothing that is on record."
+    short = f"{listed(names)}." if names else "Nothing that is on record is shown to."
     return Answer(question, short[0].upper() + short[1:], more[:8])
 
 
@@ -304,14 +307,18 @@ def _methods(shift: Shift, context: Mapping[str, Any]) -> list[str]:
         "Differences have Student's t and, over all domains, Holm's correction.",
         "The source of a column is the domain that was named, or that with most volumes that the classifier learned "
         "from. Its threshold is the lowest with a specificity of 90% among its volumes here, chosen anew on each "
-        "resample.",
+        "resample. That sensitivity or specificity differ from the source's is said where Holm's correction over all "
+        "of these leaves it standing.",
         "Heads are logistic regressions on the features that the classifier's own head is given, each scored on "
-        "patients that it was not fitted on (five folds by patient, regularised by cross-validation within).",
+        "patients that it was not fitted on (five folds by patient, regularised by cross-validation within; rows are "
+        "ranked within their fold). Their intervals are over those who are judged, not over those who were learned "
+        "from.",
         "Distances are unbiased squared maximum mean discrepancies with five Gaussian kernels (Gretton et al. 2012), "
         "and CORAL (Sun and Saenko 2016), of features scaled by their standard deviation, of 1,000 volumes a domain "
         "at most.",
-        "An attribute's AUROC is that of the share of positives among other patients with the same value, out of fold. "
-        "“Alike in it” counts pairs of a positive and a negative that share the value.",
+        "An attribute's AUROC is that of such a head on its values alone; it is said to tell the label where Holm's "
+        "correction, over all attributes and domains, leaves that standing. “Alike in it” counts pairs of a positive "
+        "and a negative that share the value.",
     ]
 
 
@@ -319,14 +326,24 @@ def _learned(row: Row, context: Mapping[str, Any]) -> int:
     return int(context["trained"].get(row["column"], {}).get(row["domain"], 0))
 
 
+def _with_gains(heads: pd.DataFrame) -> pd.DataFrame:
+    """With the places of the gains and their intervals, not of the AUROCs."""
+    gains = forest(heads.assign(low=heads["gain_low"], high=heads["gain_high"]), "gain", zero=0.0)
+    return gains.assign(low=heads["low"], high=heads["high"])
+
+
 def _named(row: Row) -> str:
     return f"{row['domain']} ({row['column']})"
 
 
-def _auroc(row: Any) -> str:
+def _gain(head: Row) -> str:
+    return f"{number(head['gain'], sign=True)} ({span(head['gain_low'], head['gain_high'], sign=True)})"
+
+
+def _value(row: Row, name: str = "auroc", prefix: str = "") -> str:
     """A value with its interval, if it has one."""
-    low = row["low"]
-    return f"{number(row['auroc'])}" + (f" ({span(low, row['high'])})" if low == low else "")
+    low = row[f"{prefix}low"]
+    return number(row[name]) + (f" ({span(low, row[f'{prefix}high'])})" if low == low else "")
 
 
 def _equals(value: float) -> str:
