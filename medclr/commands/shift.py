@@ -67,11 +67,15 @@ def shift(config: ShiftConfig) -> Shift:
         label=config.label or list(classifiers[0].task.columns),
         key_file=config.key_file or behind.get("key_file"),
     )
+    if config.labels is not None:
+        check_labels(config.labels, config.label, label_layout(config, classifiers[0].spec))
+    own = behind.get("labels") if config.data or config.labels is None else config.labels
+    own = own if own is not None and own.exists() else None
     run.pin({
         "classifier": " ".join(one.digest[:16] for one in classifiers),
-        "labels": "" if config.labels is None else labels_hash(config.labels),
+        "labels": " ".join(labels_hash(path) for path in dict.fromkeys((own, config.labels)) if path),
     })  # fmt: skip
-    parts = _parts(config, run, paths[0], classifiers[0], behind)
+    parts = _parts(config, run, paths[0], own, classifiers[0], behind)
     table, archive = _joined(parts)
     groups = _groups(table, archive)
     for column in (*config.sources, *config.attributes):
@@ -88,7 +92,7 @@ def shift(config: ShiftConfig) -> Shift:
             f"{counted(rows.iloc[at[part.name] - part.start]['patient_key'].nunique(), 'patient')} that the classifier "
             "did not learn from"
         )
-    sources = _sources(config, groups, trained == "yes", fresh)
+    sources = _sources(config, groups, table.rows["patient_key"], trained == "yes", fresh)
     features, logits = _embedded(config, classifiers, parts, at)
     attributes = groups.iloc[fresh].reset_index(drop=True)
     judged = Judged(
@@ -141,19 +145,23 @@ def _loaded(paths: Sequence[Path]) -> list[LoadedClassifier]:
 
 
 def _parts(
-    config: ShiftConfig, run: Run, source: Path, classifier: LoadedClassifier, behind: Mapping[str, Path | None]
+    config: ShiftConfig,
+    run: Run,
+    source: Path,
+    own: Path | None,
+    classifier: LoadedClassifier,
+    behind: Mapping[str, Path | None],
 ) -> list[_Part]:
-    """The classifier's own archive, where it is at hand, and that of --data."""
+    """The classifier's own archive, where it and its label table `own` are at hand, and that of --data."""
     home = volumes_behind(source)
-    own = config.labels if config.data is None else behind.get("labels")
     parts: list[_Part] = []
     if home is not None and own is not None:
         # What was given is of the other archive, where there is one.
         asked = config if config.data is None else replace(config, data=None, store=None, spec=behind.get("spec"))
         parts.append(_part(asked, run, HOME, own, home, classifier, 0))
     elif config.data is None:
-        what = "the volumes" if home is None else "the label table"
-        raise UsageError(f"--classifier {source}: {what} behind it are not at hand; give --data and --labels")
+        what = "volumes" if home is None else "labels"
+        raise UsageError(f"--classifier {source}: the {what} behind it are not at hand; give --data and --labels")
     if config.data is not None:
         assert config.labels
         start = len(parts[0].table.rows) if parts else 0
@@ -227,20 +235,26 @@ def _any_seen(trained_on: Sequence[Any], parts: Sequence[_Part]) -> NDArray[np.o
 
 
 def _sources(
-    config: ShiftConfig, groups: pd.DataFrame, trained: NDArray[np.bool_], fresh: NDArray[np.intp]
+    config: ShiftConfig,
+    groups: pd.DataFrame,
+    patients: "pd.Series[str]",
+    trained: NDArray[np.bool_],
+    fresh: NDArray[np.intp],
 ) -> dict[str, str]:
     """By column, its source: the one that was named, or that with most volumes which the classifier learned from."""
     asked = config.sources or ({ARCHIVE: HOME} if ARCHIVE in groups else dict.fromkeys(DOMAINS, ""))
     found: dict[str, str] = {}
     for column, named in asked.items():
-        own = groups[column].iloc[fresh]
-        values = own[own != ""].value_counts()
+        values = patients.iloc[fresh].groupby(groups[column].iloc[fresh]).nunique().drop("", errors="ignore")
         enough = values[values >= LEAST].index
         if named and named not in set(values.index):
             raise UsageError(f"--by {column}={named}: no such domain; there are {listed(sorted(values.index))}")
         if len(enough) < 2 and column in config.sources:
-            there = f"only {values.index[0]!r}" if len(values) else "none"
-            raise DataError(f"--by {column}: there is {there}, where two domains of {LEAST} volumes are needed")
+            there = f"only {enough[0]!r}" if len(enough) else "none"
+            raise DataError(
+                f"--by {column}: there is {there} of {LEAST} patients whom the classifier did not learn from; two such "
+                "domains are needed"
+            )
         if len(values) > MOST_GROUPS and column in config.sources:
             raise DataError(
                 f"--by {column}: {len(values)} values are too many to compare (more than {MOST_GROUPS}); name a column "
