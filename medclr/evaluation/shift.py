@@ -170,9 +170,9 @@ class _Column:
         self.resamples = self.chance.patients(self.patients, self._strata())
         self.truths = {name: self._truth(self.domain == name) for name in self.names}
         self.samples = {name: self._auroc(truth, self.scores) for name, truth in self.truths.items()}
-        judged = [name for name in self.names if isinstance(self.samples[name], Sample)]
+        known = [name for name in self.names if isinstance(self.samples[name], Sample)]
         # A source that cannot be judged has no threshold.
-        called = judged if self.kind == "binary" and source in judged else []
+        called = known if self.kind == "binary" and source in known else []
         self.threshold = self._threshold() if called else math.nan
         self.called = {name: self._called(name) for name in called}
 
