@@ -555,8 +555,8 @@ class ShiftConfig(LabelledConfig):
     corruptions: list[Corruption] = field(
         default_factory=list,
         metadata={
-            "help": "ways in which scanners differ that are tried on the volumes, each at five strengths, beside --by or "
-            "without it"
+            "help": "ways in which scanners differ that are tried on the volumes, each at five strengths, beside --by "
+            "or without it"
         },
     )
     device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to compute")

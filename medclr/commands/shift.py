@@ -22,7 +22,7 @@ from medclr.commands.finetune import (
     volumes_behind,
 )
 from medclr.commands.prepare import check_stock
-from medclr.config import ShiftConfig
+from medclr.config import Corruption, ShiftConfig
 from medclr.data.identity import load_key
 from medclr.data.labels import LabelTable, check_labels, labels_hash
 from medclr.data.manifest import DOMAINS
@@ -30,16 +30,18 @@ from medclr.data.phantoms import SCANNERS
 from medclr.errors import BundleError, DataError, UsageError
 from medclr.evaluation.shift import LEAST, Judged, Shift, domain_shift
 from medclr.evaluation.subgroups import MOST_GROUPS, quartile_bands
-from medclr.models.classifier import LoadedClassifier, load_classifier
+from medclr.models.classifier import Classifier, LoadedClassifier, load_classifier
 from medclr.reporting.console import counted, say
 from medclr.reporting.figures import shift_figure
 from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, hardware, read_paths, versions
 from medclr.reporting.shift_page import shift_findings, shift_page
-from medclr.training.encode import feature_rows, training_device
+from medclr.training.encode import corrupted, feature_rows, training_device
 from medclr.training.probe import held_out_scores
+from medclr.transforms.corruption import CORRUPTIONS
 
 ARCHIVE, HOME, NEW = "archive", "home", "new"
+CLEAN, STRENGTHS = "0", 5
 SIZE = "image size"
 
 
@@ -93,7 +95,8 @@ def shift(config: ShiftConfig) -> Shift:
             "did not learn from"
         )
     sources = _sources(config, groups, table.rows["patient_key"], trained == "yes", fresh)
-    features, logits = _embedded(config, classifiers, parts, at)
+    networks = [one.classifier for one in classifiers]
+    features, logits = _embedded(config, networks, parts, at)
     attributes = groups.iloc[fresh].reset_index(drop=True)
     judged = Judged(
         table.y[fresh],
@@ -105,6 +108,9 @@ def shift(config: ShiftConfig) -> Shift:
         attributes[list(sources)],
         attributes,
     )
+    for name in config.corruptions:
+        judged = _with_corruption(config, name, judged, networks, parts, at)
+        sources[judged.simulated[-1]] = CLEAN
 
     def heads(features: Any, y: Any, patients: Any, exclusive: bool) -> NDArray[np.float64]:
         return held_out_scores(features, y, patients, config.seed, exclusive)
@@ -243,6 +249,8 @@ def _sources(
 ) -> dict[str, str]:
     """By column, its source: the one that was named, or that with most volumes which the classifier learned from."""
     asked = config.sources or ({ARCHIVE: HOME} if ARCHIVE in groups else dict.fromkeys(DOMAINS, ""))
+    if config.corruptions and not config.sources and ARCHIVE not in groups:
+        return {}
     found: dict[str, str] = {}
     for column, named in asked.items():
         values = patients.iloc[fresh].groupby(groups[column].iloc[fresh]).nunique().drop("", errors="ignore")
@@ -274,20 +282,52 @@ def _sources(
 
 def _embedded(
     config: ShiftConfig,
-    classifiers: Sequence[LoadedClassifier],
+    networks: Sequence[Classifier],
     parts: Sequence[_Part],
     at: Mapping[str, NDArray[np.intp]],
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """Features and logits of the volumes to judge by, for each classifier: one pass over them each."""
     device = training_device(config.device)
     features, logits = [], []
-    for one in classifiers:
-        network = one.classifier.to(device)
+    for network in networks:
+        network.to(device)
         found = [feature_rows(network, part.table.rows.iloc[at[part.name] - part.start], *part.place) for part in parts]
         features.append(np.concatenate(found))
         with torch.inference_mode():
             logits.append(network.head(torch.from_numpy(features[-1]).to(device)).cpu().numpy())
     return features, logits
+
+
+def _with_corruption(
+    config: ShiftConfig,
+    name: Corruption,
+    judged: Judged,
+    networks: Sequence[Classifier],
+    parts: Sequence[_Part],
+    at: Mapping[str, NDArray[np.intp]],
+) -> Judged:
+    """With the same volumes five times more, corrupted ever more strongly: a column whose domains these are."""
+    n, column = sum(map(len, at.values())), f"strength of {name}"
+    spec = parts[0].place[1]
+    domains = [judged.domains.assign(**{column: [CLEAN] * n + [""] * (len(judged.y) - n)})]
+    scores, features = ([[each] for each in of] for of in (judged.scores, judged.features))
+    for strength in range(1, STRENGTHS + 1):
+        by = CORRUPTIONS[name](strength, spec.spatial_dims)
+        changed = [corrupted(network, by, config.seed) for network in networks]
+        for place, (own, logits) in enumerate(zip(*_embedded(config, changed, parts, at), strict=True)):
+            features[place].append(own)
+            scores[place].append(parts[0].table.task.scores(logits))
+        domains.append(pd.DataFrame({column: [str(strength)] * n}))
+    return replace(
+        judged,
+        y=np.concatenate([judged.y, np.tile(judged.y[:n], (STRENGTHS, 1))]),
+        patients=np.concatenate([judged.patients, np.tile(judged.patients[:n], STRENGTHS)]),
+        scores=[np.concatenate(each) for each in scores],
+        features=[np.concatenate(each) for each in features],
+        domains=pd.concat(domains, ignore_index=True).fillna(""),
+        attributes=judged.attributes.reindex(range(len(judged.y) + STRENGTHS * n)).fillna(""),
+        simulated=[*judged.simulated, column],
+    )
 
 
 def _context(

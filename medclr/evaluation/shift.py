@@ -1,7 +1,7 @@
 """How a classifier does in each domain, what it lost on the way from its source, and where the loss may come from."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ class Judged:
         features: (n, F), as each classifier's head is given them.
         domains: columns of text, each a way of telling domains apart; "" is unknown, and left out.
         attributes: columns of text that may betray the label without any pixel.
+        simulated: those columns of `domains` whose domains are the same volumes, changed: nothing else tells them
+            apart.
     """
 
     y: np.ndarray
@@ -49,6 +51,7 @@ class Judged:
     features: Sequence[np.ndarray]
     domains: pd.DataFrame
     attributes: pd.DataFrame
+    simulated: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +117,7 @@ def domain_shift(judged: Judged, sources: Mapping[str, str], held_out: HeldOut, 
             ("domains", within.domains()),
             ("differences", within.differences()),
             ("heads", within.heads()),
-            ("probes", within.probes()),
-            ("distances", within.distances()),
-            ("shortcuts", within.shortcuts()),
+            *(() if column in judged.simulated else within.apart()),
         ):
             tables[name] += [{"column": column} | row for row in rows]
     for name, p, corrected in _CORRECTED:
@@ -222,6 +223,12 @@ class _Column:
                     row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
                 found.append(row)
         return found
+
+    def apart(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """What tells the volumes of domains apart."""
+        yield "probes", self.probes()
+        yield "distances", self.distances()
+        yield "shortcuts", self.shortcuts()
 
     def probes(self) -> list[dict[str, Any]]:
         """Each domain against the others; the mean over them where there are more than two."""

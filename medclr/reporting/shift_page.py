@@ -1,6 +1,6 @@
 """What a domain shift report says, and its page."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import pandas as pd
@@ -13,6 +13,7 @@ from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
 from medclr.reporting.numbers import count, listed, number, p, span
 
 _ALPHA = 0.05
+_MOST_ITEMS = 8
 _PREVALENCE = 0.1  # difference in the share of positives from which a reader is told
 _READABLE = 0.7  # AUROC above which a domain is said to show in the features
 _CONFOUNDED = 0.05  # AUROC that a classifier loses between volumes alike in an attribute, before a reader is told
@@ -110,16 +111,16 @@ def _lost(shift: Shift) -> Answer:
     if open_:
         seen = max(row["detectable"] for row in open_)
         power = f" A true difference below {number(seen)} would often have gone unseen there (80% power, tested alone)."
-        more.append(f"Not resolved: {listed([_named(row) for row in open_])}.{power if seen == seen else ''}")
+        more.append(f"Not resolved: {_all_named(open_)}.{power if seen == seen else ''}")
     more += [f"{_named(row)}: n/a, {row['reason']}." for row in rows if row["reason"]]
     if fallen:
         worst = min(fallen, key=lambda row: row["difference"])
         others = f", and in {counted(len(fallen) - 1, 'other domain')}" if len(fallen) > 1 else ""
         lost = number(-worst["difference"])
-        return Answer(question, f"In {_named(worst)}, by {lost} AUROC against {worst['source']}{others}.", more)
+        return Answer(question, f"In {_named(worst)}, by {lost} AUROC against {worst['source']}{others}.", _cut(more))
     if not tested:
         return Answer(question, "Not known: no domain could be compared with its source.", more)
-    return Answer(question, "In no domain is a fall shown.", more)
+    return Answer(question, "In no domain is a fall shown.", _cut(more))
 
 
 def _carried(shift: Shift) -> Answer:
@@ -138,21 +139,23 @@ def _carried(shift: Shift) -> Answer:
             f"which has {number(own['sensitivity'])} and {number(own['specificity'])} there."
         )
         if min(row["sensitivity_p"], row["specificity_p"]) < _ALPHA:
-            moved.append(_named(row))
+            moved.append(row)
         if abs(row["predicted"] - row["observed"]) > _PREVALENCE:
-            off.append(_named(row))
+            off.append(row)
             more.append(
                 f"In {row['domain']} it predicts {number(row['predicted'])} on average, and {number(row['observed'])} "
                 "are positive: its probabilities are not to be taken at their word there."
             )
     short = (
-        f"The threshold not to {listed(moved)}: sensitivity or specificity are others than in the source."
+        f"The threshold not to {_all_named(moved)}: sensitivity or specificity are others than in the source."
         if moved
         else "Nothing shows that sensitivity and specificity are others than in the source."
     )
     if off:
-        short += f" The probabilities not to {listed(off)}: on average they are too far from the share of positives."
-    return Answer(question, short, more)
+        short += (
+            f" The probabilities not to {_all_named(off)}: on average they are too far from the share of positives."
+        )
+    return Answer(question, short, _cut(more))
 
 
 def _why(shift: Shift) -> Answer:
@@ -163,11 +166,12 @@ def _why(shift: Shift) -> Answer:
         for row in shift.differences.to_dict("records")
         if not row["reason"] and row["p_holm"] < _ALPHA and row["difference"] < 0
     ]
-    more, causes = [], []
+    more: list[str] = []
+    causes: dict[str, list[Row]] = {}
     for row in fallen:
         found = _cause(shift, row)
         if found:
-            causes.append(f"{_named(row)}: {found[0]}")
+            causes.setdefault(found[0], []).append(row)
             more += found[1]
     for column, rows in shift.probes.groupby("column", sort=False):
         known = {row["among"]: row for row in rows.to_dict("records") if not row["reason"]}
@@ -179,10 +183,11 @@ def _why(shift: Shift) -> Answer:
             )
     more += _prevalences(shift)
     if not fallen:
-        return Answer(question, "No fall is shown that would have to be explained.", more)
+        return Answer(question, "No fall is shown that would have to be explained.", _cut(more))
     if not causes:
-        return Answer(question, "Not known: too few labels to fit a head to.", more)
-    return Answer(question, f"{'; '.join(causes)}.", more)
+        return Answer(question, "Not known: too few labels to fit a head to.", _cut(more))
+    said = [f"{_all_named(rows)}: {cause}." for cause, rows in causes.items()]
+    return Answer(question, " ".join(said), _cut(more))
 
 
 def _cause(shift: Shift, row: Row) -> tuple[str, list[str]] | None:
@@ -266,7 +271,7 @@ def _leans(shift: Shift) -> Answer:
         return Answer(question, "Not known: nothing is on record that differs between volumes of a domain.", more)
     names = list(dict.fromkeys(telling["attribute"]))
     short = f"{listed(names)}." if names else "Nothing that is on record is shown to."
-    return Answer(question, short[0].upper() + short[1:], more[:8])
+    return Answer(question, short[0].upper() + short[1:], _cut(more))
 
 
 def _excluded(shift: Shift, context: Mapping[str, Any]) -> Answer:
@@ -287,7 +292,7 @@ def _excluded(shift: Shift, context: Mapping[str, Any]) -> Answer:
         more.append("Not every file names its patient: intervals are image-level, and may be too narrow.")
     for column in shift.sources:
         n = test["n"] - int(shift.domains.loc[shift.domains["column"] == column, "n"].sum())
-        if n:
+        if n > 0:
             more.append(f"{column}: {counted(n, 'volume')} of no known domain, or of one with fewer than 5 patients.")
     short = (
         f"The {count(test['n_trained'])} volumes that the classifier learned from, and others of their patients; "
@@ -330,6 +335,20 @@ def _with_gains(heads: pd.DataFrame) -> pd.DataFrame:
     """With the places of the gains and their intervals, not of the AUROCs."""
     gains = forest(heads.assign(low=heads["gain_low"], high=heads["gain_high"]), "gain", zero=0.0)
     return gains.assign(low=heads["low"], high=heads["high"])
+
+
+def _cut(sentences: list[str]) -> list[str]:
+    """As many as a reader takes in."""
+    n = len(sentences) - _MOST_ITEMS + 1
+    return sentences if n < 2 else [*sentences[:-n], f"{n} more; each stands where its numbers are, below."]
+
+
+def _all_named(rows: Iterable[Row]) -> str:
+    """Domains of one column together: PA and AP (view)."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(row["column"], []).append(row["domain"])
+    return listed([f"{listed(domains)} ({column})" for column, domains in found.items()])
 
 
 def _named(row: Row) -> str:

@@ -161,6 +161,23 @@ def test_within_an_archive_domains_are_those_of_a_column(said, within):
     assert set(findings) <= set(out)
 
 
+def test_corruptions_are_domains_of_the_same_volumes(said, tmp_path):
+    words = ["--classifier", "runs/first", "--resamples", "100", "--corruptions", "noise", "contrast"]
+    code, out, _ = said("shift", *words)
+    assert code == 0, out
+    domains = pd.read_csv(tmp_path / "out" / "domains.csv", dtype={"domain": str})
+    assert domains.groupby("column", sort=False)["domain"].agg(list).to_dict() == {
+        "strength of noise": list("012345"),
+        "strength of contrast": list("012345"),
+    }
+    assert domains["is_source"].tolist() == [True, *[False] * 5] * 2
+    assert domains["n"].nunique() == 1
+    clean = unlearned()
+    assert domains["auroc"][0] == domains["auroc"][6] == pytest.approx(roc_auc_score(clean["y"], clean["probability"]))
+    assert domains["auroc"].nunique() > 2
+    assert pd.read_csv(tmp_path / "out" / "shortcuts.csv").empty
+
+
 def test_a_source_may_be_named_and_places_and_ages_are_not(within):
     domains = pd.read_csv(within / "domains.csv")
     assert domains[["column", "domain"]].to_numpy().tolist() == [
