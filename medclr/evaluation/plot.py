@@ -23,7 +23,7 @@ _METHODS = {
     "scratch": ("#606060", "^"),
     "pca": ("#007a5a", "D"),
 }
-_MOST_LETTERS = 24  # of a name beside an axis
+_MOST_LETTERS = 20  # of a name beside an axis
 _DASHES = ("-", "--", "-.")  # by group of encoders
 _SPARE = [("#56a0d8", "p"), ("#b07000", "*"), ("#707000", "h")]
 
@@ -123,7 +123,7 @@ def draw_domains(axes: "Axes", domains: pd.DataFrame) -> None:
     lowest = float(np.nanmin(known)) if np.isfinite(known).any() else 0.5
     axes.set_xlim(max(0.0, min(0.48, lowest - 0.02)), 1.005)
     axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
-    axes.set_xlabel("AUROC (dotted: source, and chance)")
+    axes.set_xlabel("AUROC (dotted: source, chance)")
     axes.grid(axis="x", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=5)

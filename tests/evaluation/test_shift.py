@@ -195,6 +195,7 @@ def test_a_domain_is_read_where_the_features_show_it(made: Made, seen: float, lo
     assert found.probes["among"].tolist() == [ALL, "negatives", "positives"]
     assert found.probes["n"].tolist() == [160, 80, 80]
     assert found.probes["auroc"].between(low, high).all()
+    assert (found.probes["high"] - found.probes["low"] < 0.4).all()
     row = found.distances.loc[0]
     assert row[["domain", "versus"]].tolist() == ["B", "A"]
     assert (row["mmd"] > row["noise"]) == bool(seen)
