@@ -161,14 +161,15 @@ def _carried(shift: Shift) -> Answer:
 def _why(shift: Shift) -> Answer:
     """The evidence, for each domain that falls: what the features hold, and whether one rule could serve both."""
     question = "Where may the loss come from?"
-    fallen = [
-        row
-        for row in shift.differences.to_dict("records")
-        if not row["reason"] and row["p_holm"] < _ALPHA and row["difference"] < 0
-    ]
+    # What is easier there can hide a loss: a domain without a fall, where labels of its own bring more.
+    gains = shift.heads[(shift.heads["head"] == _OWN) & (shift.heads["gain_low"] > 0)]
+    short = set(gains[["column", "domain"]].itertuples(index=False, name=None))
+    tested = [row for row in shift.differences.to_dict("records") if not row["reason"]]
+    fallen = [row for row in tested if row["p_holm"] < _ALPHA and row["difference"] < 0]
+    hidden = [row for row in tested if row not in fallen and (row["column"], row["domain"]) in short]
     more: list[str] = []
     causes: dict[str, list[Row]] = {}
-    for row in fallen:
+    for row in fallen + hidden:
         found = _cause(shift, row)
         if found:
             causes.setdefault(found[0], []).append(row)
@@ -182,11 +183,13 @@ def _why(shift: Shift) -> Answer:
                 + (f", {listed(alike)}." if alike else ".")
             )
     more += _prevalences(shift)
-    if not fallen:
+    if not fallen + hidden:
         return Answer(question, "No fall is shown that would have to be explained.", _cut(more))
     if not causes:
         return Answer(question, "Not known: too few labels to fit a head to.", _cut(more))
     said = [f"{_all_named(rows)}: {cause}." for cause, rows in causes.items()]
+    if hidden:
+        more.insert(0, f"No fall is shown in {_all_named(hidden)}, and yet labels of its own bring more there.")
     return Answer(question, " ".join(said), _cut(more))
 
 

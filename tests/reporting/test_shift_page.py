@@ -182,6 +182,20 @@ def test_what_the_features_hold(own: Any, joint: Any, there: Any, words: str) ->
     assert found.more[1].startswith("In PA the gains of these are +0.000 (−0.020 to +0.020) and ")
 
 
+def test_what_is_easier_does_not_hide_a_loss() -> None:
+    lost, _, why, *_ = answers(made(AP={"own": GAIN, "joint": GAIN}))
+    assert lost.short == "In no domain is a fall shown."
+    assert why.short.startswith("AP (view): the features still hold what the label asks for")
+    assert why.more[0] == "No fall is shown in AP (view), and yet labels of its own bring more there."
+
+
+def test_many_domains_are_told_by_column_and_no_more_than_a_reader_takes_in() -> None:
+    found = answers(made(**{f"D{i}": FALLEN | {"own": GAIN, "joint": GAIN} for i in range(9)}))
+    assert found[2].short.startswith("D0, D1, D2, D3, D4, D5, D6, D7 and D8 (view): the features still hold")
+    assert len(found[2].more) == 8
+    assert found[2].more[-1] == "12 more; each stands where its numbers are, below."
+
+
 def test_labels_that_bring_as_much_in_the_source_are_no_sign_of_another_rule() -> None:
     found = answers(made(PA={"own": GAIN, "joint": GAIN}, AP=FALLEN | {"own": GAIN, "joint": GAIN}))[2]
     assert found.short == "AP (view): labels of its own bring more, but so they do in PA: too few were learned from."
