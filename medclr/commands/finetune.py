@@ -255,6 +255,15 @@ def can_judge(table: LabelTable, split: str) -> NDArray[np.intp]:
 
 def find_encoders(config: LabelsConfig, run: Run, given: Sequence[Path]) -> list[Path]:
     """Where the encoders are; refuses a run that was begun with other ones, or with other labels."""
+    sources = named_or_newest(given)
+    # Now, not after hours of preparing volumes.
+    check_labels(config.labels, config.label, label_layout(config, load_encoder(sources[0]).spec), config.groups)
+    run.pin({"labels": labels_hash(config.labels), "encoder": " ".join(map(fingerprint, sources))})
+    return sources
+
+
+def named_or_newest(given: Sequence[Path]) -> list[Path]:
+    """The encoders that were named, or the newest pretrain run; UsageError where there is none."""
     newest = None if given else Run.newest("pretrain")
     sources = list(given) or ([newest] if newest else [])
     if not sources:
@@ -263,9 +272,6 @@ def find_encoders(config: LabelsConfig, run: Run, given: Sequence[Path]) -> list
         )
     if newest:
         say(f"no --encoder: {newest} is the newest complete pretrain run")
-    # Now, not after hours of preparing volumes.
-    check_labels(config.labels, config.label, label_layout(config, load_encoder(sources[0]).spec), config.groups)
-    run.pin({"labels": labels_hash(config.labels), "encoder": " ".join(map(fingerprint, sources))})
     return sources
 
 
@@ -275,14 +281,8 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
     Raises:
         BundleError: an encoder is for volumes prepared in another way than those of the first.
     """
-    source, encoder = given[0], _loaded(config, given[0])
-    encoders = [encoder, *(_loaded(config, path) for path in given[1:])]
-    for path, other in zip(given[1:], encoders[1:], strict=True):
-        if other.spec != encoder.spec:
-            raise BundleError(
-                f"--encoder {path}: was trained on volumes prepared in another way than {source}; compare encoders of "
-                "one spec (medclr adopt --like), or run efficiency for each"
-            )
+    source, encoders = given[0], load_encoders(given, config.projector_layer)
+    encoder = encoders[0]
     paths = read_paths(source)
     names = load_key(config.key_file or paths.get("key_file"))
     spec, store, manifest = find_volumes(config, run, encoder.spec, source)
@@ -327,9 +327,21 @@ def join_labels(
     return manifest, table
 
 
-def _loaded(config: LabelsConfig, path: Path) -> Encoder:
+def load_encoders(given: Sequence[Path], projector_layer: int) -> list[Encoder]:
+    """Encoders whose projector has such a layer, all for volumes prepared in one way; BundleError if not."""
+    encoders = [_loaded(path, projector_layer) for path in given]
+    for path, other in zip(given[1:], encoders[1:], strict=True):
+        if other.spec != encoders[0].spec:
+            raise BundleError(
+                f"--encoder {path}: was trained on volumes prepared in another way than {given[0]}; compare encoders "
+                "of one spec (medclr adopt --like), or run the command for each"
+            )
+    return encoders
+
+
+def _loaded(path: Path, projector_layer: int) -> Encoder:
     encoder = load_encoder(path)
-    encoder.bundle.middle(config.projector_layer)  # raises where there is no such layer
+    encoder.bundle.middle(projector_layer)  # raises where there is no such layer
     weights = len(encoder.bundle.encoder.state_dict()) + len(encoder.bundle.projector.state_dict())
     say(f"encoder: {path}; all {weights} weights match")
     return encoder
