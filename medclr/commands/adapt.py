@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from medclr.commands.domains import HOME, NEW, Part, joined, known_of, labelled_part, refuse_same
+from medclr.commands.domains import ARCHIVE, HOME, NEW, Part, joined, known_of, labelled_part, refuse_same
 from medclr.commands.efficiency import encoder_groups, finished_cells, keep_cell, kept_features
 from medclr.commands.finetune import encoder_seen, load_encoders, named_or_newest
 from medclr.config import METHODS, AdaptConfig, AdaptMethod
@@ -155,7 +155,7 @@ def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tupl
 
 
 def _whole(part: Part) -> _Side:
-    return _Side(part.name, part, np.arange(len(part.table.rows)))
+    return _Side(f"{ARCHIVE} {part.name}", part, np.arange(len(part.table.rows)))
 
 
 def _within(config: AdaptConfig, home: Part) -> tuple[_Side, _Side]:

@@ -289,6 +289,7 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
     for sentence in sources(config, encoder):
         say(sentence)
     manifest, table = join_labels(config.labels, config, run, manifest, names, encoder.spec, config.groups)
+    say_split(table)
     verdicts = [refuse_seen(config.labels, config, table, encoder_seen(one), names.fingerprint) for one in encoders]
     # Seeds of one pre-training saw the same.
     of_seen = {encoder_seen(one).pixels: (one, path) for one, path in zip(encoders, given, strict=True)}
@@ -322,9 +323,13 @@ def join_labels(
         f"{counted(len(table.unmatched_keys), 'key')} without a volume and "
         f"{counted(len(unlabelled), 'volume')} without a label (listed in private/unmatched.csv)"
     )
+    return manifest, table
+
+
+def say_split(table: LabelTable) -> None:
+    """Say so where the label table has no split of its own."""
     if table.split_source == "patient hash":
         say("no split column: patients are split 70/10/20 into train, val and test by the hash of their pseudonym")
-    return manifest, table
 
 
 def load_encoders(given: Sequence[Path], projector_layer: int) -> list[Encoder]:

@@ -75,7 +75,10 @@ def domain_adaptation(
         y_source, patients_source, y_target, patients_target, arms, {1.0: draws}, resamples, seed, done, on_cell,
         (SOURCE_ONLY,), kind,
     )  # fmt: skip
-    points = curve.points.rename(columns={"arm": "method"}).drop(columns="fraction")
+    # Counts of a curve are of what was learned from, which is the same source for all.
+    points = curve.points.rename(columns={"arm": "method"}).drop(
+        columns=["fraction", "n_patients", "n_positive", "n_negative"]
+    )
     differences = curve.differences[curve.differences["versus"] == SOURCE_ONLY]
     differences = differences.rename(columns={"arm": "method"}).drop(columns=["fraction", "baseline"])
     truth = Truth.of(y_target, patients_target, kind)

@@ -99,11 +99,13 @@ def _gained(found: Adaptation) -> Answer:
     fell = f" Worse than source-only: {listed([row['method'] for row in worse])}." if worse else ""
     if better:
         best = max(better, key=lambda row: row["difference"])
-        short = (
-            f"{listed([row['method'] for row in better])}; the most {best['method']}, by {number(best['difference'])}."
-        )
-        return Answer(question, f"{short[0].upper()}{short[1:]} {fell}".strip(), more)
-    return Answer(question, f"No gain is shown. {fell[:1].upper()}{fell[1:]}".strip(), more)
+        names, own = [row["method"] for row in better], _by_method(found.points)[best["method"]]
+        most = f"the most {best['method']}, " if len(names) > 1 else ""
+        if not own["low"] > 0.5:
+            interval = f"{number(own['auroc'])} ({span(own['low'], own['high'])})"
+            more.append(f"With an AUROC of {interval}, {best['method']} is not shown to rank better than chance.")
+        return Answer(question, f"Yes: {listed(names)}, {most}by {number(best['difference'])} AUROC.{fell}", more)
+    return Answer(question, f"No gain is shown.{fell}", more)
 
 
 def _regained(found: Adaptation) -> Answer:
@@ -121,11 +123,10 @@ def _regained(found: Adaptation) -> Answer:
         return Answer(question, f"There is no share to tell: {first['reason']}.", more)
     more += [f"{row['method']}: {_share(row)}." for row in rows]
     one = next((row for row in rows if row["method"] == AUTO), None)
-    if one is None:
-        shares = [f"{row['method']} {row['share']:.0%}".replace("-", "−") for row in rows]
-        return Answer(question, f"By {listed(shares)}.", more)
-    sure = "" if one["low"] > 0 or one["high"] < 0 else ", which is not resolved from nothing"
-    return Answer(question, f"By auto, {_share(one)}{sure}.", more)
+    if one is not None:
+        return Answer(question, f"{'B' if one['low'] > 0 else 'None is shown: b'}y auto {_share(one)}.", more)
+    some = [f"{row['method']} {_share(row)}" for row in rows if row["low"] > 0]
+    return Answer(question, f"By {listed(some)}." if some else "None is shown.", more)
 
 
 def _chosen(found: Adaptation) -> Answer:
@@ -197,11 +198,16 @@ def _prevalences(context: Mapping[str, Any]) -> list[str]:
     """Where so many more or fewer are positive that labels may not mean the same, or patients are chosen otherwise."""
     source, target = context["source"], context["target"]
     return [
-        f"{share:.0%} of the target are {output}, {source['shares'][output]:.0%} of the source: the label may mean "
-        "something else there, or other patients are scanned."
+        f"Of the target {share:.0%} are {_called(output, context)}, of the source {source['shares'][output]:.0%}: the "
+        "label may mean something else there, or other patients are scanned."
         for output, share in target["shares"].items()
         if output in source["shares"] and abs(share - source["shares"][output]) > _PREVALENCE
     ]
+
+
+def _called(output: str, context: Mapping[str, Any]) -> str:
+    """What a volume is that has an output."""
+    return "positive" if context["task"]["kind"] == "binary" else output
 
 
 def _methods(found: Adaptation, context: Mapping[str, Any]) -> list[str]:

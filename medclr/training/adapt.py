@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medclr.metrics import weighted_mean_auroc
 from medclr.training.probe import Linear, Scores, fit_linear, inner_folds, log_prior, out_of_fold
 
-RIDGE = 1.0  # of CORAL, in variances of the source's features
+RIDGE = 1.0  # of CORAL, in variances of the features
 SHARES = (0.2, 0.35, 0.5)  # of the target's volumes, round by round, from which self-training learns
 
 Features = NDArray[np.floating]
@@ -102,13 +102,15 @@ def recoloured(source: Features, target: Features, ridge: float = RIDGE) -> Feat
     """Features of the source with the mean and, up to the ridge, the covariance of the target's.
 
     CORAL (Sun, Feng and Saenko 2016, algorithm 1), which adds the identity to either covariance. Here it is added to
-    that of features divided by their standard deviations in the source, so that no unit of theirs counts.
+    that of features divided by their standard deviations, so that no unit of theirs counts: the root of the mean of the
+    variances in both domains, as a feature may be dead in one.
     """
-    scale = np.maximum(source.std(axis=0, dtype=np.float64), 1e-12)
-    mean = target.mean(axis=0, dtype=np.float64)
-    a, b = source / scale, target / scale
-    whitened = (a - a.mean(axis=0)) @ _power(_covariance(a, ridge), -0.5)
-    return np.asarray(whitened @ _power(_covariance(b, ridge), 0.5) * scale + mean)
+    means = [x.mean(axis=0, dtype=np.float64) for x in (source, target)]
+    scale = np.sqrt(np.mean([x.var(axis=0, dtype=np.float64) for x in (source, target)], axis=0))
+    scale = np.where(scale > 0, scale, 1)
+    a, b = ((x - mean) / scale for x, mean in zip((source, target), means, strict=True))
+    recoloured = a @ _power(_covariance(a, ridge), -0.5) @ _power(_covariance(b, ridge), 0.5)
+    return np.asarray(recoloured * scale + means[1])
 
 
 def decided(scores: Scores, exclusive: bool) -> Scores:
