@@ -220,7 +220,8 @@ def _methods(found: Adaptation, context: Mapping[str, Any]) -> list[str]:
         "left out where their patient is scored. Labels of the target are used to measure, to balance the halves, and "
         f"by {TARGET_TRAINED}, which learns those of the half that the methods adapt to.",
         "The encoder is frozen. Heads are logistic regressions that count all classes the same, their regularisation "
-        "chosen by patient-grouped cross-validation in the source.",
+        "chosen by patient-grouped cross-validation in the source. Scores are in deviations of those that a head gives "
+        "the half adapted to, so that both halves are ranked together.",
     ]
     said += [sentence for name, sentence in _HOW.items() if name in methods]
     unit = "" if context["known"] else " (images, where nobody names the patient)"
@@ -250,7 +251,8 @@ def _by_method(frame: pd.DataFrame) -> dict[str, Row]:
 
 
 def _share(row: Row) -> str:
-    return f"{row['share']:.0%} ({row['low']:.0%} to {row['high']:.0%})".replace("-", "−")
+    share, low, high = (f"{round(100 * row[name])}%".replace("-", "−") for name in ("share", "low", "high"))
+    return f"{share} ({low} to {high})"
 
 
 def _difference(row: Row) -> str:

@@ -92,10 +92,9 @@ def reverse_auroc(moved: Problem, learn: Learn, strength: float) -> float:
     return float(np.nanmean(aurocs))
 
 
-def supervised(problem: Problem, y: Scores, patients: NDArray[np.object_]) -> Scores:
-    """The upper bound: scores of the rows to be scored by a head that learned the target's own labels, y (m, K)."""
-    labelled = replace(problem, source=problem.target, y=y, patients=patients)
-    return _linear(labelled).scores(problem.scored)
+def supervised(problem: Problem, y: Scores, patients: NDArray[np.object_]) -> Linear:
+    """The upper bound: a head that has learned the target's own labels, y (m, K)."""
+    return _linear(replace(problem, source=problem.target, y=y, patients=patients))
 
 
 def recoloured(source: Features, target: Features, ridge: float = RIDGE) -> Features:

@@ -44,7 +44,7 @@ class CrossFit:
 
     def scores(self, method: str, drawn: Rows, seed: int) -> Scores:
         """Scores (m, K) of the target by one of METHODS, from the source rows at the positions `drawn`."""
-        return self._by_half(drawn, seed, lambda half: self._scored(half, method))
+        return self._by_half(drawn, seed, lambda half: _scored(*self._solve(half, method)))
 
     def chosen(self, candidates: Sequence[str], drawn: Rows, seed: int) -> tuple[Scores, list[Choice]]:
         """The same by whichever of METHODS `choose_method` takes in each half; and what that was."""
@@ -52,7 +52,7 @@ class CrossFit:
 
         def scored(half: int) -> Scores:
             choices.append(choose_method({name: self._solve(half, name) for name in candidates}))
-            return self._scored(half, choices[-1].method)
+            return _scored(*self._solve(half, choices[-1].method))
 
         return self._by_half(drawn, seed, scored), choices
 
@@ -61,7 +61,7 @@ class CrossFit:
 
         def scored(half: int) -> Scores:
             fit, _, problem = self._halves[half]
-            return supervised(problem, self._target.y[fit], self._target.patients[fit])
+            return _scored(problem, supervised(problem, self._target.y[fit], self._target.patients[fit]))
 
         return self._by_half(drawn, seed, scored)
 
@@ -94,6 +94,12 @@ class CrossFit:
             self._solved[half, method] = solve(self._halves[half][2], method)
         return self._solved[half, method]
 
-    def _scored(self, half: int, method: str) -> Scores:
-        moved, head = self._solve(half, method)
-        return head.scores(moved.scored)
+
+def _scored(moved: Problem, head: Linear) -> Scores:
+    """Scores in deviations of those that the head gives the half adapted to.
+
+    Those of both halves are ranked together, and two heads, or two methods, have no scale in common.
+    """
+    told = head.scores(moved.target)
+    deviation = told.std(axis=0)
+    return np.asarray((head.scores(moved.scored) - told.mean(axis=0)) / np.where(deviation > 0, deviation, 1))

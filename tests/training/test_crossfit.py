@@ -63,7 +63,8 @@ def test_each_half_is_scored_by_adapting_to_the_other(sides, method):
             ),
             method,
         )  # fmt: skip
-        np.testing.assert_allclose(scores[held], head.scores(moved.scored))
+        told = head.scores(moved.target)
+        np.testing.assert_allclose(scores[held], (head.scores(moved.scored) - told.mean()) / told.std())
 
 
 @pytest.mark.parametrize("method", [*METHODS, "auto", "target-trained"])
@@ -138,3 +139,26 @@ def test_the_upper_bound_reads_a_rule_that_is_the_other_way_round(sides):
     bound, plain = fits.upper_bound(DRAWN, 0)[:, 0], fits.scores("source-only", DRAWN, 0)[:, 0]
     assert bound[positive].mean() > bound[~positive].mean()
     assert plain[positive].mean() < plain[~positive].mean()
+
+
+def test_halves_by_two_methods_are_ranked_on_one_scale(sides, monkeypatch):
+    """One whose scores are a hundred times as large, and moved, changes nothing of the order."""
+    source, target = sides
+    plain = cross_fit(source, target).scores("source-only", DRAWN, 3)
+
+    def louder(problem, method):
+        moved, head = solve(problem, "source-only")
+        loud = replace(head, weight=100 * head.weight, bias=head.bias + 7)
+        return moved, loud if method == "coral" else head
+
+    monkeypatch.setattr(crossfit, "solve", louder)
+    left = [Choice("coral", 0.1), Choice("source-only", 0.1)]
+    monkeypatch.setattr(crossfit, "choose_method", lambda solved: left.pop(0))
+    scores, _ = cross_fit(source, target).chosen(["source-only", "coral"], DRAWN, 3)
+    np.testing.assert_allclose(scores, plain)
+
+
+def test_a_head_that_tells_nothing_has_finite_scores(sides):
+    source, target = sides
+    flat = replace(source, features=np.ones_like(source.features))
+    assert np.isfinite(CrossFit(flat, target, False).scores("source-only", DRAWN, 3)).all()
