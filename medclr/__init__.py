@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from medclr.commands.adapt import adapt
     from medclr.commands.adopt import adopt
     from medclr.commands.distill import distill
     from medclr.commands.efficiency import efficiency
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from medclr.commands.scan import scan
     from medclr.commands.shift import shift
     from medclr.config import (
+        AdaptConfig,
         AdoptConfig,
         DistillConfig,
         EfficiencyConfig,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AdaptConfig": "medclr.config",
     "AdoptConfig": "medclr.config",
     "DistillConfig": "medclr.config",
     "EfficiencyConfig": "medclr.config",
@@ -54,6 +57,7 @@ _HOME = {
     "PreviewConfig": "medclr.config",
     "ScanConfig": "medclr.config",
     "ShiftConfig": "medclr.config",
+    "adapt": "medclr.commands.adapt",
     "adopt": "medclr.commands.adopt",
     "distill": "medclr.commands.distill",
     "efficiency": "medclr.commands.efficiency",
@@ -72,6 +76,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AdaptConfig",
     "AdoptConfig",
     "DistillConfig",
     "EfficiencyConfig",
@@ -86,6 +91,7 @@ __all__ = [
     "ScanConfig",
     "ShiftConfig",
     "__version__",
+    "adapt",
     "adopt",
     "distill",
     "efficiency",

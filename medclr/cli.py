@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from medclr import __version__
 from medclr.config import (
+    AdaptConfig,
     AdoptConfig,
     DemoConfig,
     DistillConfig,
@@ -68,6 +69,7 @@ COMMANDS = {
     "efficiency": Command(EfficiencyConfig, "medclr.commands.efficiency"),
     "distill": Command(DistillConfig, "medclr.commands.distill"),
     "shift": Command(ShiftConfig, "medclr.commands.shift"),
+    "adapt": Command(AdaptConfig, "medclr.commands.adapt"),
     "leakage": Command(LeakageConfig, "medclr.commands.leakage"),
     "doctor": Command(DoctorConfig, "medclr.commands.doctor"),
 }

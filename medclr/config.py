@@ -20,6 +20,7 @@ _WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists t
 Method = Literal["linear", "knn", "attention", "lp-ft", "full", "distill", "auto"]
 Arm = Literal["scratch", "pca", "linear", "knn", "attention", "lp-ft", "full", "distill", "auto"]
 Corruption = Literal["noise", "blur", "contrast", "resolution", "motion", "bias"]
+AdaptMethod = Literal["adabn", "coral", "pseudo", "auto"]
 Tunable = Literal["scratch", "lp-ft", "full"]  # arms that train the whole network by one rate
 
 
@@ -574,6 +575,71 @@ class ShiftConfig(LabelledConfig):
     def sources(self) -> dict[str, str]:
         """By column, the source that was named, or ""."""
         return {column: source for column, _, source in (given.partition("=") for given in self.by)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptConfig(LabelledConfig):
+    """Carry a classifier to another scanner, view or hospital without its labels, and show what that gained."""
+
+    labels: Path = _need("label table of the source; without --target-data, of both domains")
+    target: str | None = _say(
+        None, "domain to adapt to, as COLUMN=VALUE of --labels or of the manifest, such as view=AP manufacturer=GE"
+    )
+    source: str | None = _say(None, "domain with labels to learn from (default: all other values of that column)")
+    target_data: Path | None = _say(None, "folder of scans of another archive, to which is adapted")
+    target_labels: Path | None = _say(None, "label table of --target-data: no method sees it, but the figures need it")
+    encoder: list[Path] = field(
+        default_factory=list,
+        metadata={
+            "help": "pretrain runs or encoder bundles; of several, which differ in their seed alone, results are means "
+            "(default: the newest complete run under runs/)"
+        },
+    )
+    methods: list[AdaptMethod] = field(
+        default_factory=list,
+        metadata={
+            "help": "statistics of batch norm from the target (adabn), features of the source as the target's are "
+            "distributed (coral), self-training (pseudo), or the one of these that reverse validation chooses (auto) "
+            "(default: all that suit the encoder)"
+        },
+    )
+    draws: int = _say(5, "random halvings of the target's patients: each half is scored by adapting to the other")
+    projector_layer: int = _say(
+        0, "hidden layers of the projector that the features go through, 1 as in SimCLRv2; 0 is the encoder alone"
+    )
+    crops: int = _say(
+        1, "most crops, spread evenly, by which a volume larger than the patch is judged; 1 is the centre"
+    )
+    transductive: bool = _say(False, "allow target patients that pre-training saw, and mark the report")
+    device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to compute")
+    seed: int = _say(0, "seed of the halves, the folds and the resamples")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ranges(self, draws=1, projector_layer=0, crops=1)
+        if (self.target is None) == (self.target_data is None):
+            raise UsageError("name what to adapt to: a domain with --target COLUMN=VALUE, or an archive --target-data")
+        if (self.target_data is None) != (self.target_labels is None):
+            raise UsageError(
+                "--target-data and --target-labels go together: no method sees these labels, but without any nothing "
+                "is known of what adapting gained"
+            )
+        if self.source is not None and self.target is None:
+            raise UsageError(f"--source {self.source}: only with --target; with --target-data it is all of --labels")
+        if self.data is not None and self.target_data is not None:
+            raise UsageError("--data with --target-data: the source is the archive that the encoder is from")
+        for name, given in (("target", self.target), ("source", self.source)):
+            if given is not None and not all(given.partition("=")):
+                raise UsageError(f"--{name} {given}: must be COLUMN=VALUE, such as view=AP")
+        if self.source is not None and self.source.partition("=")[0] != self.column:
+            raise UsageError(f"--source {self.source}: must be of the column of --target, {self.column}")
+        if self.source is not None and self.source == self.target:
+            raise UsageError(f"--target {self.target}: is the source too; name another domain")
+
+    @property
+    def column(self) -> str:
+        """By which source and target are told apart; "" where they are archives."""
+        return (self.target or "").partition("=")[0]
 
 
 @dataclass(frozen=True)

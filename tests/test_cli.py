@@ -241,6 +241,7 @@ def test_values_take_the_types_of_the_config() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_printed_config_reads_back_as_the_same(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     required = {
+        "adapt": ["--labels", "l", "--target", "view=AP"],
         "adopt": ["--network", "monai:resnet18", "--weights", "w", "--like", "r"],
         "efficiency": ["--labels", "l"],
         "leakage": ["--first", "f"],

@@ -30,6 +30,7 @@ from medclr.commands.finetune import (
     refuse_diverged,
     refuse_seen,
     run_of,
+    say_split,
     volumes_behind,
 )
 from medclr.commands.prepare import check_stock, named_source
@@ -191,6 +192,7 @@ def _gather(config: DistillConfig, run: Run, teacher: LoadedClassifier, encoder:
         say("no label table: nobody is left out, and nothing will be known of how good the student is")
     else:
         manifest, table = join_labels(config.labels, config, run, manifest, names, spec)
+        say_split(table)
         check_task(config.labels, table.task, teacher.task, "teacher")
         held = held_out(config.labels, manifest, names, label_layout(config, spec)).volumes(manifest)
         kept = ~held | manifest["volume_id"].isin(table.rows["volume_id"]).to_numpy()

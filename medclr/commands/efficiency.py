@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from medclr.commands.finetune import Labelled, break_down, check_classes, find_encoders, gather, sources
 from medclr.commands.prepare import check_stock
@@ -63,7 +64,7 @@ def efficiency(config: EfficiencyConfig) -> Curve:
     run = Run.open("efficiency", config, config.out)
     say(f"run folder: {run.folder}")
     data = gather(config, run, find_encoders(config, run, config.encoder))
-    groups = _groups(data.encoders)
+    groups = encoder_groups(data.encoders)
     _refuse_twice(groups)
     table = data.table
     train, test = table.of("train"), table.of("test")
@@ -83,15 +84,12 @@ def efficiency(config: EfficiencyConfig) -> Curve:
     patients = table.rows["patient_key"].to_numpy()
     subgroups = break_down(data.table).iloc[test].reset_index(drop=True)
     run.write_frame("private/test.csv", _test_rows(data, test).join(subgroups))
-    done = _done(run)
+    done = finished_cells(run)
     with _processes(config, work) as pool, progress("cells") as show:
 
         def on_cell(cell: Cell) -> None:
-            run.write_json(f"cells/{cell.id.replace('|', '_')}.json", cell.to_dict())
+            keep_cell(run, cell, f"{cell.arm} at {cell.fraction:g}", len(arms[cell.arm]))
             done[cell.id] = cell
-            result = f"AUROC {cell.auroc:.3f}" if not cell.reason else f"n/a, because {cell.reason}"
-            seed = f", encoder {cell.encoder + 1}" if len(arms[cell.arm]) > 1 else ""
-            say(f"{cell.arm} at {cell.fraction:g}, draw {cell.draw + 1}{seed}: {result} ({cell.seconds:.0f} s)")
             show(len(done), cells)
 
         curve = label_efficiency(
@@ -199,24 +197,36 @@ def _with_features(
 
     Where the counts of their crops or slices are given, of each of these.
     """
-    assert start.network
-    keys = [*data.table.rows["store_key"], *(str(p.double().sum().item()) for p in start.network.parameters())]
-    name = f"private/features-{blake2b('|'.join(keys).encode(), digest_size=8).hexdigest()}.npy"
-    if (run.folder / name).is_file():
-        features: NDArray[np.float32] = np.load(run.folder / name, allow_pickle=False)
-    else:
-        say(f"features of {counted(len(data.table.rows), 'labelled volume')}")
-        features = data.features(start, config) if counts is None else data.bags(start, config).features
-        content = io.BytesIO()
-        np.save(content, features, allow_pickle=False)
-        run.write_bytes(name, content.getvalue())
+    network = start.network
+    assert network
+
+    def compute() -> NDArray[np.float32]:
+        return data.features(start, config) if counts is None else data.bags(start, config).features
+
+    features = kept_features(run, network, data.table.rows, compute)
     if counts is None:
         return replace(start, features=features)
     bags = Bags(features, counts)
     return replace(start, features=bags.mean(), bags=bags)
 
 
-def _groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
+def kept_features(
+    run: Run, network: nn.Module, rows: pd.DataFrame, compute: Callable[[], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """The features of some volumes by a network: those that this run has computed before, or new ones."""
+    keys = [*rows["store_key"], *(str(value.double().sum().item()) for value in network.state_dict().values())]
+    name = f"private/features-{blake2b('|'.join(keys).encode(), digest_size=8).hexdigest()}.npy"
+    if (run.folder / name).is_file():
+        found: NDArray[np.float32] = np.load(run.folder / name, allow_pickle=False)
+        return found
+    say(f"features of {counted(len(rows), 'labelled volume')}")
+    features, content = compute(), io.BytesIO()
+    np.save(content, features, allow_pickle=False)
+    run.write_bytes(name, content.getvalue())
+    return features
+
+
+def encoder_groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
     """Encoders that differ in their seed alone, by the name of their method or of the weights from elsewhere.
 
     A second group of the same name is numbered.
@@ -277,10 +287,18 @@ def _of_pca(data: Labelled) -> pd.DataFrame:
     return free.iloc[np.sort(np.random.default_rng(0).choice(len(free), MOST_PCA_ROWS, replace=False))]
 
 
-def _done(run: Run) -> dict[str, Cell]:
+def finished_cells(run: Run) -> dict[str, Cell]:
     """Cells that an interrupted run of the same folder has finished."""
     cells = (Cell.from_dict(json.loads(path.read_text())) for path in sorted(run.folder.glob("cells/*.json")))
     return {cell.id: cell for cell in cells}
+
+
+def keep_cell(run: Run, cell: Cell, name: str, n_encoders: int) -> None:
+    """Write a cell where `finished_cells` will find it, and say under this name what it gave."""
+    run.write_json(f"cells/{cell.id.replace('|', '_')}.json", cell.to_dict())
+    result = f"AUROC {cell.auroc:.3f}" if not cell.reason else f"n/a, because {cell.reason}"
+    encoder = f", encoder {cell.encoder + 1}" if n_encoders > 1 else ""
+    say(f"{name}, draw {cell.draw + 1}{encoder}: {result} ({cell.seconds:.0f} s)")
 
 
 def _write(

@@ -265,6 +265,15 @@ def can_judge(table: LabelTable, split: str) -> NDArray[np.intp]:
 
 def find_encoders(config: LabelsConfig, run: Run, given: Sequence[Path]) -> list[Path]:
     """Where the encoders are; refuses a run that was begun with other ones, or with other labels."""
+    sources = named_or_newest(given)
+    # Now, not after hours of preparing volumes.
+    check_labels(config.labels, config.label, label_layout(config, load_encoder(sources[0]).spec), config.groups)
+    run.pin({"labels": labels_hash(config.labels), "encoder": " ".join(map(fingerprint, sources))})
+    return sources
+
+
+def named_or_newest(given: Sequence[Path]) -> list[Path]:
+    """The encoders that were named, or the newest pretrain run; UsageError where there is none."""
     newest = None if given else Run.newest("pretrain")
     sources = list(given) or ([newest] if newest else [])
     if not sources:
@@ -273,9 +282,6 @@ def find_encoders(config: LabelsConfig, run: Run, given: Sequence[Path]) -> list
         )
     if newest:
         say(f"no --encoder: {newest} is the newest complete pretrain run")
-    # Now, not after hours of preparing volumes.
-    check_labels(config.labels, config.label, label_layout(config, load_encoder(sources[0]).spec), config.groups)
-    run.pin({"labels": labels_hash(config.labels), "encoder": " ".join(map(fingerprint, sources))})
     return sources
 
 
@@ -285,20 +291,15 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
     Raises:
         BundleError: an encoder is for volumes prepared in another way than those of the first.
     """
-    source, encoder = given[0], _loaded(config, given[0])
-    encoders = [encoder, *(_loaded(config, path) for path in given[1:])]
-    for path, other in zip(given[1:], encoders[1:], strict=True):
-        if other.spec != encoder.spec:
-            raise BundleError(
-                f"--encoder {path}: was trained on volumes prepared in another way than {source}; compare encoders of "
-                "one spec (medclr adopt --like), or run efficiency for each"
-            )
+    source, encoders = given[0], load_encoders(given, config.projector_layer)
+    encoder = encoders[0]
     paths = read_paths(source)
     names = load_key(config.key_file or paths.get("key_file"))
     spec, store, manifest = find_volumes(config, run, encoder.spec, source)
     for sentence in sources(config, encoder):
         say(sentence)
     manifest, table = join_labels(config.labels, config, run, manifest, names, encoder.spec, config.groups)
+    say_split(table)
     verdicts = [refuse_seen(config.labels, config, table, encoder_seen(one), names.fingerprint) for one in encoders]
     # Seeds of one pre-training saw the same.
     of_seen = {encoder_seen(one).pixels: (one, path) for one, path in zip(encoders, given, strict=True)}
@@ -332,14 +333,30 @@ def join_labels(
         f"{counted(len(table.unmatched_keys), 'key')} without a volume and "
         f"{counted(len(unlabelled), 'volume')} without a label (listed in private/unmatched.csv)"
     )
-    if table.split_source == "patient hash":
-        say("no split column: patients are split 70/10/20 into train, val and test by the hash of their pseudonym")
     return manifest, table
 
 
-def _loaded(config: LabelsConfig, path: Path) -> Encoder:
+def say_split(table: LabelTable) -> None:
+    """Say so where the label table has no split of its own."""
+    if table.split_source == "patient hash":
+        say("no split column: patients are split 70/10/20 into train, val and test by the hash of their pseudonym")
+
+
+def load_encoders(given: Sequence[Path], projector_layer: int) -> list[Encoder]:
+    """Encoders whose projector has such a layer, all for volumes prepared in one way; BundleError if not."""
+    encoders = [_loaded(path, projector_layer) for path in given]
+    for path, other in zip(given[1:], encoders[1:], strict=True):
+        if other.spec != encoders[0].spec:
+            raise BundleError(
+                f"--encoder {path}: was trained on volumes prepared in another way than {given[0]}; compare encoders "
+                "of one spec (medclr adopt --like), or run the command for each"
+            )
+    return encoders
+
+
+def _loaded(path: Path, projector_layer: int) -> Encoder:
     encoder = load_encoder(path)
-    encoder.bundle.middle(config.projector_layer)  # raises where there is no such layer
+    encoder.bundle.middle(projector_layer)  # raises where there is no such layer
     weights = len(encoder.bundle.encoder.state_dict()) + len(encoder.bundle.projector.state_dict())
     say(f"encoder: {path}; all {weights} weights match")
     return encoder

@@ -1,8 +1,7 @@
 """`medclr shift`: what a classifier loses in other domains, and where the loss may come from."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,25 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from medclr.commands.finetune import (
-    break_down,
-    check_task,
-    find_volumes,
-    join_labels,
-    label_layout,
-    run_of,
-    volumes_behind,
+from medclr.commands.domains import (
+    ARCHIVE,
+    HOME,
+    NEW,
+    SIZE,
+    Part,
+    joined,
+    known_of,
+    labelled_part,
+    refuse_same,
 )
-from medclr.commands.prepare import check_stock
+from medclr.commands.finetune import label_layout, run_of, volumes_behind
 from medclr.config import Corruption, ShiftConfig
-from medclr.data.identity import load_key
 from medclr.data.labels import LabelTable, check_labels, labels_hash
 from medclr.data.manifest import DOMAINS
 from medclr.data.phantoms import SCANNERS
 from medclr.errors import BundleError, DataError, UsageError
 from medclr.evaluation.shift import LEAST, Judged, Shift, domain_shift
-from medclr.evaluation.subgroups import MOST_GROUPS, quartile_bands
+from medclr.evaluation.subgroups import MOST_GROUPS
 from medclr.models.classifier import Classifier, LoadedClassifier, load_classifier
 from medclr.reporting.console import counted, say
 from medclr.reporting.figures import shift_figure
@@ -40,9 +40,7 @@ from medclr.training.encode import corrupted, feature_rows, training_device
 from medclr.training.probe import held_out_scores
 from medclr.transforms.corruption import CORRUPTIONS
 
-ARCHIVE, HOME, NEW = "archive", "home", "new"
 CLEAN, STRENGTHS = "0", 5
-SIZE = "image size"
 
 
 def shift(config: ShiftConfig) -> Shift:
@@ -78,8 +76,8 @@ def shift(config: ShiftConfig) -> Shift:
         "labels": " ".join(labels_hash(path) for path in dict.fromkeys((own, config.labels)) if path),
     })  # fmt: skip
     parts = _parts(config, run, paths[0], own, classifiers[0], behind)
-    table, archive = _joined(parts)
-    groups = _groups(table, archive)
+    table, archive = joined(parts)
+    groups = known_of(table, archive)
     for column in (*config.sources, *config.attributes):
         if column not in groups:
             raise UsageError(f"column {column}: not in the label table nor the manifest; there are {listed([*groups])}")
@@ -87,12 +85,12 @@ def shift(config: ShiftConfig) -> Shift:
     fresh = np.flatnonzero(trained != "yes")
     at = {part.name: fresh[archive[fresh] == part.name] for part in parts}
     for part in parts:
-        rows = part.table.rows
-        check_stock(rows.iloc[at[part.name] - part.start], part.place[1], part.place[0], part.scans)
+        own = at[part.name] - part.start
+        part.check_stock(own)
         say(
-            f"{part.name}: {counted(len(at[part.name]), 'labelled volume')} of "
-            f"{counted(rows.iloc[at[part.name] - part.start]['patient_key'].nunique(), 'patient')} that the classifier "
-            "did not learn from"
+            f"{part.name}: {counted(len(own), 'labelled volume')} of "
+            f"{counted(part.table.rows.iloc[own]['patient_key'].nunique(), 'patient')} that the classifier did not "
+            "learn from"
         )
     sources = _sources(config, groups, table.rows["patient_key"], trained == "yes", fresh)
     networks = [one.classifier for one in classifiers]
@@ -120,23 +118,6 @@ def shift(config: ShiftConfig) -> Shift:
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """The labelled volumes of one archive.
-
-    name: "home", of the classifier's own, or "new"; table: its labels; place: store and spec; scans: what the volumes
-    were prepared from, where that is known; fingerprint: of the key of its pseudonyms; start: of its rows among those
-    of all parts.
-    """
-
-    name: str
-    table: LabelTable
-    place: tuple[Any, Any]
-    scans: Path | None
-    fingerprint: str
-    start: int
-
-
 def _loaded(paths: Sequence[Path]) -> list[LoadedClassifier]:
     """All of one task and one preprocessing, or they could not be averaged."""
     classifiers = [load_classifier(path) for path in paths]
@@ -157,10 +138,10 @@ def _parts(
     own: Path | None,
     classifier: LoadedClassifier,
     behind: Mapping[str, Path | None],
-) -> list[_Part]:
+) -> list[Part]:
     """The classifier's own archive, where it and its label table `own` are at hand, and that of --data."""
     home = volumes_behind(source)
-    parts: list[_Part] = []
+    parts: list[Part] = []
     if home is not None and own is not None:
         # What was given is of the other archive, where there is one.
         asked = config if config.data is None else replace(config, data=None, store=None, spec=behind.get("spec"))
@@ -173,63 +154,19 @@ def _parts(
         start = len(parts[0].table.rows) if parts else 0
         parts.append(_part(config, run, NEW, config.labels, run_of(source), classifier, start))
     if len(parts) == 2:
-        _refuse_same(config, *parts)
+        fix = "leave --data out, and name columns with --by"
+        refuse_same(parts[0], parts[1], f"--data {config.data}", "the classifier's own archive", fix)
     return parts
 
 
 def _part(
     config: ShiftConfig, run: Run, name: str, labels: Path, source: Path, classifier: LoadedClassifier, start: int
-) -> _Part:
-    layout = label_layout(config, classifier.spec)
-    header = set(check_labels(labels, config.label, layout)[0].columns)
-    columns = [column for column in dict.fromkeys([*config.sources, *config.attributes]) if column in header]
-    spec, store, manifest = find_volumes(config, run, classifier.spec, source)
-    names = load_key(config.key_file)
-    _, table = join_labels(labels, config, run, manifest, names, classifier.spec, columns)
-    check_task(labels, table.task, classifier.task, "classifier")
-    scans = config.data or read_paths(source).get("data")
-    return _Part(name, table, (store, spec), scans, names.fingerprint, start)
+) -> Part:
+    columns, task = list(dict.fromkeys([*config.sources, *config.attributes])), (classifier.task, "classifier")
+    return labelled_part(config, run, name, labels, source, classifier.spec, columns, task, start)
 
 
-def _refuse_same(config: ShiftConfig, home: _Part, new: _Part) -> None:
-    pixels = new.table.rows["pixel_hash"]
-    shared = int(pixels.isin(home.table.rows["pixel_hash"]).sum())
-    if 2 * shared > len(pixels):
-        raise DataError(
-            f"--data {config.data}: {shared:,} of its {counted(len(pixels), 'labelled volume')} are among those of the "
-            "classifier's own archive; leave --data out, and name columns with --by"
-        )
-
-
-def _joined(parts: Sequence[_Part]) -> tuple[LabelTable, NDArray[np.object_]]:
-    """All labelled volumes as one table, and the archive of each."""
-    archive = np.concatenate([np.full(len(part.table.rows), part.name, dtype=object) for part in parts])
-    table = replace(
-        parts[0].table,
-        rows=pd.concat([part.table.rows for part in parts], ignore_index=True),
-        y=np.concatenate([part.table.y for part in parts]),
-        groups=pd.concat([part.table.groups for part in parts], ignore_index=True).fillna(""),
-    )
-    return table, archive
-
-
-def _groups(table: LabelTable, archive: NDArray[np.object_]) -> pd.DataFrame:
-    """Everything by which domains may be told apart, or the label betrayed, as text."""
-    rows, groups = table.rows, break_down(table)
-    for name in DOMAINS:
-        groups[name] = rows[name].to_numpy()
-    if len(set(archive)) > 1:
-        # Each archive has letters of its own.
-        groups["site"] = [f"{name} {site}" if site else "" for name, site in zip(archive, groups["site"], strict=True)]
-        groups[ARCHIVE] = archive
-    sizes = [tuple(sorted(shape)) for shape in rows["shape"]]
-    size = pd.Series([" × ".join(map(str, shape)) for shape in sizes])
-    many = size.nunique() > MOST_GROUPS
-    groups[SIZE] = quartile_bands(np.array([float(math.prod(shape)) for shape in sizes])) if many else size
-    return groups.astype(str).replace({"nan": "", "unknown": ""})
-
-
-def _any_seen(trained_on: Sequence[Any], parts: Sequence[_Part]) -> NDArray[np.object_]:
+def _any_seen(trained_on: Sequence[Any], parts: Sequence[Part]) -> NDArray[np.object_]:
     """Of each volume whether any classifier learned from it or its patient: "yes", "no" or "not checkable"."""
 
     def worse(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.object_]:
@@ -283,7 +220,7 @@ def _sources(
 def _embedded(
     config: ShiftConfig,
     networks: Sequence[Classifier],
-    parts: Sequence[_Part],
+    parts: Sequence[Part],
     at: Mapping[str, NDArray[np.intp]],
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """Features and logits of the volumes to judge by, for each classifier: one pass over them each."""
@@ -291,7 +228,10 @@ def _embedded(
     features, logits = [], []
     for network in networks:
         network.to(device)
-        found = [feature_rows(network, part.table.rows.iloc[at[part.name] - part.start], *part.place) for part in parts]
+        found = [
+            feature_rows(network, part.table.rows.iloc[at[part.name] - part.start], part.store, part.spec)
+            for part in parts
+        ]
         features.append(np.concatenate(found))
         with torch.inference_mode():
             logits.append(network.head(torch.from_numpy(features[-1]).to(device)).cpu().numpy())
@@ -303,12 +243,12 @@ def _with_corruption(
     name: Corruption,
     judged: Judged,
     networks: Sequence[Classifier],
-    parts: Sequence[_Part],
+    parts: Sequence[Part],
     at: Mapping[str, NDArray[np.intp]],
 ) -> Judged:
     """With the same volumes five times more, corrupted ever more strongly: a column whose domains these are."""
     n, column = sum(map(len, at.values())), f"strength of {name}"
-    spec = parts[0].place[1]
+    spec = parts[0].spec
     domains = [judged.domains.assign(**{column: [CLEAN] * n + [""] * (len(judged.y) - n)})]
     scores, features = ([[each] for each in of] for of in (judged.scores, judged.features))
     for strength in range(1, STRENGTHS + 1):
@@ -334,7 +274,7 @@ def _context(
     config: ShiftConfig,
     run: Run,
     classifiers: Sequence[LoadedClassifier],
-    parts: Sequence[_Part],
+    parts: Sequence[Part],
     table: LabelTable,
     groups: pd.DataFrame,
     fresh: NDArray[np.intp],

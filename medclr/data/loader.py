@@ -194,10 +194,15 @@ def train_loader(
 
 def eval_loader(blocks: Blocks, workers: int, batch_size: int | None = None) -> "DataLoader[Batch]":
     """A loader over all rows, once, in order; `batch_size` of them at a time, or as many as memory has room for."""
-    batch_size = batch_size or max(1, min(256, _MOST_VOXELS // int(np.prod(blocks.patch))))
+    batch_size = batch_size or most_at_once(blocks.patch)
     items = [(0, row) for row in range(len(blocks))]
     batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
     return _loader(blocks, batches, workers)
+
+
+def most_at_once(patch: Sequence[int]) -> int:
+    """Blocks of this size in a batch for which memory has room, where it is only looked at."""
+    return max(1, min(256, _MOST_VOXELS // int(np.prod(patch))))
 
 
 def default_workers(spec: DataSpec, cores: int) -> int:

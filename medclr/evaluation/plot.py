@@ -95,11 +95,11 @@ def draw_curve(axes: "Axes", points: pd.DataFrame, narrow: bool = False) -> None
         )  # fmt: skip
 
 
-def draw_domains(axes: "Axes", domains: pd.DataFrame) -> None:
+def draw_domains(axes: "Axes", domains: pd.DataFrame, dotted: str = "source") -> None:
     """AUROC of each domain with its 95% interval, a line each under the name of its column; the source is filled.
 
     axes: empty ones, of their own figure; domains: columns column, domain, is_source, auroc, low, high
-    (`Shift.domains`; one without a number has its line, and nothing on it).
+    (`Shift.domains`; one without a number has its line, and nothing on it); dotted: what the source is called.
     """
     axes.patch.set_visible(False)
     place, places, names = 0, [], []
@@ -123,7 +123,7 @@ def draw_domains(axes: "Axes", domains: pd.DataFrame) -> None:
     lowest = float(np.nanmin(known)) if np.isfinite(known).any() else 0.5
     axes.set_xlim(max(0.0, min(0.48, lowest - 0.02)), 1.005)
     axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
-    axes.set_xlabel("AUROC (dotted: source, chance)")
+    axes.set_xlabel(f"AUROC (dotted: {dotted}, chance)")
     axes.grid(axis="x", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=5)

@@ -41,6 +41,7 @@ _PAGE_COLOURS = {
 }
 _COLUMN, _PAGE = 3.5, 7.2  # inches: one and two columns of most journals
 _MOST_IN_COLUMN = 6  # arms
+_SOURCE_ONLY = "source-only"
 
 
 def efficiency_figure(points: pd.DataFrame, title: str, paths: list[Path]) -> None:
@@ -79,6 +80,28 @@ def shift_svg(domains: pd.DataFrame, narrow: bool = False) -> str:
     """The same figure as an <svg> element for a page, as `efficiency_svg` is."""
     size = (3.6 if narrow else 7.4, 1.15 * _height(domains))
     return _svg(partial(draw_domains, domains=domains), size, narrow, "AUROC of each domain")
+
+
+def adapt_figure(points: pd.DataFrame, title: str, paths: list[Path]) -> None:
+    """AUROC of each method on the target with its 95% interval, drawn as domains are; source-only is filled.
+
+    points: `Adaptation.points`; title, paths: as for `efficiency_figure`.
+    """
+    draw, height = _methods(points)
+    _write(draw, title, (_COLUMN, height), paths)
+
+
+def adapt_svg(points: pd.DataFrame, narrow: bool = False) -> str:
+    """The same figure as an <svg> element for a page, as `efficiency_svg` is."""
+    draw, height = _methods(points)
+    return _svg(draw, (3.6 if narrow else 7.4, 1.15 * height), narrow, "AUROC of each method on the target")
+
+
+def _methods(points: pd.DataFrame) -> tuple[Draw, float]:
+    """How to draw them, and how many inches high."""
+    rows = points.rename(columns={"method": "domain"})
+    rows = rows.assign(column="on the target", is_source=rows["domain"] == _SOURCE_ONLY)
+    return partial(draw_domains, domains=rows, dotted=_SOURCE_ONLY), _height(rows)
 
 
 def _height(domains: pd.DataFrame) -> float:

@@ -1,5 +1,7 @@
 """Volumes to features: the encoder with the preprocessing that it carries."""
 
+import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +11,11 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 
 from medclr.data.crops import parts_of
-from medclr.data.loader import Blocks, eval_loader, grey_range, outside
+from medclr.data.loader import Blocks, eval_loader, grey_range, most_at_once, outside
 from medclr.data.prepare import prepared_array, statistics
 from medclr.data.slices import kept_slices
 from medclr.data.spec import DataSpec, parse_spec
@@ -181,6 +185,31 @@ class _Corrupted(nn.Module):
         there = {name: value.to(images.device) for name, value in params.items()}
         features: Tensor = self.network(self.by.apply(images, there))
         return features
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether a network normalises by statistics that are estimated from data."""
+    return any(isinstance(layer, _BatchNorm) and layer.track_running_stats for layer in network.modules())
+
+
+def renormalised(
+    network: nn.Module, rows: pd.DataFrame, store: Store, spec: DataSpec, seed: int, crops: int = 1
+) -> nn.Module:
+    """A copy of a network whose batch-norm statistics are those of other volumes: AdaBN (Li et al. 2016).
+
+    Means and variances are averaged over batches of nearly one size, of rows in random order: one pass over them.
+
+    Args:
+        network: with batch norm; rows: manifest rows to estimate from; seed: of their order.
+        crops: as for `embed_rows`.
+    """
+    device, copied = next(network.parameters()).device, copy.deepcopy(network)
+    parts, _ = parts_of(rows, spec, crops)
+    shuffled = parts.iloc[np.random.default_rng(seed).permutation(len(parts))].reset_index(drop=True)
+    size = math.ceil(len(parts) / math.ceil(len(parts) / most_at_once(spec.patch or ())))
+    loader = eval_loader(Blocks(shuffled, store, spec), 0, size)
+    update_bn((images(batch["blocks"], batch["low"], batch["high"]) for batch in loader), copied, device)
+    return copied.eval()
 
 
 def pixel_rows(rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from scipy.special import expit
 import medclr
 from medclr.cli import main
 from medclr.commands import efficiency as module
-from medclr.commands.efficiency import _caveats, _enlarged, _groups, _refuse_twice, _shift
+from medclr.commands.efficiency import _caveats, _enlarged, _refuse_twice, _shift, encoder_groups
 from medclr.commands.finetune import break_down
 from medclr.config import EfficiencyConfig, FinetuneConfig
 from medclr.data.labels import Task
@@ -190,9 +190,9 @@ def encoder(method="simclr", **learned):
 
 def test_groups_are_of_encoders_that_differ_in_their_seed_alone():
     one, two = encoder(seed=0), encoder(seed=1, workers=0)
-    assert _groups([one, two]) == {"simclr": [one, two]}
+    assert encoder_groups([one, two]) == {"simclr": [one, two]}
     long, moco, longer = encoder(epochs=40), encoder("moco"), encoder(epochs=80)
-    assert _groups([one, long, moco, two, longer]) == {
+    assert encoder_groups([one, long, moco, two, longer]) == {
         "simclr": [one, two],
         "simclr2": [long],
         "moco": [moco],

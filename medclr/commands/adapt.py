@@ -1,0 +1,318 @@
+"""`medclr adapt`: carry a classifier to another domain without its labels, and measure what that gained."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import nn
+
+from medclr.commands.domains import ARCHIVE, HOME, NEW, Part, joined, known_of, labelled_part, refuse_same
+from medclr.commands.efficiency import encoder_groups, finished_cells, keep_cell, kept_features
+from medclr.commands.finetune import encoder_seen, load_encoders, named_or_newest
+from medclr.config import METHODS, AdaptConfig, AdaptMethod
+from medclr.data.identity import Verdict, check_leakage
+from medclr.data.labels import Task, labels_hash
+from medclr.data.phantoms import SCANNERS
+from medclr.data.spec import DataSpec
+from medclr.errors import BundleError, DataError, LeakageError, UsageError
+from medclr.evaluation.adaptation import (
+    AUTO,
+    SOURCE_ONLY,
+    TARGET_TRAINED,
+    Adaptation,
+    choice_text,
+    domain_adaptation,
+)
+from medclr.evaluation.cells import LEAST_PATIENTS, Cell, Scores, unjudged
+from medclr.models.bundle import fingerprint
+from medclr.reporting.adapt_page import adapt_findings, adapt_page
+from medclr.reporting.console import counted, progress, say
+from medclr.reporting.figures import adapt_figure
+from medclr.reporting.numbers import listed
+from medclr.reporting.run import Run, hardware, read_paths, versions
+from medclr.training.adapt import Features
+from medclr.training.crossfit import CrossFit, Domain, Renormalise
+from medclr.training.encode import Encoder, embed_rows, has_batch_norm, renormalised, training_device
+
+Rows = NDArray[np.intp]
+
+
+def adapt(config: AdaptConfig) -> Adaptation:
+    """Adapt linear heads on frozen encoders to a target without its labels, and judge each method by them.
+
+    Returns:
+        The tables: `.frame()` is the one of adapt.csv.
+    """
+    run = Run.open("adapt", config, config.out)
+    say(f"run folder: {run.folder}")
+    paths = named_or_newest(config.encoder)
+    encoders = load_encoders(paths, config.projector_layer)
+    if len(encoder_groups(encoders)) > 1:
+        raise BundleError(
+            "--encoder: these differ in more than their seed; results are means over encoders that differ in that "
+            "alone: run medclr adapt for each"
+        )
+    config = replace(config, key_file=config.key_file or read_paths(paths[0]).get("key_file"))
+    methods = _methods(config, encoders)
+    tables = [config.labels, *([config.target_labels] if config.target_labels else [])]
+    run.pin({
+        "encoder": " ".join(map(fingerprint, paths)), "labels": " ".join(map(labels_hash, tables))
+    })  # fmt: skip
+    source, target = _sides(config, run, paths[0], encoders[0].spec)
+    task = source.part.table.task
+    _check_classes(source, target, task)
+    verdicts = _refuse_seen(config, encoders, target)
+    for side in (source, target):
+        side.part.check_stock(side.at)
+        say(f"{side.name}: {counted(len(side.at), 'labelled volume')} of {counted(side.n_patients, 'patient')}")
+    fits = [_cross_fit(config, run, encoder, source, target, task) for encoder in encoders]
+    arms = {name: [partial(_cell, fit, name, methods) for fit in fits] for name in methods}
+    n_cells, done = len(methods) * len(fits) * config.draws, finished_cells(run)
+    with progress("cells") as show:
+
+        def on_cell(cell: Cell) -> None:
+            keep_cell(run, cell, cell.arm, len(fits))
+            done[cell.id] = cell
+            show(len(done), n_cells)
+
+        found = domain_adaptation(
+            source.y,
+            source.patients,
+            target.y,
+            target.patients,
+            arms,
+            config.draws,
+            config.resamples,
+            config.seed,
+            dict(done),
+            on_cell,
+            task.kind,
+        )
+    _write(config, run, found, _context(config, run, encoders, source, target, verdicts))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One domain: a name to call it by, and the positions of its volumes in the labels of an archive."""
+
+    name: str
+    part: Part
+    at: Rows
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        return self.part.table.rows.iloc[self.at].reset_index(drop=True)
+
+    @property
+    def y(self) -> NDArray[np.float64]:
+        return self.part.table.y[self.at]
+
+    @property
+    def patients(self) -> NDArray[np.object_]:
+        return self.rows["patient_key"].to_numpy()
+
+    @property
+    def n_patients(self) -> int:
+        return len(set(self.patients))
+
+    def embed(self, config: AdaptConfig, network: nn.Module, at: Rows | slice = slice(None)) -> NDArray[np.float32]:
+        return embed_rows(network, self.rows.iloc[at], self.part.store, self.part.spec, crops=config.crops)
+
+
+def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
+    """All that run, in order: between the baseline and the upper bound those that were asked for, or that can be."""
+    normed = all(has_batch_norm(encoder.bundle.middle(config.projector_layer)) for encoder in encoders)
+    if "adabn" in config.methods and not normed:
+        raise UsageError(
+            "--methods adabn: the encoder has no batch norm whose statistics could be the target's; leave it out"
+        )
+    if not config.methods and not normed:
+        say("adabn is left out: the encoder has no batch norm")
+    every = [name for name in get_args(AdaptMethod) if normed or name != "adabn"]
+    between: list[str] = list(dict.fromkeys(config.methods)) or every
+    # auto is last, as it uses what the others have computed.
+    return [SOURCE_ONLY, *sorted(between, key=lambda name: name == AUTO), TARGET_TRAINED]
+
+
+def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tuple[_Side, _Side]:
+    """Source and target: two domains of one archive, or two archives."""
+    home = labelled_part(config, run, HOME, config.labels, encoder, spec, [config.column] if config.column else [])
+    if config.target_data is None:
+        return _within(config, home)
+    assert config.target_labels
+    # Only once: it is what the command line gave for the archive of the encoder that it is not.
+    other = replace(config, data=config.target_data, target_data=None, target_labels=None, target="archive=new")
+    task = (home.table.task, "source")
+    new = labelled_part(other, run, NEW, config.target_labels, encoder, spec, [], task)
+    refuse_same(home, new, f"--target-data {config.target_data}", "the source", "name another archive")
+    return _whole(home), _whole(new)
+
+
+def _whole(part: Part) -> _Side:
+    return _Side(f"{ARCHIVE} {part.name}", part, np.arange(len(part.table.rows)))
+
+
+def _within(config: AdaptConfig, home: Part) -> tuple[_Side, _Side]:
+    known = known_of(*joined([home]))
+    column, _, asked = (config.target or "").partition("=")
+    if column not in known:
+        raise UsageError(f"--target {config.target}: no column {column} in the labels or the manifest; there are "
+                         f"{listed([*known])}")  # fmt: skip
+    values, given = known[column].to_numpy(), (config.source or "").partition("=")[2]
+    there = sorted(set(values) - {""})
+    for flag, name in (("target", asked), ("source", given)):
+        if name and name not in there:
+            raise DataError(
+                f"--{flag} {column}={name}: no labelled volume of it, where {LEAST_PATIENTS} patients of either class "
+                f"are needed to learn from or to judge by; there are {listed(there)}"
+            )
+    if len(there) < 2:
+        raise DataError(f"--target {column}={asked}: there is no other {column} to learn from; name another column")
+    of_source = values == given if given else (values != asked) & (values != "")
+    name = given or listed([value for value in there if value != asked])
+    return (
+        _Side(f"{column} {name}", home, np.flatnonzero(of_source)),
+        _Side(f"{column} {asked}", home, np.flatnonzero(values == asked)),
+    )
+
+
+def _check_classes(source: _Side, target: _Side, task: Task) -> None:
+    """Raise DataError where a domain has too few patients of a class to learn from or to judge by."""
+    for side in (source, target):
+        reasons = unjudged(side.y, side.patients)
+        if all(reasons):
+            raise DataError(
+                f"{side.name}: its {counted(len(side.at), 'labelled volume')} hold {reasons[0]} of {task.name}; "
+                f"it takes {LEAST_PATIENTS} patients of either class: label more, or choose another domain"
+            )
+
+
+def _refuse_seen(config: AdaptConfig, encoders: Sequence[Encoder], target: _Side) -> list[Verdict]:
+    rows, verdicts = target.rows, []
+    for encoder in encoders:
+        unknown = int((~rows["patient_known"]).sum())
+        key = target.part.fingerprint
+        verdicts.append(check_leakage(encoder_seen(encoder), key, rows["patient_key"], rows["pixel_hash"], unknown))
+        if verdicts[-1].status == "leak" and not config.transductive:
+            raise LeakageError(
+                f"{verdicts[-1].sentence} Here these are the target's. Pretrain again without them, or pass "
+                "--transductive to go on and have the results marked"
+            )
+    return verdicts
+
+
+def _cross_fit(config: AdaptConfig, run: Run, encoder: Encoder, source: _Side, target: _Side, task: Task) -> CrossFit:
+    """Of one encoder: what every cell of it is made from."""
+    network = encoder.bundle.middle(config.projector_layer).to(training_device(config.device))
+    domains = [
+        Domain(side.y, side.patients, kept_features(run, network, side.rows, partial(side.embed, config, network)))
+        for side in (source, target)
+    ]
+    normed = has_batch_norm(network)
+    renormalise = _renormalise(config, run, network, source, target) if normed else None
+    return CrossFit(domains[0], domains[1], task.kind == "multiclass", renormalise)
+
+
+def _renormalise(config: AdaptConfig, run: Run, network: nn.Module, source: _Side, target: _Side) -> Renormalise:
+    """What `CrossFit` needs for AdaBN."""
+
+    def by(side: _Side, at: Rows) -> nn.Module:
+        rows = side.rows.iloc[at]
+        return renormalised(network, rows, side.part.store, side.part.spec, config.seed, config.crops)
+
+    @lru_cache(maxsize=2)
+    def of_source(positions: tuple[int, ...]) -> NDArray[np.float32]:
+        own = by(source, np.array(positions))
+        return kept_features(run, own, source.rows, partial(source.embed, config, own))
+
+    # Statistics of patients who are in the source alone serve all halves at once, and none of them is ever scored.
+    alone = np.flatnonzero(~np.isin(source.patients, target.patients))
+
+    def renormalise(own: Rows, fit: Rows, held: Rows) -> tuple[Features, Features, Features]:
+        there = by(target, fit)
+        features = of_source(tuple(alone if 2 * len(alone) >= len(source.at) else own))[own]
+        return features, target.embed(config, there, fit), target.embed(config, there, held)
+
+    return renormalise
+
+
+def _cell(fit: CrossFit, method: str, methods: Sequence[str], drawn: Rows, seed: int) -> Scores:
+    if method == TARGET_TRAINED:
+        return Scores(fit.upper_bound(drawn, seed), None)
+    if method == AUTO:
+        scores, choices = fit.chosen([name for name in methods if name not in (AUTO, TARGET_TRAINED)], drawn, seed)
+        return Scores(scores, None, choice_text(choices))
+    return Scores(fit.scores(method, drawn, seed), None)
+
+
+def _context(
+    config: AdaptConfig,
+    run: Run,
+    encoders: Sequence[Encoder],
+    source: _Side,
+    target: _Side,
+    verdicts: Sequence[Verdict],
+) -> dict[str, Any]:
+    task, known = source.part.table.task, all(bool(side.rows["patient_known"].all()) for side in (source, target))
+    makers = pd.concat([source.rows, target.rows])["manufacturer"]
+    return {
+        "title": f"Domain adaptation: {task.name}, {source.name} to {target.name}",
+        "command": "adapt",
+        "command_line": run.command_line,
+        "phantoms": bool(makers.isin({scanner.manufacturer for scanner in SCANNERS}).any()),
+        "task": {"kind": task.kind, "columns": list(task.columns), "outputs": list(task.outputs)},
+        "source": _counts(source, task),
+        "target": _counts(target, task),
+        "n_both": len(set(source.patients) & set(target.patients)),
+        "encoders": [
+            {
+                "method": METHODS.get(encoder.bundle.details["method"], "weights from elsewhere"),
+                "seed": encoder.bundle.details["hyperparameters"].get("seed"),
+                "fingerprint": encoder.bundle.digest[:16],
+            }
+            for encoder in encoders
+        ],
+        "leakage": " ".join(dict.fromkeys(verdict.sentence for verdict in verdicts)),
+        "transductive": any(verdict.status == "leak" for verdict in verdicts),
+        "known": known,
+        "draws": config.draws,
+        "resamples": config.resamples,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _counts(side: _Side, task: Task) -> dict[str, Any]:
+    positive = int((side.y == 1).any(axis=1).sum())
+    counts: dict[str, Any] = {"name": side.name, "n": len(side.at), "n_patients": side.n_patients}
+    known = [column[~np.isnan(column)] for column in side.y.T]
+    shares = {name: float(y.mean()) for name, y in zip(task.outputs, known, strict=True) if len(y)}
+    return counts | {"n_positive": None if task.kind == "multiclass" else positive, "shares": shares}
+
+
+def _write(config: AdaptConfig, run: Run, found: Adaptation, context: Mapping[str, Any]) -> None:
+    tables = {"adapt": found.points}
+    tables |= {name: getattr(found, name) for name in ("differences", "regained", "choices")}
+    for name, table in tables.items():
+        run.write_frame(f"{name}.csv", table)
+    adapt_figure(found.points, context["title"], [run.folder / f"adapt.{kind}" for kind in ("png", "svg", "pdf")])
+    answers = adapt_findings(found, context)
+    run.write_text("report.html", adapt_page(found, context))
+    report = {
+        "findings": [answer._asdict() for answer in answers],
+        "oracle": found.oracle,
+        **{name: table.to_dict("records") for name, table in tables.items()},
+        "context": context,
+    }
+    run.write_json("report.json", report)
+    run.finish({"findings": [answer.short for answer in answers]})
+    for answer in answers:
+        say(answer.short)
+    say(f"wrote {run.folder}: report.html, report.json, adapt.png, .svg and .pdf, and a .csv of each table")
+    say(f"next: open {run.folder / 'report.html'} in a browser")

@@ -1,0 +1,136 @@
+"""What adapting to a target without labels gained, of what labels of the target would have, and what was chosen."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medclr.evaluation.cells import Arm, Cell
+from medclr.evaluation.efficiency import label_efficiency
+from medclr.evaluation.estimates import LEVEL, Chance, Outcome, Truth, outcomes
+from medclr.metrics import interval
+
+SOURCE_ONLY, AUTO, TARGET_TRAINED = "source-only", "auto", "target-trained"
+LEAST_GAP = 0.03  # of AUROC, below which there is too little to regain for a share of it to mean anything
+
+_REGAINED = ["method", "gap", "gap_low", "gap_high", "share", "low", "high", "reason"]
+_CHOICES = ["method", "n", "of", "margin"]
+
+
+@dataclass(frozen=True, eq=False)
+class Adaptation:
+    """What was found. Where a row has a `reason`, there is no number, and it says why. Intervals are of 95%.
+
+    `points`: a row for each method: AUROC on the target's volumes, each scored by an adaptation to other patients.
+
+    `differences`: of each method from source-only, with p, and p after Holm over all of these rows. That of
+    target-trained, the upper bound, is the gap that there is.
+
+    `regained`: by method, the share of that gap which it closes: (method - source-only) / (target-trained -
+    source-only), of AUROCs averaged over draws and encoders. None where the gap is below LEAST_GAP.
+
+    `choices`: what auto chose: in how many of all halves, and its mean margin in reverse validation there.
+
+    `oracle`: the method with the highest AUROC on the target, which nobody knows without its labels.
+    """
+
+    points: pd.DataFrame
+    differences: pd.DataFrame
+    regained: pd.DataFrame
+    choices: pd.DataFrame
+    oracle: str
+
+    def frame(self) -> pd.DataFrame:
+        return self.points
+
+
+def domain_adaptation(
+    y_source: np.ndarray,
+    patients_source: np.ndarray,
+    y_target: np.ndarray,
+    patients_target: np.ndarray,
+    arms: Mapping[str, Sequence[Arm]],
+    draws: int,
+    resamples: int,
+    seed: int,
+    done: Mapping[str, Cell] | None = None,
+    on_cell: Callable[[Cell], None] | None = None,
+    kind: str = "binary",
+) -> Adaptation:
+    """Run every method on the same random halves of the target, and measure all of them on all of its volumes.
+
+    Args:
+        y_source, patients_source, y_target, patients_target: (n, K) of 0, 1 and NaN, and (n,) keys; see
+            `label_efficiency`, of whose grid this is the last column: all labels of the source, `draws` times.
+        arms: by method, among them SOURCE_ONLY and TARGET_TRAINED, one Arm for each encoder; what AUTO's chooses is
+            written by `choice_text`.
+        resamples: of the target's patients; seed: of halves, fits and resamples; done, on_cell: cells that exist, and
+            who is told of new ones; kind: "binary", "multiclass" or "multilabel".
+    """
+    curve = label_efficiency(
+        y_source, patients_source, y_target, patients_target, arms, {1.0: draws}, resamples, seed, done, on_cell,
+        (SOURCE_ONLY,), kind,
+    )  # fmt: skip
+    # Counts of a curve are of what was learned from, which is the same source for all.
+    points = curve.points.rename(columns={"arm": "method"}).drop(
+        columns=["fraction", "n_patients", "n_positive", "n_negative"]
+    )
+    differences = curve.differences[curve.differences["versus"] == SOURCE_ONLY]
+    differences = differences.rename(columns={"arm": "method"}).drop(columns=["fraction", "baseline"])
+    truth = Truth.of(y_target, patients_target, kind)
+    chance = Chance(draws, max(map(len, arms.values())), resamples, seed)
+    found = {one.arm: one for one in outcomes(curve.cells, truth, chance)}
+    known = points[(points["reason"] == "") & ~points["method"].isin([AUTO, TARGET_TRAINED])]
+    oracle = str(known.sort_values("auroc", kind="stable")["method"].iloc[-1]) if len(known) else ""
+    return Adaptation(
+        points,
+        differences.reset_index(drop=True),
+        pd.DataFrame(_regained(found, truth, chance), columns=_REGAINED),
+        _choices(curve.cells),
+        oracle,
+    )
+
+
+def choice_text(chosen: Sequence[tuple[str, float]]) -> str:
+    """Methods and margins, one pair for each half, as a cell's `choice` has them."""
+    return ", ".join(f"{method} by {margin:.4f}" for method, margin in chosen)
+
+
+def _choices(cells: Sequence[Cell]) -> pd.DataFrame:
+    """From most to least often."""
+    texts = [cell.choice for cell in cells if cell.arm == AUTO]
+    pairs = [pair for text in texts for pair in re.findall(r"(\S+) by (\S+?)(?:,|$)", text)]
+    frame = pd.DataFrame(pairs, columns=["method", "margin"]).astype({"margin": float})
+    counted = frame.groupby("method", sort=False)["margin"].agg(n="size", margin="mean").reset_index()
+    return counted.assign(of=len(pairs)).sort_values("n", ascending=False, kind="stable")[_CHOICES]
+
+
+def _regained(found: Mapping[str, Outcome], truth: Truth, chance: Chance) -> list[dict[str, Any]]:
+    """The share of the gap, and its interval from the same resamples above and below the line."""
+    source, bound = found[SOURCE_ONLY].auroc, found[TARGET_TRAINED].auroc
+    if source is None or bound is None:
+        return []
+    n = truth.rarer(truth.judged)
+    gap = chance.estimate(bound, n, source)
+    rows = []
+    for method, outcome in found.items():
+        if method in (SOURCE_ONLY, TARGET_TRAINED) or outcome.auroc is None:
+            continue
+        row = {"method": method, "gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "reason": ""}
+        row |= dict.fromkeys(("share", "low", "high"), math.nan)
+        if gap.value < LEAST_GAP:
+            row["reason"] = f"the gap to labels of the target is below {LEAST_GAP:g}"
+        elif not gap.low > 0:
+            row["reason"] = "the gap to labels of the target is not resolved"
+        else:
+            gain = chance.estimate(outcome.auroc, n, source)
+            # A resample without a gap says no more than on which side the gain is.
+            shares = gain.resampled / np.maximum(gap.resampled, 1e-6)
+            low, high = interval(shares, LEVEL)
+            row |= {"share": gain.value / gap.value, "low": low, "high": high}
+        rows.append(row)
+    return rows

@@ -1,0 +1,267 @@
+"""What a domain adaptation report says, and its page."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import pandas as pd
+from markupsafe import Markup
+
+from medclr.reporting.console import counted
+from medclr.reporting.figures import adapt_svg
+from medclr.reporting.findings import Answer
+from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
+from medclr.reporting.numbers import count, listed, number, p, span
+
+SOURCE_ONLY, AUTO, TARGET_TRAINED = "source-only", "auto", "target-trained"
+MEANINGS = {
+    SOURCE_ONLY: "a linear head that learned the source's labels, used on the target as it is",
+    "adabn": "the same, with batch-norm statistics of the target for its features",
+    "coral": "the same, learned on source features that were given the target's mean and covariance",
+    "pseudo": "the same, taught further by its own surest answers on the target",
+    AUTO: "the one of these that reverse validation chose, without a label of the target",
+    TARGET_TRAINED: "the upper bound: a linear head that learned the target's own labels",
+}
+_ALPHA = 0.05
+_PREVALENCE = 0.1  # difference in the share of positives from which a reader is told
+
+Row = Mapping[Any, Any]
+
+
+class Adaptation(Protocol):
+    """What a page needs of `medclr.evaluation.adaptation.Adaptation`."""
+
+    @property
+    def points(self) -> pd.DataFrame: ...
+
+    @property
+    def differences(self) -> pd.DataFrame: ...
+
+    @property
+    def regained(self) -> pd.DataFrame: ...
+
+    @property
+    def choices(self) -> pd.DataFrame: ...
+
+    @property
+    def oracle(self) -> str: ...
+
+
+def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
+    """The domain adaptation report as HTML.
+
+    found: its tables. context: title, command_line, phantoms, transductive, leakage, task (kind, columns, outputs),
+    source and target (each name, n, n_patients, n_positive, shares), n_both, encoders (each method, seed, fingerprint),
+    known, draws, resamples, versions and hardware. Nothing in it may name a patient.
+    """
+    value = found.points.set_index("method")["auroc"]
+    points = forest(found.points.assign(base=value.get(SOURCE_ONLY)), "auroc", zero="base")
+    share = found.regained.set_index("method")
+    differences = forest(found.differences, "difference", zero=0.0)
+    return TEMPLATES.get_template("adapt.html").render(
+        context,
+        machine={**context["versions"], **context["hardware"]},
+        answers=adapt_findings(found, context),
+        figure=Markup(adapt_svg(found.points)),
+        narrow_figure=Markup(adapt_svg(found.points, narrow=True)),
+        points=points.to_dict("records"),
+        differences=differences.to_dict("records"),
+        regained={str(name): row.to_dict() for name, row in share.iterrows()},
+        choices=found.choices.to_dict("records"),
+        meanings=MEANINGS,
+        methods=_methods(found, context),
+        forest_px=FOREST_PX,
+    )
+
+
+def adapt_findings(found: Adaptation, context: Mapping[str, Any]) -> list[Answer]:
+    """Answers to what a reader asks first. No gain is called one that Holm's correction does not leave standing."""
+    return [_gained(found), _regained(found), _chosen(found), _left(found, context), _excluded(context)]
+
+
+def _gained(found: Adaptation) -> Answer:
+    question = "Did any method gain over source-only?"
+    rows = [row for row in found.differences.to_dict("records") if row["method"] != TARGET_TRAINED]
+    tested = [row for row in rows if not row["reason"]]
+    clear = [row for row in tested if row["p_holm"] < _ALPHA]
+    better = [row for row in clear if row["difference"] > 0]
+    worse = [row for row in clear if row["difference"] < 0]
+    more = [
+        f"{row['method']}: {_difference(row)} against source-only, p {_equals(row['p_holm'])} after Holm's correction."
+        for row in better + worse
+    ]
+    if still := [row for row in tested if row not in clear]:
+        seen = max(row["detectable"] for row in still)
+        power = f" A true difference below {number(seen)} would often have gone unseen (80% power, tested alone)."
+        more.append(f"Not resolved: {listed([_with_difference(row) for row in still])}.{power if seen == seen else ''}")
+    more += [f"{row['method']}: n/a, {row['reason']}." for row in rows if row["reason"]]
+    if not tested:
+        return Answer(question, "Not known: no method could be compared.", more)
+    fell = f" Worse than source-only: {listed([row['method'] for row in worse])}." if worse else ""
+    if better:
+        best = max(better, key=lambda row: row["difference"])
+        names, own = [row["method"] for row in better], _by_method(found.points)[best["method"]]
+        most = f"the most {best['method']}, " if len(names) > 1 else ""
+        if not own["low"] > 0.5:
+            interval = f"{number(own['auroc'])} ({span(own['low'], own['high'])})"
+            more.append(f"With an AUROC of {interval}, {best['method']} is not shown to rank better than chance.")
+        return Answer(question, f"Yes: {listed(names)}, {most}by {number(best['difference'])} AUROC.{fell}", more)
+    return Answer(question, f"No gain is shown.{fell}", more)
+
+
+def _regained(found: Adaptation) -> Answer:
+    question = "How much of the gap to labels of the target was regained?"
+    rows, points = found.regained.to_dict("records"), _by_method(found.points)
+    if not rows:
+        return Answer(question, "Not known: there is no figure of source-only, or of target-trained.", [])
+    first = rows[0]
+    more = [
+        f"Source-only has {number(points[SOURCE_ONLY]['auroc'])}, a head with labels of the target on the encoder's "
+        f"features {number(points[TARGET_TRAINED]['auroc'])}: a gap of {number(first['gap'], sign=True)} "
+        f"({span(first['gap_low'], first['gap_high'], sign=True)})."
+    ]
+    if first["reason"]:
+        return Answer(question, f"There is no share to tell: {first['reason']}.", more)
+    more += [f"{row['method']}: {_share(row)}." for row in rows]
+    one = next((row for row in rows if row["method"] == AUTO), None)
+    if one is not None:
+        return Answer(question, f"{'B' if one['low'] > 0 else 'None is shown: b'}y auto {_share(one)}.", more)
+    some = [f"{row['method']} {_share(row)}" for row in rows if row["low"] > 0]
+    return Answer(question, f"By {listed(some)}." if some else "None is shown.", more)
+
+
+def _chosen(found: Adaptation) -> Answer:
+    question = "Which method is chosen without labels of the target?"
+    points, rows, more = _by_method(found.points), found.choices.to_dict("records"), []
+    if found.oracle:
+        its = f"is {found.oracle} with {number(points[found.oracle]['auroc'])}"
+        own = f"; auto has {number(points[AUTO]['auroc'])}" if AUTO in points else ""
+        more.append(f"The oracle's choice, which takes labels of the target, {its}{own}.")
+    if not rows:
+        return Answer(question, "Not known: auto was not run.", more)
+    first, n = rows[0], rows[0]["of"]
+    for row in rows:
+        margin = f", by a mean margin of {number(row['margin'])} AUROC in reverse validation"
+        more.append(f"{row['method']} in {row['n']} of {n} halves{margin if row['margin'] == row['margin'] else ''}.")
+    if first["n"] == n:
+        return Answer(question, f"{first['method']}, in all {n} halves.", more)
+    return Answer(question, f"{first['method']}, but only in {first['n']} of {n} halves.", more)
+
+
+def _left(found: Adaptation, context: Mapping[str, Any]) -> Answer:
+    """What remains between the best method and the upper bound, and what hints that labels do not mean the same."""
+    question = "What did no method close?"
+    points, more = _by_method(found.points), _prevalences(context)
+    base, bound = points[SOURCE_ONLY], points[TARGET_TRAINED]
+    if base["high"] < 0.5:
+        more.append(
+            f"On the target source-only ranks worse than chance, {number(base['auroc'])} "
+            f"({span(base['low'], base['high'])}): what is a sign in the source is commoner among negatives there, as "
+            "where the label is defined in another way, or confounded. Nothing without labels can show that."
+        )
+    if not found.oracle or bound["reason"]:
+        return Answer(question, "Not known.", more)
+    gap = _by_method(found.differences)[TARGET_TRAINED]
+    if not (gap["p_holm"] < _ALPHA and gap["difference"] > 0):
+        return Answer(question, "Nothing is shown to be left: labels of the target are not shown to give more.", more)
+    rest = bound["auroc"] - points[found.oracle]["auroc"]
+    if rest <= 0:
+        return Answer(question, f"Nothing: {found.oracle} is not below a head with labels of the target.", more)
+    short = (
+        f"{number(rest)} AUROC between {found.oracle}, the highest, and a head with labels of the target: that is left "
+        "to labels, or to what changes the encoder."
+    )
+    return Answer(question, short, more)
+
+
+def _excluded(context: Mapping[str, Any]) -> Answer:
+    question = "What was left out, or could have leaked?"
+    source, target = context["source"], context["target"]
+    more = [context["leakage"]]
+    if context["transductive"]:
+        more.append("So results are transductive, of all methods alike: new patients may be classified less well.")
+    if context["n_both"]:
+        more.append(
+            f"{counted(context['n_both'], 'patient')} of the target {'has' if context['n_both'] == 1 else 'have'} "
+            "volumes in the source too, which were left out wherever that patient was scored."
+        )
+    if not context["known"]:
+        more.append("Not every file names its patient: intervals are image-level, and may be too narrow.")
+    short = (
+        f"No volume was scored by what saw its patient: {counted(target['n'], 'volume')} of "
+        f"{counted(target['n_patients'], 'patient')} of {target['name']}, adapted to by halves from "
+        f"{counted(source['n'], 'labelled volume')} of {source['name']}."
+    )
+    return Answer(question, short, more)
+
+
+def _prevalences(context: Mapping[str, Any]) -> list[str]:
+    """Where so many more or fewer are positive that labels may not mean the same, or patients are chosen otherwise."""
+    source, target = context["source"], context["target"]
+    return [
+        f"Of the target {share:.0%} are {_called(output, context)}, of the source {source['shares'][output]:.0%}: the "
+        "label may mean something else there, or other patients are scanned."
+        for output, share in target["shares"].items()
+        if output in source["shares"] and abs(share - source["shares"][output]) > _PREVALENCE
+    ]
+
+
+def _called(output: str, context: Mapping[str, Any]) -> str:
+    """What a volume is that has an output."""
+    return "positive" if context["task"]["kind"] == "binary" else output
+
+
+def _methods(found: Adaptation, context: Mapping[str, Any]) -> list[str]:
+    n, methods = len(context["encoders"]), set(found.points["method"])
+    over = "patients, halvings and encoders together" if n > 1 else "patients and halvings together"
+    said = [f"All figures are means over {n} encoders."] if n > 1 else ["All is conditional on one encoder."]
+    said += [
+        f"The target's patients are halved at random {counted(context['draws'], 'time')}, stratified by class. Each "
+        "method adapts to one half without its labels and scores the other, and the reverse; volumes of the source are "
+        "left out where their patient is scored. Labels of the target are used to measure, to balance the halves, and "
+        f"by {TARGET_TRAINED}, which learns those of the half that the methods adapt to.",
+        "The encoder is frozen. Heads are logistic regressions that count all classes the same, their regularisation "
+        "chosen by patient-grouped cross-validation in the source. Scores are in deviations of those that a head gives "
+        "the half adapted to, so that both halves are ranked together.",
+    ]
+    said += [sentence for name, sentence in _HOW.items() if name in methods]
+    unit = "" if context["known"] else " (images, where nobody names the patient)"
+    return [
+        *said,
+        f"Intervals are of 95%, over {over}{unit}: {count(context['resamples'])} bootstrap resamples of the target's "
+        "patients, the same for all methods, with the variance between halvings added. Differences have Student's t "
+        "and Holm's correction over all of them.",
+    ]
+
+
+_HOW = {
+    "adabn": "adabn: batch-norm statistics are estimated anew, of the source from its own volumes, of the target from "
+    "the half adapted to (Li et al. 2016).",
+    "coral": "coral: Sun, Feng and Saenko 2016, algorithm 1, on features divided by their deviation in the source, "
+    "with means aligned.",
+    "pseudo": "pseudo: self-training on the surest 20, then 35 and 50% of the target's volumes of each class that it "
+    "tells, so that the shares of classes stay as they were told (Zou et al. 2018).",
+    AUTO: "auto: the labels that a method tells of the target's half teach a second head, which is judged by the true "
+    "labels of source patients from whom the first had not learned (reverse validation: Zhong et al. 2010; Ganin et "
+    "al. 2016); the method with the highest AUROC there is taken.",
+}
+
+
+def _by_method(frame: pd.DataFrame) -> dict[str, Row]:
+    return {row["method"]: row for row in frame.to_dict("records")}
+
+
+def _share(row: Row) -> str:
+    share, low, high = (f"{round(100 * row[name])}%".replace("-", "−") for name in ("share", "low", "high"))
+    return f"{share} ({low} to {high})"
+
+
+def _difference(row: Row) -> str:
+    return f"{number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)})"
+
+
+def _with_difference(row: Row) -> str:
+    return f"{row['method']} {_difference(row)}"
+
+
+def _equals(value: float) -> str:
+    return p(value) if value < 0.001 else f"= {p(value)}"

@@ -1,0 +1,204 @@
+"""From a source domain with labels to a target domain without: what a linear head on frozen features can do.
+
+A way of adapting moves features, which needs no label, and then learns a head from the labels of the source.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medclr.metrics import weighted_mean_auroc
+from medclr.training.probe import Linear, Scores, fit_linear, inner_folds, log_prior, out_of_fold
+
+RIDGE = 1.0  # of CORAL, in variances of the features
+SHARES = (0.2, 0.35, 0.5)  # of the target's volumes, round by round, from which self-training learns
+
+Features = NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One adaptation. No label of the target is in it.
+
+    Attributes:
+        source: features (n, F); y: (n, K) of 0, 1 and NaN, their labels; patients: (n,) keys.
+        target: features (m, F) to adapt to; scored: (k, F) to be scored, from which nothing is learned.
+        exclusive: the K columns are classes, of which each row has one; seed: of folds.
+        renormalised: gives source, target and scored anew, by an encoder whose batch-norm statistics are those of the
+            source for the first and those of the rows to adapt to for the others; None where there is no batch norm.
+    """
+
+    source: Features
+    y: Scores
+    patients: NDArray[np.object_]
+    target: Features
+    scored: Features
+    exclusive: bool
+    seed: int
+    renormalised: Callable[[], tuple[Features, Features, Features]] | None = None
+
+
+class Choice(NamedTuple):
+    """What was chosen without a label of the target: the method, and its quality less that of the next best."""
+
+    method: str
+    margin: float
+
+
+Move = Callable[[Problem], Problem]
+Learn = Callable[[Problem, float | None], Linear]
+
+
+def solve(problem: Problem, method: str) -> tuple[Problem, Linear]:
+    """One of METHODS: the features as it has moved them, and the head that it has learned."""
+    move, learn = METHODS[method]
+    moved = move(problem)
+    return moved, learn(moved, None)
+
+
+def choose_method(solved: Mapping[str, tuple[Problem, Linear]]) -> Choice:
+    """The method with the highest quality by reverse validation; of equals the first.
+
+    A head learned in the source tells classes of the target's rows; a second head learns these, and is judged by the
+    true labels of source patients from whom the first did not learn (Zhong et al. 2010; Ganin et al. 2016, section
+    5.1). What was lost on the way there is mostly lost on the way back too.
+
+    Args:
+        solved: by method, what `solve` gave.
+    """
+    quality = {name: reverse_auroc(moved, METHODS[name][1], head.strength) for name, (moved, head) in solved.items()}
+    best = max(quality, key=lambda name: quality[name])
+    others = [value for name, value in quality.items() if name != best]
+    return Choice(best, quality[best] - max(others, default=math.nan))
+
+
+def reverse_auroc(moved: Problem, learn: Learn, strength: float) -> float:
+    """The mean AUROC over folds of source patients, of heads that learned from the target what others told of it."""
+
+    def scores_of(own: NDArray[np.intp], held: NDArray[np.intp]) -> Scores:
+        part = replace(moved, source=moved.source[own], y=moved.y[own], patients=moved.patients[own])
+        told = decided(learn(part, strength).scores(moved.target), moved.exclusive)
+        if (told == told[0]).all():  # the way there ends in one class, from which there is none back
+            return np.zeros((len(held), told.shape[1]))
+        return _head(moved, moved.target, told, strength).scores(moved.source[held])
+
+    folds = inner_folds(moved.y, moved.patients, moved.seed)
+    scores = out_of_fold(scores_of, moved.y, folds)
+    aurocs = [weighted_mean_auroc(moved.y[held], scores[held], np.ones((1, len(held))))[0] for _, held in folds]
+    return float(np.nanmean(aurocs))
+
+
+def supervised(problem: Problem, y: Scores, patients: NDArray[np.object_]) -> Linear:
+    """The upper bound: a head that has learned the target's own labels, y (m, K)."""
+    return _linear(replace(problem, source=problem.target, y=y, patients=patients))
+
+
+def recoloured(source: Features, target: Features, ridge: float = RIDGE) -> Features:
+    """Features of the source with the mean and, up to the ridge, the covariance of the target's.
+
+    CORAL (Sun, Feng and Saenko 2016, algorithm 1), which adds the identity to either covariance. Here it is added to
+    that of features divided by their standard deviations, so that no unit of theirs counts: the root of the mean of the
+    variances in both domains, as a feature may be dead in one.
+    """
+    means = [x.mean(axis=0, dtype=np.float64) for x in (source, target)]
+    scale = np.sqrt(np.mean([x.var(axis=0, dtype=np.float64) for x in (source, target)], axis=0))
+    scale = np.where(scale > 0, scale, 1)
+    a, b = ((x - mean) / scale for x, mean in zip((source, target), means, strict=True))
+    recoloured = a @ _power(_covariance(a, ridge), -0.5) @ _power(_covariance(b, ridge), 0.5)
+    return np.asarray(recoloured * scale + means[1])
+
+
+def decided(scores: Scores, exclusive: bool) -> Scores:
+    """Scores (n, K) as labels: one of the classes, or 0 and 1 for each label."""
+    if exclusive:
+        one_hot: Scores = np.eye(scores.shape[1])[scores.argmax(axis=1)]
+        return one_hot
+    told: Scores = (scores > 0).astype(np.float64)
+    return told
+
+
+def confident(scores: Scores, share: float, exclusive: bool) -> Scores:
+    """Scores (n, K) as labels of the surest `share` of the rows that go to each class; NaN for the others.
+
+    So a class that is told with less confidence does not die out: the shares of classes remain as they were told.
+    """
+    told = decided(scores, exclusive)
+    labels, sureness = told, abs(scores)
+    if exclusive:  # one decision for each row, not one for each column
+        labels, sureness = told.argmax(axis=1)[:, None], scores.max(axis=1)[:, None]
+    unsure = np.ones(labels.shape, dtype=bool)
+    for column, label in enumerate(labels.T):
+        for value in np.unique(label):
+            rows = np.flatnonzero(label == value)
+            surest = rows[np.argsort(-sureness[rows, column], kind="stable")]
+            unsure[surest[: math.ceil(share * len(rows))], column] = False
+    return np.where(unsure, np.nan, told)
+
+
+def _as_it_is(problem: Problem) -> Problem:
+    return problem
+
+
+def _coral(problem: Problem) -> Problem:
+    return replace(problem, source=recoloured(problem.source, problem.target))
+
+
+def _adabn(problem: Problem) -> Problem:
+    """AdaBN (Li et al. 2016): each domain is normalised by statistics of its own."""
+    assert problem.renormalised
+    source, target, scored = problem.renormalised()
+    return replace(problem, source=source, target=target, scored=scored)
+
+
+def _linear(problem: Problem, strength: float | None = None) -> Linear:
+    return _head(problem, problem.source, problem.y, strength, problem.patients)
+
+
+def _self_trained(problem: Problem, strength: float | None = None) -> Linear:
+    """Class-balanced self-training (Zou et al. 2018): the surest of each class, and more of them in each round."""
+    head = _linear(problem, strength)
+    for share in SHARES:
+        told = confident(head.scores(problem.target), share, problem.exclusive)
+        sure = ~np.isnan(told).all(axis=1)
+        features = np.concatenate([problem.source, problem.target[sure]])
+        head = _head(problem, features, np.concatenate([problem.y, told[sure]]), head.strength)
+    return head
+
+
+def _head(
+    problem: Problem,
+    features: Features,
+    y: Scores,
+    strength: float | None,
+    patients: NDArray[np.object_] | None = None,
+) -> Linear:
+    """A linear head whose scores are as if all classes were equally frequent: nobody knows how they are in a target.
+
+    patients: by whom the strength is chosen, where it is not given.
+    """
+    keys = np.zeros(len(y), dtype=object) if patients is None else patients
+    head = fit_linear(features, y, keys, problem.seed, strength, problem.exclusive)
+    return replace(head, bias=head.bias - log_prior(y, problem.exclusive))
+
+
+def _covariance(features: Features, ridge: float) -> NDArray[np.float64]:
+    return np.asarray(np.atleast_2d(np.cov(features.T)) + ridge * np.eye(features.shape[1]))
+
+
+def _power(matrix: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
+    """Of a symmetric matrix with positive eigenvalues."""
+    values, vectors = np.linalg.eigh(matrix)
+    return np.asarray(vectors * values**exponent @ vectors.T)
+
+
+SOURCE_ONLY = "source-only"
+METHODS: dict[str, tuple[Move, Learn]] = {
+    SOURCE_ONLY: (_as_it_is, _linear),
+    "adabn": (_adabn, _linear),
+    "coral": (_coral, _linear),
+    "pseudo": (_as_it_is, _self_trained),
+}

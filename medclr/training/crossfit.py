@@ -1,0 +1,105 @@
+"""Adaptations that are scored on patients from whom nothing was learned, with or without labels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medclr.training.adapt import Choice, Features, Problem, choose_method, solve, supervised
+from medclr.training.probe import Linear, Scores, inner_folds
+
+Rows = NDArray[np.intp]
+Renormalise = Callable[[Rows, Rows, Rows], tuple[Features, Features, Features]]
+"""Positions of source rows, of target rows to adapt to, and of those to score, to what `Problem.renormalised` gives."""
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Labelled volumes of one domain: y (n, K), patients (n,) keys, features (n, F) by the encoder as it is."""
+
+    y: Scores
+    patients: NDArray[np.object_]
+    features: Features
+
+
+class CrossFit:
+    """Scores of all volumes of a target, each by an adaptation to the half of its patients that they are not of.
+
+    Halves are drawn by the seed, stratified by class, so that each can be judged; source volumes of patients who are
+    scored are left out. What was computed is kept until other rows or another seed are asked for: methods share it.
+
+    Args:
+        source, target: the domains; labels of the target serve `upper_bound` alone.
+        exclusive: the K columns are classes, of which each row has one.
+        renormalise: for "adabn"; None where the encoder has no batch norm.
+    """
+
+    def __init__(self, source: Domain, target: Domain, exclusive: bool, renormalise: Renormalise | None = None) -> None:
+        self._source, self._target = source, target
+        self._exclusive, self._renormalise = exclusive, renormalise
+        self._asked: tuple[int, bytes] | None = None
+        self._halves: list[tuple[Rows, Rows, Problem]] = []
+        self._solved: dict[tuple[int, str], tuple[Problem, Linear]] = {}
+
+    def scores(self, method: str, drawn: Rows, seed: int) -> Scores:
+        """Scores (m, K) of the target by one of METHODS, from the source rows at the positions `drawn`."""
+        return self._by_half(drawn, seed, lambda half: _scored(*self._solve(half, method)))
+
+    def chosen(self, candidates: Sequence[str], drawn: Rows, seed: int) -> tuple[Scores, list[Choice]]:
+        """The same by whichever of METHODS `choose_method` takes in each half; and what that was."""
+        choices: list[Choice] = []
+
+        def scored(half: int) -> Scores:
+            choices.append(choose_method({name: self._solve(half, name) for name in candidates}))
+            return _scored(*self._solve(half, choices[-1].method))
+
+        return self._by_half(drawn, seed, scored), choices
+
+    def upper_bound(self, drawn: Rows, seed: int) -> Scores:
+        """The same by heads that learn the labels of the half to which methods adapt without them."""
+
+        def scored(half: int) -> Scores:
+            fit, _, problem = self._halves[half]
+            return _scored(problem, supervised(problem, self._target.y[fit], self._target.patients[fit]))
+
+        return self._by_half(drawn, seed, scored)
+
+    def _by_half(self, drawn: Rows, seed: int, scored: Callable[[int], Scores]) -> Scores:
+        if self._asked != (seed, drawn.tobytes()):
+            folds = inner_folds(self._target.y, self._target.patients, seed, 2)
+            self._halves = [(fit, held, self._problem(drawn, fit, held, seed)) for fit, held in folds]
+            self._asked, self._solved = (seed, drawn.tobytes()), {}
+        scores = np.empty(self._target.y.shape)
+        for half, (_, held, _) in enumerate(self._halves):
+            scores[held] = scored(half)
+        return scores
+
+    def _problem(self, drawn: Rows, fit: Rows, held: Rows, seed: int) -> Problem:
+        source, target, renormalise = self._source, self._target, self._renormalise
+        own = drawn[~np.isin(source.patients[drawn], target.patients[held])]
+        return Problem(
+            source.features[own],
+            source.y[own],
+            source.patients[own],
+            target.features[fit],
+            target.features[held],
+            self._exclusive,
+            seed,
+            (lambda: renormalise(own, fit, held)) if renormalise else None,
+        )
+
+    def _solve(self, half: int, method: str) -> tuple[Problem, Linear]:
+        if (half, method) not in self._solved:
+            self._solved[half, method] = solve(self._halves[half][2], method)
+        return self._solved[half, method]
+
+
+def _scored(moved: Problem, head: Linear) -> Scores:
+    """Scores in deviations of those that the head gives the half adapted to.
+
+    Those of both halves are ranked together, and two heads, or two methods, have no scale in common.
+    """
+    told = head.scores(moved.target)
+    deviation = told.std(axis=0)
+    return np.asarray((head.scores(moved.scored) - told.mean(axis=0)) / np.where(deviation > 0, deviation, 1))

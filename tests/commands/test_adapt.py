@@ -1,0 +1,254 @@
+"""`medclr adapt` on phantoms of two scanners, and from one archive to another."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from medclr.cli import main
+from medclr.commands import adapt as module
+from medclr.config import AdaptConfig
+from medclr.data.phantoms import write_phantoms
+from medclr.errors import UsageError
+
+SPEC = """
+name: tiny
+modality: [CT]
+spatial_dims: 3
+normalisation: window
+window: [-1000, 400]
+clip: [-1024, 1500]
+sizing: spacing
+max_patch: 12
+preset: ct
+"""
+METHODS = ["source-only", "adabn", "coral", "pseudo", "auto", "target-trained"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+    """Two archives of phantoms by two scanners each, and encoders of the first, with and without batch norm."""
+    folder = tmp_path_factory.mktemp("adapt")
+    before = Path.cwd()
+    os.chdir(folder)
+    write_phantoms(folder / "phantoms", patients=40, seed=1)
+    write_phantoms(folder / "others", patients=16, seed=2)
+    rename_patients(folder / "others")
+    (folder / "tiny.yaml").write_text(SPEC)
+    words = ["--data", "phantoms/dicom", "--spec", "tiny.yaml", "--key-file", "key", "--workers", "0"]
+    settings = ["--epochs", "1", "--batch-size", "6", "--width", "8"]
+    assert main(["pretrain", *words, *settings, "--out", "runs/one"]) == 0
+    assert main(["pretrain", *words, *settings, "--norm", "group", "--out", "runs/group"]) == 0
+    yield folder
+    os.chdir(before)
+
+
+def rename_patients(folder):
+    """Phantoms of all seeds have the same names: give these others."""
+    shutil.rmtree(folder / "dicom" / "broken")
+    for path in folder.rglob("CANARY-*/*/*"):
+        ds = pydicom.dcmread(path)
+        ds.PatientID = ds.PatientID.replace("CANARY", "CANARY-OTHER")
+        ds.save_as(path)
+    labels = folder / "labels.csv"
+    labels.write_text(labels.read_text().replace("CANARY", "CANARY-OTHER"))
+
+
+FEW = ["--labels", "phantoms/labels.csv", "--draws", "2", "--resamples", "100", "--workers", "0"]
+BASE = ["adapt", *FEW, "--encoder", "runs/one"]
+WITHIN = [*BASE, "--target", "manufacturer=Borealis", "--transductive"]
+BETWEEN = [*BASE, "--target-data", "others/dicom", "--target-labels", "others/labels.csv"]
+
+
+def record(path):
+    return json.loads(Path(path).read_text())
+
+
+@pytest.fixture(scope="module")
+def within(folder):
+    assert main([*WITHIN, "--out", "runs/within"]) == 0
+    return record("runs/within/report.json")
+
+
+@pytest.fixture(scope="module")
+def between(folder):
+    assert main([*BETWEEN, "--out", "runs/between"]) == 0
+    return record("runs/between/report.json")
+
+
+def of(manufacturer):
+    manifest = pd.read_parquet("runs/one/private/manifest.parquet")
+    return manifest[manifest["manufacturer"] == manufacturer]
+
+
+def test_every_volume_of_the_target_is_scored_by_every_method(within):
+    assert [row["method"] for row in within["adapt"]] == METHODS
+    assert within["context"]["target"]["n"] == len(of("Borealis"))
+    assert within["context"]["source"]["n"] == len(of("Acme"))
+    assert within["context"]["n_both"] == len(set(of("Borealis")["patient_key"]) & set(of("Acme")["patient_key"])) > 0
+    for row in within["adapt"]:
+        cells = [record(path) for path in Path("runs/within/cells").glob(f"{row['method']}_*.json")]
+        assert len(cells) == 2
+        assert all(np.isfinite(cell["scores"]).all() and len(cell["scores"]) == len(of("Borealis")) for cell in cells)
+        assert row["auroc"] == pytest.approx(np.mean([cell["auroc"] for cell in cells]))
+        assert row["low"] <= row["auroc"] <= row["high"]
+    assert [row["method"] for row in within["differences"]] == METHODS[1:]
+    assert sum(row["n"] for row in within["choices"]) == 2 * 2
+    assert within["oracle"] in METHODS[:4]
+    for name in ("adapt", "differences", "regained", "choices"):
+        assert len(pd.read_csv(f"runs/within/{name}.csv")) == len(within[name])
+
+
+def test_methods_differ_and_auto_is_one_of_them_in_each_half(within):
+    scores = {name: np.array(record(f"runs/within/cells/{name}_1_0.json")["scores"])[:, 0] for name in METHODS}
+    for name in METHODS[1:4]:
+        assert not np.allclose(scores[name], scores["source-only"])
+    chosen = record("runs/within/cells/auto_1_0.json")["choice"]
+    assert chosen.count(" by ") == 2
+    equal = np.stack([scores[name] == scores["auto"] for name in METHODS[:4]])
+    assert equal.any(axis=0).all()
+
+
+def test_the_page_says_what_it_rests_on(within):
+    page = Path("runs/within/report.html").read_text()
+    for words in ("generated phantoms", "Transductive.", "manufacturer Acme to manufacturer Borealis", "Holm"):
+        assert words in page
+    assert Path("runs/within/adapt.png").is_file()
+
+
+def test_nothing_that_may_be_shared_names_a_patient(within, between):
+    for run in ("within", "between"):
+        for path in Path("runs", run).rglob("*"):
+            if path.is_file() and "private" not in path.parts:
+                assert b"CANARY" not in path.read_bytes(), path
+
+
+def test_a_run_that_goes_on_computes_what_is_missing_alone(within, monkeypatch):
+    before = pd.read_csv("runs/within/adapt.csv")
+    for path in Path("runs/within/cells").glob("coral_*"):
+        path.unlink()
+    monkeypatch.setattr(module, "embed_rows", None)
+    assert main([*WITHIN, "--out", "runs/within"]) == 0
+    pd.testing.assert_frame_equal(pd.read_csv("runs/within/adapt.csv"), before)
+
+
+def test_another_archive_is_prepared_as_the_encoder_asks(between):
+    assert [row["method"] for row in between["adapt"]] == METHODS
+    context = between["context"]
+    assert (context["source"]["name"], context["target"]["name"]) == ("archive home", "archive new")
+    assert context["source"]["n"] == len(pd.read_csv("phantoms/labels.csv"))
+    assert context["target"]["n"] == len(pd.read_csv("others/labels.csv"))
+    assert context["n_both"] == 0
+    assert not context["transductive"]
+    assert "none of the test patients" in context["leakage"]
+
+
+def test_a_source_is_one_domain_or_all_others_that_are_known():
+    labels = pd.read_csv("phantoms/labels.csv")
+    rooms = np.array(["a", "b", "c"])[np.arange(len(labels)) // 2 % 3].astype(object)
+    rooms[-4:] = ""
+    labels.assign(room=rooms).to_csv("rooms.csv", index=False)
+    words = ["--label", "lesion", "--methods", "coral", "--labels", "rooms.csv", "--target", "room=a", "--transductive"]
+    for source, name, n in (
+        ([], "room b and c", np.isin(rooms, ["b", "c"]).sum()),
+        (["--source", "room=b"], "room b", (rooms == "b").sum()),
+    ):
+        out = f"runs/rooms-{len(source)}"
+        assert main([*BASE, *words, *source, "--out", out]) == 0
+        found = record(f"{out}/report.json")
+        assert (found["context"]["source"]["name"], found["context"]["source"]["n"]) == (name, n)
+        assert found["context"]["target"]["n"] == (rooms == "a").sum()
+        assert [row["method"] for row in found["adapt"]] == ["source-only", "coral", "target-trained"]
+        assert found["choices"] == []
+
+
+def refused(capsys, *words):
+    capsys.readouterr()
+    code = main(list(words))
+    (line,) = capsys.readouterr().err.splitlines()
+    return code, line.removeprefix("medclr: ")
+
+
+def test_a_target_that_pre_training_saw_is_refused_unless_allowed(capsys):
+    words = [word for word in WITHIN if word != "--transductive"]
+    code, line = refused(capsys, *words, "--out", "runs/leak")
+    assert code == 1
+    assert line.startswith("Pre-training saw ")
+    assert "--transductive" in line
+
+
+def test_an_encoder_without_batch_norm_has_no_adabn(capsys):
+    words = [*WITHIN, "--encoder", "runs/group", "--draws", "1"]
+    code, line = refused(capsys, *words, "--methods", "adabn", "--out", "runs/none")
+    assert (code, line[:16]) == (2, "--methods adabn:")
+    capsys.readouterr()
+    assert main([*words, "--out", "runs/grouped"]) == 0
+    assert "adabn is left out: the encoder has no batch norm" in capsys.readouterr().out
+    rows = record("runs/grouped/report.json")["adapt"]
+    assert [row["method"] for row in rows] == [name for name in METHODS if name != "adabn"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--target", "ward=a"], 2, "--target ward=a: no column ward in the labels or the manifest; there are "),
+        (["--target", "manufacturer=Coldlight"], 1, "no labelled volume of it, where 5 patients of either class are"),
+        (["--target", "manufacturer=Acme", "--source", "manufacturer=X"], 1, "--source manufacturer=X: no labelled"),
+        (["--target", "modality=CT"], 1, "--target modality=CT: there is no other modality to learn from"),
+        (["--target-data", "phantoms/dicom", "--target-labels", "phantoms/labels.csv"], 1, "are among those of the s"),
+        (["--target-data", "others/dicom", "--target-labels", "blank.csv"], 1, "column 'lesion' is blank in all"),
+        (["--target-data", "others/dicom", "--target-labels", "named.csv"], 1, "where the source knows 0 and 1"),
+        (["--target", "half=a", "--labels", "halves.csv"], 1, "half b: its "),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(capsys, words, code, said):
+    table = pd.read_csv("others/labels.csv")
+    table.assign(lesion="").to_csv("blank.csv", index=False)
+    table.assign(lesion=table["lesion"].map({0: "no", 1: "yes"})).to_csv("named.csv", index=False)
+    own = pd.read_csv("phantoms/labels.csv")
+    own.assign(half=np.where(own["lesion"] == 1, "a", "b")).to_csv("halves.csv", index=False)
+    shutil.rmtree("runs/refused", ignore_errors=True)
+    found, line = refused(capsys, *BASE, "--transductive", *words, "--out", "runs/refused")
+    assert found == code
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "name what to adapt to"),
+        ({"target": "view=AP", "target_data": Path("d"), "target_labels": Path("l")}, "name what to adapt to"),
+        ({"target_data": Path("d")}, "go together"),
+        ({"target": "view=AP", "target_labels": Path("l")}, "go together"),
+        ({"target_data": Path("d"), "target_labels": Path("l"), "source": "view=PA"}, "only with --target"),
+        ({"target_data": Path("d"), "target_labels": Path("l"), "data": Path("e")}, "--data with --target-data"),
+        ({"target": "view"}, "--target view: must be COLUMN=VALUE"),
+        ({"target": "=AP"}, "must be COLUMN=VALUE"),
+        ({"target": "view=AP", "source": "PA"}, "--source PA: must be COLUMN=VALUE"),
+        ({"target": "view=AP", "source": "sex=F"}, "must be of the column of --target, view"),
+        ({"target": "view=AP", "source": "view=AP"}, "is the source too"),
+        ({"target": "view=AP", "draws": 0}, "--draws 0"),
+        ({"target": "view=AP", "crops": 0}, "--crops 0"),
+        ({"target": "view=AP", "projector_layer": -1}, "--projector-layer -1"),
+    ],
+)
+def test_a_config_that_asks_for_nothing_is_refused(given, said):
+    with pytest.raises(UsageError, match=said):
+        AdaptConfig(labels=Path("labels.csv"), **given)
+
+
+def test_figures_are_those_of_the_scores(within):
+    """The AUROC of a cell, by another package, on labels joined by hand."""
+    manifest, labels = pd.read_parquet("runs/one/private/manifest.parquet"), pd.read_csv("phantoms/labels.csv")
+    keys = pd.read_csv("runs/one/private/keys.csv")
+    raw = keys[keys["kind"] == "series"].set_index("pseudonym")["raw"]
+    rows = manifest[manifest["manufacturer"] == "Borealis"]
+    truth = rows["series_key"].map(raw).map(labels.set_index("series_uid")["lesion"])
+    cell = record("runs/within/cells/coral_1_1.json")
+    assert cell["auroc"] == pytest.approx(roc_auc_score(truth, np.array(cell["scores"])[:, 0]))

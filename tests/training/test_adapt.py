@@ -1,0 +1,258 @@
+"""Each way of adapting against a transcription, on problems whose answer is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from medclr.training import adapt
+from medclr.training.adapt import (
+    METHODS,
+    SHARES,
+    Problem,
+    choose_method,
+    confident,
+    decided,
+    recoloured,
+    reverse_auroc,
+    solve,
+    supervised,
+)
+
+
+def gaussians(n, rng, gap=3.0):
+    """Two classes that the first of three features tells apart; the others are wider."""
+    y = (np.arange(n) % 2).astype(float)
+    x = rng.normal(size=(n, 3)) * (1, 2, 4)
+    x[:, 0] += gap * y
+    return x, y[:, None]
+
+
+FIRST = np.array([1, 0, 0])
+MIXING = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 0.5], [1.5, 0.0, 1.0]])
+
+
+def problem(move=lambda x: x, seed=0, n=200, gap=3.0):
+    """A source, and a target whose features `move` has made other; with the labels of the rows to be scored."""
+    rng = np.random.default_rng(seed)
+    (x, y), (target, _), (scored, truth) = (gaussians(n, rng, gap) for _ in range(3))
+    patients = np.array([f"p{i}" for i in range(n)], dtype=object)
+    return Problem(x, y, patients, move(target), move(scored), False, seed), truth[:, 0]
+
+
+def auroc(found, truth):
+    moved, head = found
+    return roc_auc_score(truth, head.scores(moved.scored)[:, 0])
+
+
+def test_source_only_is_a_logistic_regression_of_the_source():
+    given, _ = problem()
+    _, head = solve(given, "source-only")
+    scale = given.source.std(axis=0).max()
+    model = LogisticRegression(C=head.strength, class_weight="balanced", solver="newton-cholesky")
+    model.fit((given.source - given.source.mean(0)) / scale, given.y[:, 0])
+    expected = model.decision_function((given.scored - given.source.mean(0)) / scale)
+    np.testing.assert_allclose(head.scores(given.scored)[:, 0], expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_scores_are_as_if_classes_were_equally_frequent(exclusive):
+    """With one positive in five and nothing to tell it by, no class is likelier."""
+    rng = np.random.default_rng(0)
+    y = (np.arange(200) % 5 == 0).astype(float)
+    labels = np.stack([y == 0, y == 1], axis=1).astype(float) if exclusive else y[:, None]
+    x = 1e-3 * rng.normal(size=(200, 3)) + np.array([0, 0, 5])
+    given = Problem(x, labels, np.arange(200).astype(str).astype(object), x, x, exclusive, 0)
+    scores = solve(given, "source-only")[1].scores(x)
+    middle = scores[:, 1] - scores[:, 0] if exclusive else scores[:, 0]
+    assert abs(middle.mean()) < 0.2  # the log odds of the rows are −1.4
+
+
+def test_coral_is_algorithm_1_of_its_paper():
+    given, _ = problem(lambda x: x @ MIXING + 7)
+    scale = np.sqrt((given.source.var(axis=0) + given.target.var(axis=0)) / 2)
+    source, target = given.source / scale, given.target / scale
+    c_s, c_t = (np.cov(x.T) + np.eye(3) for x in (source, target))
+    by_hand = (source - source.mean(0)) @ np.linalg.inv(sqrtm(c_s)) @ sqrtm(c_t) * scale + given.target.mean(0)
+    np.testing.assert_allclose(recoloured(given.source, given.target), by_hand, rtol=1e-8)
+
+
+def test_coral_gives_the_source_the_targets_moments():
+    given, _ = problem(lambda x: x @ MIXING + 7)
+    moved = recoloured(given.source, given.target, ridge=1e-9)
+    np.testing.assert_allclose(moved.mean(axis=0), given.target.mean(axis=0))
+    np.testing.assert_allclose(np.cov(moved.T), np.cov(given.target.T), rtol=1e-6)
+
+
+def test_coral_has_no_use_for_units():
+    given, _ = problem(lambda x: x @ MIXING + 7)
+    units = np.array([1e-3, 1.0, 1e3])
+    np.testing.assert_allclose(
+        recoloured(given.source * units, given.target * units), units * recoloured(given.source, given.target)
+    )
+
+
+def test_coral_leaves_a_source_that_is_like_the_target_and_bears_a_constant_feature():
+    given, _ = problem()
+    np.testing.assert_allclose(recoloured(given.source, given.source), given.source, atol=1e-9)
+    flat = given.source.copy()
+    flat[:, 1] = 4
+    for source, target in ((flat, given.target), (given.target, flat), (flat, flat)):
+        assert abs(recoloured(source, target)).max() < 30
+
+
+def test_coral_undoes_a_turn_of_the_wide_features_into_the_telling_one():
+    given, truth = problem(lambda x: x * (1, 1, 0.25) + (6, 0, 0))
+    # A head of the source takes the shift for the class, but ranks as before; coral's head decides rightly too.
+    moved, head = solve(given, "coral")
+    told = decided(head.scores(given.scored), False)[:, 0]
+    plain = decided(solve(given, "source-only")[1].scores(given.scored), False)[:, 0]
+    assert (told == truth).mean() > 0.85
+    assert (plain == truth).mean() < 0.6
+    assert moved.target is given.target
+
+
+def test_adabn_takes_the_features_it_is_given():
+    given, truth = problem(lambda x: -x)
+    undone = (given.source, -given.target, -given.scored)
+    assert auroc(solve(given, "source-only"), truth) < 0.1
+    assert auroc(solve(replace(given, renormalised=lambda: undone), "adabn"), truth) > 0.9
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_confident_rows_keep_the_shares_of_classes(exclusive):
+    scores = np.array([[4.0], [3.0], [2.0], [1.0], [0.5], [0.1], [-0.2], [-0.1], [-0.3], [-0.4]])
+    if exclusive:
+        scores = np.log(softmax(np.hstack([np.zeros((10, 1)), scores]), axis=1))
+    told = confident(scores, 0.5, exclusive)
+    one = told[:, -1]
+    np.testing.assert_array_equal(np.flatnonzero(one == 1), [0, 1, 2])
+    np.testing.assert_array_equal(np.flatnonzero(one == 0), [8, 9])
+    assert np.isnan(told[[3, 4, 5, 6, 7]]).all()
+    if exclusive:
+        np.testing.assert_array_equal(told[0], [0, 1])
+
+
+def test_of_several_labels_each_has_sure_rows_of_its_own():
+    scores = np.array([[9.0, 1.0], [1.0, 9.0], [-9.0, -1.0], [-1.0, -9.0]])
+    nan = np.nan
+    np.testing.assert_array_equal(confident(scores, 0.5, False), [[1, nan], [nan, 1], [0, nan], [nan, 0]])
+
+
+def test_self_training_is_its_rounds_one_after_the_other():
+    given, _ = problem(lambda x: x + FIRST * 1.0, gap=2.0)
+    _, head = solve(given, "pseudo")
+
+    def fit(x, y):
+        scale = x.std(axis=0).max()
+        model = LogisticRegression(C=head.strength, class_weight="balanced", solver="newton-cholesky")
+        model.fit((x - x.mean(0)) / scale, y)
+        return lambda new: model.decision_function((new - x.mean(0)) / scale)
+
+    assert SHARES == (0.2, 0.35, 0.5)
+    decide = fit(given.source, given.y[:, 0])
+    for share in SHARES:
+        scores, sure, labels = decide(given.target), [], []
+        for value, sign in ((0, -1), (1, 1)):
+            rows = np.flatnonzero((scores > 0) == value)
+            surest = rows[np.argsort(-sign * scores[rows])][: int(np.ceil(share * len(rows)))]
+            sure.append(given.target[surest])
+            labels.append(np.full(len(surest), value))
+        decide = fit(np.concatenate([given.source, *sure]), np.concatenate([given.y[:, 0], *labels]))
+    np.testing.assert_allclose(head.scores(given.scored)[:, 0], decide(given.scored), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_self_training_turns_the_rule_towards_the_target(seed):
+    """Another feature tells the classes there, of which the source's head knows nothing."""
+    given, truth = problem(gap=2.0, seed=seed, n=400)
+    for x in (given.target, given.scored):
+        x[:, 1] += 8 * truth - 4
+    assert auroc(solve(given, "pseudo"), truth) > auroc(solve(given, "source-only"), truth) + 0.005
+
+
+@pytest.mark.parametrize("method", ["source-only", "coral", "pseudo"])
+def test_several_classes_are_told_by_one_head(method):
+    rng = np.random.default_rng(0)
+    kinds = np.arange(150) % 3
+    centres = 4 * np.eye(3)
+    x, target, scored = (centres[kinds] + rng.normal(size=(150, 3)) for _ in range(3))
+    given = Problem(x, np.eye(3)[kinds], np.arange(150).astype(str).astype(object), target, scored, True, 0)
+    _, head = solve(given, method)
+    assert (head.scores(scored).argmax(axis=1) == kinds).mean() > 0.95
+    assert reverse_auroc(given, METHODS[method][1], head.strength) > 0.95
+
+
+def test_reverse_validation_is_there_and_back_by_source_patients_left_out():
+    given, _ = problem(lambda x: x + FIRST * 0.5, gap=1.5)
+    seen = []
+
+    def learn(part, strength):
+        seen.append(set(part.patients))
+        assert strength == 0.1
+        return adapt._linear(part, strength)
+
+    found = reverse_auroc(given, learn, 0.1)
+    folds = adapt.inner_folds(given.y, given.patients, given.seed)
+
+    def fit(x, y):
+        scale = x.std(axis=0).max()
+        model = LogisticRegression(C=0.1, class_weight="balanced", solver="newton-cholesky")
+        model.fit((x - x.mean(0)) / scale, y)
+        return lambda new: model.decision_function((new - x.mean(0)) / scale)
+
+    expected = []
+    for own, held in folds:
+        told = fit(given.source[own], given.y[own, 0])(given.target) > 0
+        back = fit(given.target, told)(given.source[held])
+        expected.append(roc_auc_score(given.y[held, 0], back))
+    assert found == pytest.approx(np.mean(expected))
+    assert seen == [set(given.patients[own]) for own, _ in folds]
+
+
+def test_no_way_back_from_a_single_class_is_chance():
+    given, _ = problem(lambda x: x + FIRST * 100)
+    assert reverse_auroc(given, METHODS["source-only"][1], 0.1) == 0.5
+
+
+def test_auto_chooses_what_brings_the_target_back_and_says_by_how_much():
+    """Seen from the source the target is all of one class: only coral finds two there."""
+    given, truth = problem(lambda x: x + FIRST * 30)
+    solved = {name: solve(given, name) for name in ("source-only", "coral", "pseudo")}
+    choice = choose_method(solved)
+    quality = {name: reverse_auroc(moved, METHODS[name][1], head.strength) for name, (moved, head) in solved.items()}
+    assert choice.method == "coral"
+    assert choice.margin == pytest.approx(quality["coral"] - max(quality["source-only"], quality["pseudo"]))
+    assert choice.margin > 0.2
+    assert auroc(solved["coral"], truth) > 0.9
+
+
+def test_of_equals_auto_keeps_the_first_and_one_alone_has_no_margin():
+    given, _ = problem()
+    same = solve(given, "source-only")
+    choice = choose_method({"source-only": same, "adabn": same})
+    assert choice == ("source-only", 0)
+    assert np.isnan(choose_method({"source-only": same}).margin)
+
+
+def test_the_upper_bound_learns_the_targets_labels_alone():
+    given, truth = problem(lambda x: -x)
+    y = (np.arange(200) % 2).astype(float)[:, None]
+    keys = np.arange(200).astype(str).astype(object)
+    scores = supervised(given, y, keys).scores(given.scored)
+    assert roc_auc_score(truth, scores[:, 0]) > 0.9
+    other = replace(given, source=given.source * np.nan, y=given.y * np.nan)
+    np.testing.assert_array_equal(supervised(other, y, keys).scores(given.scored), scores)
+
+
+@pytest.mark.parametrize("method", ["source-only", "coral", "pseudo"])
+def test_nothing_is_learned_from_rows_to_be_scored(method):
+    given, _ = problem(lambda x: x @ MIXING)
+    poisoned = replace(given, scored=given.scored * np.nan)
+    one, other = (solve(p, method)[1] for p in (given, poisoned))
+    np.testing.assert_array_equal(one.weight, other.weight)
+    assert choose_method({method: solve(poisoned, method)}).method == method

@@ -1,0 +1,164 @@
+"""Halves of a target: every volume is scored by what saw neither its patient nor its label."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from medclr.training import crossfit
+from medclr.training.adapt import Choice, Problem, solve
+from medclr.training.crossfit import CrossFit, Domain
+from medclr.training.probe import inner_folds
+
+METHODS = ["source-only", "adabn", "coral", "pseudo"]
+
+
+def domain(seed, first, patients=40, shift=0.0):
+    """Two rows of each patient p<first>, p<first + 1>, …; half of the patients are positive."""
+    rng = np.random.default_rng(seed)
+    keys = np.repeat([f"p{first + i}" for i in range(patients)], 2).astype(object)
+    y = np.repeat(np.arange(patients) % 2, 2).astype(float)[:, None]
+    x = rng.normal(size=(len(y), 4)) + shift
+    x[:, 0] += 2 * y[:, 0]
+    return Domain(y, keys, x)
+
+
+def renormalise_of(source, target):
+    """Statistics of the very rows: features less their mean."""
+
+    def renormalise(own, fit, held):
+        mean = target.features[fit].mean(axis=0)
+        kept = source.features[own]
+        return kept - kept.mean(axis=0), target.features[fit] - mean, target.features[held] - mean
+
+    return renormalise
+
+
+def cross_fit(source, target):
+    return CrossFit(source, target, False, renormalise_of(source, target))
+
+
+@pytest.fixture
+def sides():
+    """The last ten patients of the source are the first ten of the target."""
+    return domain(0, 0), domain(1, 30, shift=0.5)
+
+
+DRAWN = np.arange(80)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_half_is_scored_by_adapting_to_the_other(sides, method):
+    source, target = sides
+    scores = cross_fit(source, target).scores(method, DRAWN, 3)
+    for fit, held in inner_folds(target.y, target.patients, 3, 2):
+        assert not set(target.patients[fit]) & set(target.patients[held])
+        own = np.flatnonzero(~np.isin(source.patients, target.patients[held]))
+        assert 60 <= len(own) < 80
+        x, y, keys = source.features[own], source.y[own], source.patients[own]
+        moved, head = solve(
+            Problem(
+                x, y, keys, target.features[fit], target.features[held], False, 3,
+                lambda own=own, fit=fit, held=held: renormalise_of(source, target)(own, fit, held),
+            ),
+            method,
+        )  # fmt: skip
+        told = head.scores(moved.target)
+        np.testing.assert_allclose(scores[held], (head.scores(moved.scored) - told.mean()) / told.std())
+
+
+@pytest.mark.parametrize("method", [*METHODS, "auto", "target-trained"])
+def test_nothing_of_a_scored_patient_is_ever_seen(sides, method):
+    """In either domain: with other features and labels, the other patients of its half keep their scores."""
+    source, target = sides
+
+    def scored(source, target):
+        fits = cross_fit(source, target)
+        if method == "auto":
+            return fits.chosen(METHODS, DRAWN, 3)[0]
+        return fits.upper_bound(DRAWN, 3) if method == "target-trained" else fits.scores(method, DRAWN, 3)
+
+    before = scored(source, target)
+    (_, held), _ = inner_folds(target.y, target.patients, 3, 2)
+    patient = next(key for key in target.patients[held] if key in set(source.patients))
+    others = held[target.patients[held] != patient]
+    poisoned = []
+    for side in (source, target):
+        rows = side.patients == patient
+        x, y = side.features.copy(), side.y.copy()
+        x[rows] = 1e3
+        if side is source:  # those of the target decide the halves
+            y[rows] = 1 - y[rows]
+        poisoned.append(replace(side, features=x, y=y))
+    after = scored(*poisoned)
+    np.testing.assert_array_equal(after[others], before[others])
+    assert not np.allclose(after[target.patients == patient], before[target.patients == patient])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_of_the_target_decide_nothing_but_the_halves(sides, method, monkeypatch):
+    source, target = sides
+    halves = inner_folds(target.y, target.patients, 3, 2)
+    monkeypatch.setattr(crossfit, "inner_folds", lambda *_: halves)
+    other = replace(target, y=1 - target.y)
+    one, two = (cross_fit(source, t).scores(method, DRAWN, 3) for t in (target, other))
+    np.testing.assert_array_equal(one, two)
+    one, two = (cross_fit(source, t).chosen(METHODS, DRAWN, 3) for t in (target, other))
+    np.testing.assert_array_equal(one[0], two[0])
+    assert one[1] == two[1]
+
+
+def test_auto_has_the_scores_of_what_it_chose_in_each_half(sides, monkeypatch):
+    source, target = sides
+    fits, answers = cross_fit(source, target), [Choice("coral", 0.1), Choice("adabn", 0.2)]
+    left = list(answers)
+    monkeypatch.setattr(crossfit, "choose_method", lambda solved: left.pop(0))
+    scores, choices = fits.chosen(METHODS, DRAWN, 3)
+    assert choices == answers
+    for (_, held), choice in zip(inner_folds(target.y, target.patients, 3, 2), answers, strict=True):
+        np.testing.assert_array_equal(scores[held], fits.scores(choice.method, DRAWN, 3)[held])
+
+
+def test_seeds_differ_and_a_seed_is_computed_once(sides, monkeypatch):
+    fits, calls = cross_fit(*sides), []
+    monkeypatch.setattr(crossfit, "solve", lambda problem, method: calls.append(method) or solve(problem, method))
+    one = fits.scores("coral", DRAWN, 1)
+    np.testing.assert_array_equal(fits.scores("coral", DRAWN, 1), one)
+    fits.chosen(["source-only", "coral"], DRAWN, 1)
+    assert sorted(calls) == ["coral"] * 2 + ["source-only"] * 2
+    assert not np.allclose(fits.scores("coral", DRAWN, 2), one)
+    assert not np.allclose(fits.scores("coral", DRAWN[:60], 2), fits.scores("coral", DRAWN, 2))
+    np.testing.assert_array_equal(fits.scores("coral", DRAWN, 1), one)
+
+
+def test_the_upper_bound_reads_a_rule_that_is_the_other_way_round(sides):
+    source, target = sides
+    turned = replace(target, features=target.features * (-1, 1, 1, 1))
+    fits = CrossFit(source, turned, False)
+    positive = target.y[:, 0] == 1
+    bound, plain = fits.upper_bound(DRAWN, 0)[:, 0], fits.scores("source-only", DRAWN, 0)[:, 0]
+    assert bound[positive].mean() > bound[~positive].mean()
+    assert plain[positive].mean() < plain[~positive].mean()
+
+
+def test_halves_by_two_methods_are_ranked_on_one_scale(sides, monkeypatch):
+    """One whose scores are a hundred times as large, and moved, changes nothing of the order."""
+    source, target = sides
+    plain = cross_fit(source, target).scores("source-only", DRAWN, 3)
+
+    def louder(problem, method):
+        moved, head = solve(problem, "source-only")
+        loud = replace(head, weight=100 * head.weight, bias=head.bias + 7)
+        return moved, loud if method == "coral" else head
+
+    monkeypatch.setattr(crossfit, "solve", louder)
+    left = [Choice("coral", 0.1), Choice("source-only", 0.1)]
+    monkeypatch.setattr(crossfit, "choose_method", lambda solved: left.pop(0))
+    scores, _ = cross_fit(source, target).chosen(["source-only", "coral"], DRAWN, 3)
+    np.testing.assert_allclose(scores, plain)
+
+
+def test_a_head_that_tells_nothing_has_finite_scores(sides):
+    source, target = sides
+    flat = replace(source, features=np.ones_like(source.features))
+    assert np.isfinite(CrossFit(flat, target, False).scores("source-only", DRAWN, 3)).all()
