@@ -162,7 +162,9 @@ def _why(shift: Shift) -> Answer:
     """The evidence, for each domain that falls: what the features hold, and whether one rule could serve both."""
     question = "Where may the loss come from?"
     # What is easier there can hide a loss: a domain without a fall, where labels of its own bring more.
-    gains = shift.heads[(shift.heads["head"] == _OWN) & (shift.heads["gain_low"] > 0)]
+    own = shift.heads[shift.heads["head"] == _OWN]
+    there = own[own["domain"] == own["column"].map(shift.sources)].set_index("column")["gain"].clip(lower=0)
+    gains = own[(own["gain_low"] > 0) & (own["gain"] > 2 * own["column"].map(there).fillna(0))]
     short = set(gains[["column", "domain"]].itertuples(index=False, name=None))
     tested = [row for row in shift.differences.to_dict("records") if not row["reason"]]
     fallen = [row for row in tested if row["p_holm"] < _ALPHA and row["difference"] < 0]

@@ -187,6 +187,8 @@ def test_what_is_easier_does_not_hide_a_loss() -> None:
     assert lost.short == "In no domain is a fall shown."
     assert why.short.startswith("AP (view): the features still hold what the label asks for")
     assert why.more[0] == "No fall is shown in AP (view), and yet labels of its own bring more there."
+    alike = answers(made(PA={"own": GAIN, "joint": GAIN}, AP={"own": GAIN, "joint": GAIN}))[2]
+    assert alike.short == "No fall is shown that would have to be explained."
 
 
 def test_many_domains_are_told_by_column_and_no_more_than_a_reader_takes_in() -> None:
