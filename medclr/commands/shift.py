@@ -110,7 +110,7 @@ def shift(config: ShiftConfig) -> Shift:
         judged = _with_corruption(config, name, judged, networks, parts, at)
         sources[judged.simulated[-1]] = CLEAN
 
-    def heads(features: Any, y: Any, patients: Any, exclusive: bool) -> NDArray[np.float64]:
+    def heads(features: Any, y: Any, patients: Any, exclusive: bool) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
         return held_out_scores(features, y, patients, config.seed, exclusive)
 
     result = domain_shift(judged, sources, heads, config.resamples, config.seed)

@@ -19,14 +19,15 @@ N_BINS = 10
 LEAST = 5  # patients of a domain, or of a group of an attribute, or it is left out
 LEAST_TO_FIT = 10  # patients of each class, for a head that is fitted to some of them and judged on the others
 ALL = "all"
+NO_PAIR = "no fold holds both a positive and a negative"
 CLASSIFIER, OWN, JOINT = "classifier", "labels of the domain", "labels of all domains"
 _INTERVAL = ("low", "high")
 _COUNTS = ("n", "n_patients", "n_positive", "n_negative")
 
 
-HeldOut = Callable[[np.ndarray, np.ndarray, np.ndarray, bool], np.ndarray]
+HeldOut = Callable[[np.ndarray, np.ndarray, np.ndarray, bool], tuple[np.ndarray, np.ndarray]]
 """Features (n, F), y (n, K), patients (n,) and whether the K columns are classes to scores (n, K), by linear heads that
-were fitted to rows of other patients."""
+were fitted to rows of other patients, and by which of them (n,): only those of one head are to be ranked together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,14 +206,11 @@ class _Column:
                 continue
             samples = {CLASSIFIER: own}
             if not (lacking := self._too_few(name)):
-                rows = np.flatnonzero(self.domain == name)
-                scores = [np.full_like(one, np.nan) for one in self.scores]
-                for one, held in zip(scores, self._heads(rows), strict=True):
-                    one[rows] = held
-                for head, by in {OWN: scores, **fitted}.items():
-                    sample = self._auroc(truth, by)
-                    assert isinstance(sample, Sample)
-                    samples[head] = sample
+                for head, by in {OWN: self._heads(np.flatnonzero(self.domain == name)), **fitted}.items():
+                    if sample := self._within(truth, *by):
+                        samples[head] = sample
+                    else:
+                        found.append({"domain": name, "head": head, "reason": NO_PAIR})
             else:
                 found += [{"domain": name, "head": head, "reason": lacking} for head in (OWN, JOINT)]
             for head, sample in samples.items():
@@ -245,12 +243,10 @@ class _Column:
             told = Truth.of(np.where(rows[:, None], indicator, np.nan), self.patients, "multilabel")
             row: dict[str, Any] = {"among": which, "n": len(at), "reason": next(filter(None, told.reasons), "")}
             if not row["reason"]:
-                scores = [np.zeros_like(indicator) for _ in self.features]
-                for one, features in zip(scores, self.features, strict=True):
-                    one[at] = self.held_out(features[at], indicator[at], self.patients[at], False)
-                sample = self._auroc(told, scores)
-                assert isinstance(sample, Sample)
-                row |= _numbers(self.chance.estimate(sample, told.rarer(told.judged)), "auroc")
+                if sample := self._within(told, *self._told(self.features, indicator, at, False)):
+                    row |= _numbers(self.chance.estimate(sample, told.rarer(told.judged)), "auroc")
+                else:
+                    row["reason"] = NO_PAIR
             found.append(row)
         return found
 
@@ -376,10 +372,19 @@ class _Column:
         )
         return "" if least >= LEAST_TO_FIT else f"{least} patients of a class are too few to fit a head and to judge it"
 
-    def _heads(self, rows: np.ndarray) -> list[np.ndarray]:
-        """By each classifier's features, scores of these rows by heads that were fitted to others of them."""
-        exclusive = self.kind == "multiclass"
-        return [self.held_out(one[rows], self.y[rows], self.patients[rows], exclusive) for one in self.features]
+    def _heads(self, at: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """By each classifier's features, the labels of these rows by heads that were fitted to others of them."""
+        return self._told(self.features, self.y, at, self.kind == "multiclass")
+
+    def _told(
+        self, features: Sequence[np.ndarray], y: np.ndarray, at: np.ndarray, exclusive: bool
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Scores of all rows, NaN but at these positions, by each of several features; and by which head, -1 by "
+        "none."""
+        scores, head = [np.full(y.shape, np.nan) for _ in features], np.full(len(y), -1)
+        for one, each in zip(scores, features, strict=True):
+            one[at], head[at] = self.held_out(each[at], y[at], self.patients[at], exclusive)
+        return scores, head
 
     def _shortcut(self, name: str, inside: np.ndarray, attribute: str) -> dict[str, Any]:
         """What an attribute alone says of the label, and the classifier where it says nothing; {} of a single value."""
@@ -395,36 +400,40 @@ class _Column:
         if row["reason"]:
             return row
         at = np.flatnonzero(rows)
-        member = (values[at, None] == np.array(groups, dtype=object)).astype(np.float64)
-        alone = np.zeros_like(self.y)
-        alone[at] = self.held_out(member, self.y[at], self.patients[at], self.kind == "multiclass")
+        member = (values[:, None] == np.array(groups, dtype=object)).astype(np.float64)
         n = truth.rarer(truth.judged)
-        sample = self._auroc(truth, [alone])
-        assert isinstance(sample, Sample)
+        sample = self._within(truth, *self._told([member], self.y, at, self.kind == "multiclass"))
+        if not sample:
+            return row | {"reason": NO_PAIR}
         chance = Sample(np.full_like(sample.by_cell, 0.5), np.full_like(sample.resampled, 0.5))
         row |= _numbers(self.chance.estimate(sample, n), "auroc")
         row["p_holm"] = self.chance.estimate(sample, n, chance).p
-        classifier, inner = self._auroc(truth, self.scores), self._within(truth, values, groups)
+        classifier = self._auroc(truth, self.scores)
         assert isinstance(classifier, Sample)
         row["classifier"] = float(classifier.by_cell.mean())
-        if inner is not None:
+        place = {value: number for number, value in enumerate(groups)}
+        inner = self._within(truth, self.scores, np.array([place.get(value, -1) for value in values]))
+        if inner:
             row |= _numbers(self.chance.estimate(inner, n), "within", "within_")
             row |= _numbers(self.chance.estimate(classifier, n, inner), "lost", "lost_")
         return row
 
-    def _within(self, truth: Truth, values: np.ndarray, groups: Sequence[Any]) -> Sample | None:
-        """AUROC over the pairs of a positive and a negative of one group: how often the first is ranked above."""
+    def _within(self, truth: Truth, scores: Sequence[np.ndarray], group: np.ndarray) -> Sample | None:
+        """AUROC over the pairs of a positive and a negative of one group: how often the first is ranked above.
+
+        group: (n,) numbers, below 0 of none. None where an output has no such pair.
+        """
         samples = []
         for output in truth.judged:
             wins, pairs = np.zeros(len(self.resamples)), np.zeros(len(self.resamples))
-            cells, total = np.zeros(len(self.scores)), 0
-            for group in groups:
-                y = np.where(values == group, truth.y[:, output], np.nan)
+            cells, total = np.zeros(len(scores)), 0
+            for one_group in range(group.max() + 1):
+                y = np.where(group == one_group, truth.y[:, output], np.nan)
                 positive, negative = y == 1, y == 0
                 n_pairs = int(positive.sum() * negative.sum())
                 if not n_pairs:
                     continue
-                own = [one[:, output] for one in self.scores]
+                own = [one[:, output] for one in scores]
                 total += n_pairs
                 above = [np.subtract.outer(one[positive], one[negative]) for one in own]
                 cells += [float((d > 0).sum() + (d == 0).sum() / 2) for d in above]
@@ -436,6 +445,9 @@ class _Column:
             if not total:
                 return None
             resampled = np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+            if cells.min() == cells.max() and cells.max() in (0, total):
+                perfect = self.chance.perfect(truth.rarer([output]))
+                resampled = perfect if cells.max() else 1 - perfect
             samples.append(Sample((cells / total)[None], resampled))
         return mean_of(samples)
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logit
-from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -199,19 +198,22 @@ def held_out_scores(
     patients: NDArray[np.object_],
     seed: int,
     exclusive: bool = False,
-) -> Scores:
-    """How rows rank by linear heads that were fitted to rows of other patients, (n, K); takes what `fit_linear` does.
+) -> tuple[Scores, NDArray[np.intp]]:
+    """Scores (n, K) of rows by linear heads that were fitted to rows of other patients; takes what `fit_linear` does.
 
-    Ranks are those within a fold, as a share of it. Each fold's head has a level of its own, which is the higher the
-    fewer positives the fold has: across folds, scores of features that say nothing have an AUROC below .5 (Parker,
-    Günter and Bedo 2007).
+    And by which of the heads, (n,). Each has a level of its own, which is the higher the fewer positives its fold has:
+    ranked against those of another, scores of features that say nothing have an AUROC below .5 (Parker, Günter and Bedo
+    2007).
     """
+    folds = inner_folds(y, patients, seed)
+    head = np.empty(len(y), dtype=np.intp)
+    for place, (_, held) in enumerate(folds):
+        head[held] = place
 
     def scores_of(own: NDArray[np.intp], held: NDArray[np.intp]) -> Scores:
-        head = fit_linear(features[own], y[own], patients[own], seed, exclusive=exclusive)
-        return np.asarray(rankdata(head.scores(features[held]), axis=0) / len(held))
+        return fit_linear(features[own], y[own], patients[own], seed, exclusive=exclusive).scores(features[held])
 
-    return out_of_fold(scores_of, y, inner_folds(y, patients, seed))
+    return out_of_fold(scores_of, y, folds), head
 
 
 def choose(

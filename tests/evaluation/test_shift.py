@@ -11,7 +11,7 @@ from medclr.evaluation.shift import ALL, CLASSIFIER, JOINT, OWN, Judged, Shift, 
 from medclr.metrics import holm, interval, threshold_at
 
 
-def heads(features: np.ndarray, y: np.ndarray, patients: np.ndarray, exclusive: bool) -> np.ndarray:
+def heads(features: np.ndarray, y: np.ndarray, patients: np.ndarray, exclusive: bool) -> tuple[np.ndarray, np.ndarray]:
     """Least squares in two folds of patients: crude, and quick."""
     scores = np.zeros(y.shape)
     second = np.unique(patients, return_inverse=True)[1] % 4 < 2  # both classes of `made` in each
@@ -20,7 +20,15 @@ def heads(features: np.ndarray, y: np.ndarray, patients: np.ndarray, exclusive: 
         for of_label, label in zip(scores.T, y.T, strict=True):
             own = ~held & ~np.isnan(label)
             of_label[held] = x[held] @ np.linalg.lstsq(x[own], label[own], rcond=None)[0]
-    return scores
+    return scores, second.astype(int)
+
+
+def of_each_head(y: np.ndarray, scores: np.ndarray, head: np.ndarray) -> float:
+    """AUROC over the pairs that one head has scored."""
+    y, scores = y.ravel(), scores.ravel()
+    ranked = {one: roc_auc_score(y[head == one], scores[head == one]) for one in set(head)}
+    pairs = {one: (y[head == one] == 1).sum() * (y[head == one] == 0).sum() for one in ranked}
+    return sum(ranked[one] * pairs[one] for one in ranked) / sum(pairs.values())
 
 
 class Made:
@@ -180,7 +188,7 @@ def test_heads_tell_a_rule_that_points_the_wrong_way_from_features_that_have_los
     assert value["B", OWN]["gain"] == pytest.approx(value["B", OWN]["auroc"] - value["B", CLASSIFIER]["auroc"])
     assert value["B", JOINT]["auroc"] < value["B", OWN]["auroc"] - 0.15  # no one rule serves both
     own = heads(made.features[made.b], made.y[made.b], made.patients[made.b], False)
-    assert value["B", OWN]["auroc"] == pytest.approx(roc_auc_score(made.y[made.b], own))
+    assert value["B", OWN]["auroc"] == pytest.approx(of_each_head(made.y[made.b], *own))
     assert abs(value["A", OWN]["gain"]) < 0.1
     made.features[made.b] = made.rng.normal(size=(80, 3))
     made.scores = [made.features[:, :1].copy()]
@@ -188,7 +196,7 @@ def test_heads_tell_a_rule_that_points_the_wrong_way_from_features_that_have_los
     assert not lost["gain_low"] > 0
 
 
-@pytest.mark.parametrize(("seen", "low", "high"), [(3.0, 0.95, 1), (0.0, 0.3, 0.7)])
+@pytest.mark.parametrize(("seen", "low", "high"), [(3.0, 0.92, 1), (0.0, 0.3, 0.7)])
 def test_a_domain_is_read_where_the_features_show_it(made: Made, seen: float, low: float, high: float) -> None:
     made.features[:, 2] += seen * made.b
     found = made.found()
@@ -336,7 +344,7 @@ def test_several_classes_are_one_against_the_rest(made: Made) -> None:
 
 
 def test_several_labels_are_of_what_is_known(made: Made) -> None:
-    made.kind, made.y = "multilabel", np.hstack([made.y, np.repeat(np.arange(80) % 4 < 2, 2)[:, None]])
+    made.kind, made.y = "multilabel", np.hstack([made.y, np.repeat(np.arange(80) % 8 < 4, 2)[:, None]])
     made.y[made.rng.random(made.y.shape) < 0.2] = np.nan
     made.scores = [np.nan_to_num(made.y) + made.rng.normal(size=made.y.shape)]
     made.attributes = {"sex": made.rng.choice(["F", "M"], 160).astype(object)}
@@ -364,6 +372,6 @@ def test_more_domains_than_two_are_each_read_from_the_others(made: Made) -> None
     assert found.distances["domain"].tolist() == ["B", "C"]
     assert found.distances["mmd"][0] > 4 * found.distances["mmd"][1]
     indicator = np.stack([made.domain == name for name in "ABC"], axis=1).astype(float)
-    scores = heads(made.features, indicator, made.patients, False)
-    wanted = np.mean([roc_auc_score(indicator[:, column], scores[:, column]) for column in range(3)])
+    scores, head = heads(made.features, indicator, made.patients, False)
+    wanted = np.mean([of_each_head(indicator[:, column], scores[:, column], head) for column in range(3)])
     assert found.probes["auroc"][0] == pytest.approx(wanted)
