@@ -197,7 +197,7 @@ def test_an_encoder_without_batch_norm_has_no_adabn(capsys):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--target", "ward=a"], 2, "--target ward=a: no column ward in the labels or the manifest; there are "),
+        (["--target", "ward=a"], 2, "--target ward=a: no such column in the labels or the manifest; there are "),
         (["--target", "manufacturer=Coldlight"], 1, "no labelled volume of it, where 5 patients of either class are"),
         (["--target", "manufacturer=Acme", "--source", "manufacturer=X"], 1, "--source manufacturer=X: no labelled"),
         (["--target", "modality=CT"], 1, "--target modality=CT: there is no other modality to learn from"),
