@@ -14,7 +14,7 @@ from torch import nn
 from medclr.commands.domains import ARCHIVE, HOME, NEW, Part, joined, known_of, labelled_part, refuse_same
 from medclr.commands.efficiency import encoder_groups, finished_cells, keep_cell, kept_features
 from medclr.commands.finetune import encoder_seen, load_encoders, named_or_newest
-from medclr.config import METHODS, AdaptConfig, AdaptMethod
+from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig
 from medclr.data.identity import Verdict, check_leakage
 from medclr.data.labels import Task, labels_hash
 from medclr.data.phantoms import SCANNERS
@@ -146,10 +146,9 @@ def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tupl
     if config.target_data is None:
         return _within(config, home)
     assert config.target_labels
-    # Only once: it is what the command line gave for the archive of the encoder that it is not.
-    other = replace(config, data=config.target_data, target_data=None, target_labels=None, target="archive=new")
-    task = (home.table.task, "source")
-    new = labelled_part(other, run, NEW, config.target_labels, encoder, spec, [], task)
+    c = config
+    other = LabelledConfig(c.target_data, c.store, key_file=c.key_file, label=c.label, spec=c.spec, workers=c.workers)
+    new = labelled_part(other, run, NEW, config.target_labels, encoder, spec, [], (home.table.task, "source"))
     refuse_same(home, new, f"--target-data {config.target_data}", "the source", "name another archive")
     return _whole(home), _whole(new)
 
@@ -162,8 +161,8 @@ def _within(config: AdaptConfig, home: Part) -> tuple[_Side, _Side]:
     known = known_of(*joined([home]))
     column, _, asked = (config.target or "").partition("=")
     if column not in known:
-        raise UsageError(f"--target {config.target}: no column {column} in the labels or the manifest; there are "
-                         f"{listed([*known])}")  # fmt: skip
+        columns = listed([*known])
+        raise UsageError(f"--target {config.target}: no such column in the labels or the manifest; there are {columns}")
     values, given = known[column].to_numpy(), (config.source or "").partition("=")[2]
     there = sorted(set(values) - {""})
     for flag, name in (("target", asked), ("source", given)):

@@ -187,7 +187,7 @@ def _excluded(context: Mapping[str, Any]) -> Answer:
     if not context["known"]:
         more.append("Not every file names its patient: intervals are image-level, and may be too narrow.")
     short = (
-        f"No volume was scored by what saw its patient: {counted(target['n'], 'volume')} of "
+        f"No adaptation that scored a volume saw its patient: {counted(target['n'], 'volume')} of "
         f"{counted(target['n_patients'], 'patient')} of {target['name']}, adapted to by halves from "
         f"{counted(source['n'], 'labelled volume')} of {source['name']}."
     )

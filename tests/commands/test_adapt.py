@@ -151,8 +151,9 @@ def test_another_archive_is_prepared_as_the_encoder_asks(between):
 
 def test_a_source_is_one_domain_or_all_others_that_are_known():
     labels = pd.read_csv("phantoms/labels.csv")
-    rooms = np.array(["a", "b", "c"])[np.arange(len(labels)) // 2 % 3].astype(object)
-    rooms[-4:] = ""
+    patients = labels.drop_duplicates("patient_id").set_index("patient_id")
+    room = patients.groupby("lesion").cumcount().map(lambda number: "abc"[number % 3] if number else "")
+    rooms = labels["patient_id"].map(room).to_numpy()
     labels.assign(room=rooms).to_csv("rooms.csv", index=False)
     words = ["--label", "lesion", "--methods", "coral", "--labels", "rooms.csv", "--target", "room=a", "--transductive"]
     for source, name, n in (
@@ -197,7 +198,7 @@ def test_an_encoder_without_batch_norm_has_no_adabn(capsys):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--target", "ward=a"], 2, "--target ward=a: no column ward in the labels or the manifest; there are "),
+        (["--target", "ward=a"], 2, "--target ward=a: no such column in the labels or the manifest; there are "),
         (["--target", "manufacturer=Coldlight"], 1, "no labelled volume of it, where 5 patients of either class are"),
         (["--target", "manufacturer=Acme", "--source", "manufacturer=X"], 1, "--source manufacturer=X: no labelled"),
         (["--target", "modality=CT"], 1, "--target modality=CT: there is no other modality to learn from"),

@@ -175,8 +175,8 @@ def test_labels_that_may_mean_other_things_are_warned_of():
 def test_what_was_left_out_and_what_was_seen():
     said = answer(4, {"coral": (0.06, 0.01), **BOUND})
     assert said.short == (
-        "No volume was scored by what saw its patient: 567 volumes of 340 patients of view AP, adapted to by halves "
-        "from 433 labelled volumes of view PA."
+        "No adaptation that scored a volume saw its patient: 567 volumes of 340 patients of view AP, adapted to by "
+        "halves from 433 labelled volumes of view PA."
     )
     assert said.more == [
         "No test patient was seen.",

@@ -214,8 +214,11 @@ def test_reverse_validation_is_there_and_back_by_source_patients_left_out():
     assert seen == [set(given.patients[own]) for own, _ in folds]
 
 
-def test_no_way_back_from_a_single_class_is_chance():
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_no_way_back_from_a_single_class_is_chance(exclusive):
     given, _ = problem(lambda x: x + FIRST * 100)
+    if exclusive:
+        given = replace(given, y=np.hstack([1 - given.y, given.y]), exclusive=True)
     assert reverse_auroc(given, METHODS["source-only"][1], 0.1) == 0.5
 
 
