@@ -162,10 +162,14 @@ def _why(shift: Shift) -> Answer:
     """The evidence, for each domain that falls: what the features hold, and whether one rule could serve both."""
     question = "Where may the loss come from?"
     # What is easier there can hide a loss: a domain without a fall, where labels of its own bring more.
-    own = shift.heads[shift.heads["head"] == _OWN]
-    there = own[own["domain"] == own["column"].map(shift.sources)].set_index("column")["gain"].clip(lower=0)
-    gains = own[(own["gain_low"] > 0) & (own["gain"] > 2 * own["column"].map(there).fillna(0))]
-    short = set(gains[["column", "domain"]].itertuples(index=False, name=None))
+    own = {
+        (row["column"], row["domain"]): row
+        for row in shift.heads[(shift.heads["head"] == _OWN) & (shift.heads["reason"] == "")].to_dict("records")
+    }
+    there = {
+        column: max(0.0, own[at]["gain"]) for column, domain in shift.sources.items() if (at := (column, domain)) in own
+    }
+    short = {at for at, row in own.items() if row["gain_low"] > 0 and row["gain"] > 2 * there.get(at[0], 0.0)}
     tested = [row for row in shift.differences.to_dict("records") if not row["reason"]]
     fallen = [row for row in tested if row["p_holm"] < _ALPHA and row["difference"] < 0]
     hidden = [row for row in tested if row not in fallen and (row["column"], row["domain"]) in short]
