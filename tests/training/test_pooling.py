@@ -157,7 +157,7 @@ def test_what_is_loaded_scores_as_the_method_did(tmp_path, families, slices):
         rows, y = pd.DataFrame(made), np.arange(8)[:, None] % 2 * 1.0
     config = LabelsConfig(labels=tmp_path, device="cpu", crops=2)
     task = Task("binary", ("side",), ("a", "b"))
-    material = Material(rows, y, task, store, spec, build_views("xray", 2), config)
+    material = Material(rows, y, task, rows, store, spec, build_views("xray", 2), config)
     network = encoder()
     bags = bag_rows(network, rows, store, spec, crops=2)
     assert bags.counts.tolist() == ([4, 2, 6, 4, 2, 6, 4, 2] if slices else [2] * 12)
