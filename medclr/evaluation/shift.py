@@ -379,8 +379,7 @@ class _Column:
     def _told(
         self, features: Sequence[np.ndarray], y: np.ndarray, at: np.ndarray, exclusive: bool
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        """Scores of all rows, NaN but at these positions, by each of several features; and by which head, -1 by "
-        "none."""
+        """Scores of all rows, NaN but at these positions, by each of several features; and by which head, or -1."""
         scores, head = [np.full(y.shape, np.nan) for _ in features], np.full(len(y), -1)
         for one, each in zip(scores, features, strict=True):
             one[at], head[at] = self.held_out(each[at], y[at], self.patients[at], exclusive)
