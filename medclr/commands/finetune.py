@@ -100,7 +100,7 @@ class Labelled:
 
     @property
     def unlabelled(self) -> pd.DataFrame:
-        """Volumes that may be learned from without a label: all but those of val and test patients, and their copies."""
+        """What may be learned from without a label: all but those of val and test patients, and their copies."""
         of_split = self.table.rows[self.table.rows["split"] != "train"]
         held = np.zeros(len(self.manifest), dtype=bool)
         for name in ("patient_key", "pixel_hash"):
