@@ -1,11 +1,11 @@
 """Five-fold cross-validation by patient, for sets without an official test split: each fold is a label-efficiency run.
 
-    python benchmarks/five_folds.py ENCODER LABELS.csv OUT [--groups COLUMN ...] [any flag of medclr efficiency]
+    python benchmarks/five_folds.py LABELS.csv OUT --encoder RUN ... [any other flag of medclr efficiency]
 
-LABELS.csv has the columns patient_id and label, and no split. Where the encoder saw all patients, without their labels,
-give --transductive. Figures are means of the five folds' AUROCs, over the draws of each. Their intervals are over the
-patients of each fold, which are disjoint, and over draws, as those of a curve; that training sets overlap from fold to
-fold is not in them. Columns of --groups are also looked at value by value.
+LABELS.csv has the columns patient_id and label, and no split. Where the encoders saw all patients, without their
+labels, give --transductive. Figures are means of the five folds' AUROCs, over the draws and encoders of each. Their
+intervals are over the patients of each fold, which are disjoint, over draws and over encoders, as those of a curve;
+that training sets overlap from fold to fold is not in them. Columns of --groups are also looked at value by value.
 """
 
 import json
@@ -25,7 +25,7 @@ FOLDS = 5
 RESAMPLES = 2000
 
 
-def main(encoder: str, labels: Path, out: Path, flags: list[str]) -> None:
+def main(labels: Path, out: Path, flags: list[str]) -> None:
     """Run what has not been run yet, then print the table."""
     table = pd.read_csv(labels, dtype=str, keep_default_na=False)
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(table, table["label"], table["patient_id"])
@@ -38,8 +38,7 @@ def main(encoder: str, labels: Path, out: Path, flags: list[str]) -> None:
         if not path.is_file():
             table.assign(split=split).to_csv(path, index=False)
         run = out / f"fold{number}"
-        flag = ["--labels", str(path), "--encoder", encoder, "--out", str(run), *flags]
-        if code := medclr(["efficiency", *flag]):
+        if code := medclr(["efficiency", "--labels", str(path), "--out", str(run), *flags]):
             sys.exit(code)
         found.append(_fold(run))
     groups = {"all": None} | {
@@ -51,7 +50,8 @@ def main(encoder: str, labels: Path, out: Path, flags: list[str]) -> None:
     rows = []
     for name, group in groups.items():
         samples, n_patients = _over_folds([_of_fold(*one, group, number) for number, one in enumerate(found)])
-        chance = Chance(max(one.by_cell.size for one in samples.values()), 1, RESAMPLES, 0)
+        encoders, draws = np.max([one.by_cell.shape for one in samples.values()], axis=0)
+        chance = Chance(int(draws), int(encoders), RESAMPLES, 0)
         for key, sample in samples.items():
             mean = chance.estimate(sample, n_patients)
             row = {"test": name, "arm": key[0], "fraction": key[1], "auroc": mean.value}
@@ -83,17 +83,18 @@ def _of_fold(
     resamples = Resamples(patients, y, RESAMPLES, np.random.default_rng([0, fold]))  # the same for all arms
     samples = {}
     for key in sorted({(cell.arm, cell.fraction) for cell in cells}):
-        ordered = sorted((cell for cell in cells if (cell.arm, cell.fraction) == key), key=lambda cell: cell.draw)
+        of_key = [cell for cell in cells if (cell.arm, cell.fraction) == key]
+        ordered = sorted(of_key, key=lambda cell: (cell.encoder, cell.draw))
         scores = np.stack([cell.scores[own, 0] for cell in ordered])
-        by_draw = np.array([[auroc(y, one) for one in scores]])
-        samples[key] = Sample(by_draw, bootstrap_mean_auroc(y, scores, resamples))
+        by_cell = np.reshape([auroc(y, one) for one in scores], (len({cell.encoder for cell in of_key}), -1))
+        samples[key] = Sample(by_cell, bootstrap_mean_auroc(y, scores, resamples))
     return samples, min(len(set(patients[y == value])) for value in (0, 1))
 
 
 def _over_folds(
     parts: list[tuple[dict[tuple[str, float], Sample], float]],
 ) -> tuple[dict[tuple[str, float], Sample], float]:
-    """Means over folds, draw by draw, and the patients of the rarer class in all of them."""
+    """Means over folds, cell by cell, and the patients of the rarer class in all of them."""
     means = {
         key: Sample(
             np.mean([samples[key].by_cell for samples, _ in parts], axis=0),
@@ -105,6 +106,6 @@ def _over_folds(
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4:
+    if len(sys.argv) < 5:
         sys.exit(__doc__)
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -13,10 +13,10 @@ from torch import nn
 
 from medclr.commands.domains import ARCHIVE, HOME, NEW, Part, joined, known_of, labelled_part, refuse_same
 from medclr.commands.efficiency import encoder_groups, finished_cells, keep_cell, kept_features
-from medclr.commands.finetune import encoder_seen, load_encoders, named_or_newest
+from medclr.commands.finetune import encoder_seen, label_layout, load_encoders, named_or_newest
 from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig
 from medclr.data.identity import Verdict, check_leakage
-from medclr.data.labels import Task, labels_hash
+from medclr.data.labels import Task, labels_hash, read_keyed
 from medclr.data.phantoms import SCANNERS
 from medclr.data.spec import DataSpec
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
@@ -60,6 +60,8 @@ def adapt(config: AdaptConfig) -> Adaptation:
     config = replace(config, key_file=config.key_file or read_paths(paths[0]).get("key_file"))
     methods = _methods(config, encoders)
     tables = [config.labels, *([config.target_labels] if config.target_labels else [])]
+    for table in tables:  # now, not after hours of preparing volumes
+        read_keyed(table, label_layout(config, encoders[0].spec))
     run.pin({
         "encoder": " ".join(map(fingerprint, paths)), "labels": " ".join(map(labels_hash, tables))
     })  # fmt: skip

@@ -206,6 +206,7 @@ def test_an_encoder_without_batch_norm_has_no_adabn(capsys):
         (["--target-data", "others/dicom", "--target-labels", "blank.csv"], 1, "column 'lesion' is blank in all"),
         (["--target-data", "others/dicom", "--target-labels", "named.csv"], 1, "where the source knows 0 and 1"),
         (["--target", "half=a", "--labels", "halves.csv"], 1, "half b: its "),
+        (["--target", "half=a", "--labels", "gone.csv"], 2, "label table gone.csv: no such file"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(capsys, words, code, said):
