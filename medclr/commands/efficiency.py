@@ -65,13 +65,12 @@ def efficiency(config: EfficiencyConfig) -> Curve:
     say(f"run folder: {run.folder}")
     data = gather(config, run, find_encoders(config, run, config.encoder))
     groups = encoder_groups(data.encoders)
-    _refuse_twice(groups)
     table = data.table
     train, test = table.of("train"), table.of("test")
     check_classes(config.labels, table, "train")
     if np.isnan(label_aurocs(table.y[test], table.y[test]).mean):
         check_classes(config.labels, table, "test")
-    work = _Work(data.material(config), train, test, _starts(config, run, data, groups))
+    work = _Work(data.material(config, "distill" in config.arms), train, test, _starts(config, run, data, groups))
     arms = {name: [partial(_cell, name, place) for place in range(len(starts))] for name, starts in work.starts.items()}
     n_draws = {f: config.draws * (2 if f <= FEW_LABELS else 1) for f in sorted(set(config.fractions))}
     cells = sum(map(len, arms.values())) * sum(n_draws.values())
@@ -230,6 +229,9 @@ def encoder_groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
     """Encoders that differ in their seed alone, by the name of their method or of the weights from elsewhere.
 
     A second group of the same name is numbered.
+
+    Raises:
+        UsageError: what would count as another pre-training is none.
     """
     groups: dict[str, list[Encoder]] = {}
     kinds: dict[str, str] = {}
@@ -243,6 +245,7 @@ def encoder_groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
             numbered = (name if number == 1 else f"{name}{number}" for number in count(1))
             kinds[kind] = next(free for free in numbered if free not in groups)
         groups.setdefault(kinds[kind], []).append(encoder)
+    _refuse_twice(groups)
     return groups
 
 
@@ -501,8 +504,8 @@ def _caveats(config: EfficiencyConfig, n_train: int, curve: Curve) -> list[str]:
                 f"{arm} chose the highest {fastest} in {edge} of {len(cells)} cells: a higher --lr may be better."
             )
     whole = [arm for arm in config.arms if _method(arm) in ("full", "lp-ft", "auto")]
-    passes = {f: (max(1.0, f * n_train), config.max_steps) for f in sorted(set(config.fractions))}
-    epochs = {f: steps * min(config.batch_size, n) / n for f, (n, steps) in passes.items()}
+    drawn = {f: max(1.0, f * n_train) for f in sorted(set(config.fractions))}
+    epochs = {f: config.max_steps * min(config.batch_size, n) / n for f, n in drawn.items()}
     cut = [f"{passed:.1f} with {100 * f:g}%" for f, passed in epochs.items() if passed < config.epochs]
     if whole and cut:
         said.append(

@@ -116,10 +116,13 @@ class Labelled:
         """Augmentations for training a whole network on labels."""
         return classifier_views(self.spec)
 
-    def material(self, config: LabelsConfig) -> Material:
-        """What methods of `medclr.training.methods` learn from: positions are those of `table.rows`."""
-        table = self.table
-        return Material(table.rows, table.y, table.task, self.unlabelled, self.store, self.spec, self.views, config)
+    def material(self, config: LabelsConfig, distilling: bool) -> Material:
+        """What methods of `medclr.training.methods` learn from: positions are those of `table.rows`.
+
+        distilling: with the volumes that have no label; they may be many, and every worker is handed them.
+        """
+        table, free = self.table, self.unlabelled if distilling else None
+        return Material(table.rows, table.y, table.task, free, self.store, self.spec, self.views, config)
 
     def start(self, encoder: Encoder | None, config: LabelsConfig) -> Start:
         """From an encoder and the layers of its projector that are kept, or from random weights."""
@@ -186,7 +189,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             start = replace(start, features=data.features(start, config))
     fitted = fit(
         config.method,
-        data.material(config),
+        data.material(config, config.method == "distill"),
         start,
         train,
         config.seed,

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from medclr.commands.domains import (
@@ -36,7 +35,7 @@ from medclr.reporting.figures import shift_figure
 from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, hardware, read_paths, versions
 from medclr.reporting.shift_page import shift_findings, shift_page
-from medclr.training.encode import corrupted, feature_rows, training_device
+from medclr.training.encode import corrupted, feature_rows, head_logits, training_device
 from medclr.training.probe import held_out_scores
 from medclr.transforms.corruption import CORRUPTIONS
 
@@ -85,11 +84,11 @@ def shift(config: ShiftConfig) -> Shift:
     fresh = np.flatnonzero(trained != "yes")
     at = {part.name: fresh[archive[fresh] == part.name] for part in parts}
     for part in parts:
-        own = at[part.name] - part.start
-        part.check_stock(own)
+        places = at[part.name] - part.start
+        part.check_stock(places)
         say(
-            f"{part.name}: {counted(len(own), 'labelled volume')} of "
-            f"{counted(part.table.rows.iloc[own]['patient_key'].nunique(), 'patient')} that the classifier did not "
+            f"{part.name}: {counted(len(places), 'labelled volume')} of "
+            f"{counted(part.table.rows.iloc[places]['patient_key'].nunique(), 'patient')} that the classifier did not "
             "learn from"
         )
     sources = _sources(config, groups, table.rows["patient_key"], trained == "yes", fresh)
@@ -128,6 +127,8 @@ def _loaded(paths: Sequence[Path]) -> list[LoadedClassifier]:
                 f"--classifier {path}: has another label or another preprocessing than {paths[0]}; results are means "
                 "over classifiers that differ in their seed or their draw alone: run medclr shift for each"
             )
+    if len({one.digest for one in classifiers}) < len(classifiers):
+        raise UsageError("--classifier: two of them are the same; results are means over different ones")
     return classifiers
 
 
@@ -233,8 +234,7 @@ def _embedded(
             for part in parts
         ]
         features.append(np.concatenate(found))
-        with torch.inference_mode():
-            logits.append(network.head(torch.from_numpy(features[-1]).to(device)).cpu().numpy())
+        logits.append(head_logits(network, features[-1]))
     return features, logits
 
 

@@ -175,8 +175,10 @@ class _Column:
         known = [name for name in self.names if isinstance(self.samples[name], Sample)]
         # A source that cannot be judged has no threshold.
         called = known if self.kind == "binary" and source in known else []
-        self.threshold = self._threshold() if called else math.nan
-        self.called = {name: self._called(name) for name in called}
+        cuts = self._cuts() if called else []
+        logits = [cut / t for (cut, _), t in zip(cuts, self.temperatures, strict=False)]
+        self.threshold = float(np.mean(expit(logits))) if cuts else math.nan
+        self.called = {name: self._called(name, cuts) for name in called}
 
     def domains(self) -> list[dict[str, Any]]:
         return [self._domain(name) for name in self.names]
@@ -330,20 +332,30 @@ class _Column:
         ece = float(np.mean([calibration(y, p, N_BINS).ece for p in each]))
         return {"predicted": float(np.mean(each)), "observed": float(y.mean()), "ece": ece}
 
-    def _called(self, name: str) -> dict[str, tuple[Sample, int]]:
+    def _cuts(self) -> list[tuple[float, np.ndarray]]:
+        """The source's threshold for each classifier, and on each resample."""
+        source = self.domain == self.source
+        y, found = self.y[source, 0], []
+        for score in (one[source, 0] for one in self.scores):
+            resampled = np.empty(len(self.resamples))
+            for at, weights in self.resamples.weights():
+                resampled[at] = weighted_threshold_at(y, score, weights[:, source], SPECIFICITY)
+            found.append((threshold_at(y, score, SPECIFICITY), resampled))
+        return found
+
+    def _called(self, name: str, cuts: Sequence[tuple[float, np.ndarray]]) -> dict[str, tuple[Sample, int]]:
         """Sensitivity and specificity at the threshold that the source chooses, on each resample anew; and of how many
         patients."""
-        source, rows, y = self.domain == self.source, self.domain == name, self.y[:, 0]
+        rows, y = self.domain == name, self.y[:, 0]
         found = {}
         for what, value in (("sensitivity", 1), ("specificity", 0)):
             own = np.flatnonzero(rows & (y == value))
             shares, resampled = [], np.zeros(len(self.resamples))
-            for score in (one[:, 0] for one in self.scores):
-                above = score[own] >= threshold_at(y[source], score[source], SPECIFICITY)
-                shares.append(float(np.mean(above == value)))
+            for score, (cut, cut_resampled) in zip((one[:, 0] for one in self.scores), cuts, strict=True):
+                shares.append(float(np.mean((score[own] >= cut) == value)))
                 ordered = own[np.argsort(score[own])]
                 for at, weights in self.resamples.weights():
-                    chosen = weighted_threshold_at(y[source], score[source], weights[:, source], SPECIFICITY)
+                    chosen = cut_resampled[at]
                     below = np.concatenate([np.zeros((len(weights), 1)), weights[:, ordered].cumsum(axis=1)], axis=1)
                     passed = below[np.arange(len(weights)), np.searchsorted(score[ordered], chosen)]
                     known = (below[:, -1] > 0) & ~np.isnan(chosen)
@@ -356,12 +368,6 @@ class _Column:
                 resampled = np.fmax(resampled, 1 - self.chance.perfect(n))
             found[what] = Sample(np.array([shares]), resampled), n
         return found
-
-    def _threshold(self) -> float:
-        """The source's, as a probability: the mean over the classifiers."""
-        source = self.domain == self.source
-        logits = [threshold_at(self.y[source, 0], one[source, 0], SPECIFICITY) for one in self.scores]
-        return float(np.mean([expit(z / t) for z, t in zip(logits, self.temperatures, strict=True)]))
 
     def _too_few(self, name: str) -> str:
         """Why no head can be fitted to the labels of a domain, if it cannot."""

@@ -8,9 +8,9 @@ from markupsafe import Markup
 
 from medclr.reporting.console import counted
 from medclr.reporting.figures import adapt_svg
-from medclr.reporting.findings import Answer
+from medclr.reporting.findings import ALPHA, Answer
 from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
-from medclr.reporting.numbers import count, listed, number, p, span
+from medclr.reporting.numbers import count, listed, number, p_equals, span
 
 SOURCE_ONLY, AUTO, TARGET_TRAINED = "source-only", "auto", "target-trained"
 MEANINGS = {
@@ -21,7 +21,6 @@ MEANINGS = {
     AUTO: "the one of these that reverse validation chose, without a label of the target",
     TARGET_TRAINED: "the upper bound: a linear head that learned the target's own labels",
 }
-_ALPHA = 0.05
 _PREVALENCE = 0.1  # difference in the share of positives from which a reader is told
 
 Row = Mapping[Any, Any]
@@ -82,11 +81,11 @@ def _gained(found: Adaptation) -> Answer:
     question = "Did any method gain over source-only?"
     rows = [row for row in found.differences.to_dict("records") if row["method"] != TARGET_TRAINED]
     tested = [row for row in rows if not row["reason"]]
-    clear = [row for row in tested if row["p_holm"] < _ALPHA]
+    clear = [row for row in tested if row["p_holm"] < ALPHA]
     better = [row for row in clear if row["difference"] > 0]
     worse = [row for row in clear if row["difference"] < 0]
     more = [
-        f"{row['method']}: {_difference(row)} against source-only, p {_equals(row['p_holm'])} after Holm's correction."
+        f"{row['method']}: {_difference(row)} against source-only, p {p_equals(row['p_holm'])} after Holm's correction."
         for row in better + worse
     ]
     if still := [row for row in tested if row not in clear]:
@@ -161,7 +160,7 @@ def _left(found: Adaptation, context: Mapping[str, Any]) -> Answer:
     if not found.oracle or bound["reason"]:
         return Answer(question, "Not known.", more)
     gap = _by_method(found.differences)[TARGET_TRAINED]
-    if not (gap["p_holm"] < _ALPHA and gap["difference"] > 0):
+    if not (gap["p_holm"] < ALPHA and gap["difference"] > 0):
         return Answer(question, "Nothing is shown to be left: labels of the target are not shown to give more.", more)
     rest = bound["auroc"] - points[found.oracle]["auroc"]
     if rest <= 0:
@@ -261,7 +260,3 @@ def _difference(row: Row) -> str:
 
 def _with_difference(row: Row) -> str:
     return f"{row['method']} {_difference(row)}"
-
-
-def _equals(value: float) -> str:
-    return p(value) if value < 0.001 else f"= {p(value)}"

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from medclr.reporting.console import counted
-from medclr.reporting.numbers import count, listed, number, p, share, span
+from medclr.reporting.numbers import count, listed, number, p, p_equals, share, span
 
 BASELINES = ("scratch", "pca")
 BETTER = "better baseline"
 HELPS, AHEAD, HURTS, OPEN, MISSING = "helps", "is ahead", "hurts", "not resolved", "n/a"
-_ALPHA = 1 - 0.95  # to the bit as the verdict has it
+ALPHA = 1 - 0.95  # to the bit as the verdict has it
 _MOST_ITEMS = 8
 
 
@@ -80,6 +80,12 @@ def findings(curve: Curve, context: Mapping[str, Any]) -> Findings:
     return Findings(answers, glance, arms[0] if arms else "")
 
 
+def cut(sentences: list[str]) -> list[str]:
+    """As many as a reader takes in."""
+    n = len(sentences) - _MOST_ITEMS + 1
+    return sentences if n < 2 else [*sentences[:-n], f"{n} more; each stands where its number would, below."]
+
+
 def applicable(measures: pd.DataFrame, context: Mapping[str, Any]) -> pd.DataFrame:
     """Without what only a single binary label has, where there are more: it is not missing, it does not exist."""
     single = measures["measure"].str.startswith("sensitivity")
@@ -96,13 +102,13 @@ def with_claims(differences: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame
 
 def doubted(row: Mapping[Any, Any]) -> bool:
     """Whether a claim to be ahead is one that the second opinion, over test patients alone, does not share."""
-    return bool(row["claim"] in (HELPS, AHEAD) and row["delong_p"] >= _ALPHA)
+    return bool(row["claim"] in (HELPS, AHEAD) and row["delong_p"] >= ALPHA)
 
 
 def _claim(row: Mapping[Any, Any], ahead: str) -> str:
     if row["reason"]:
         return MISSING
-    if row["p_holm"] >= _ALPHA:
+    if row["p_holm"] >= ALPHA:
         return OPEN
     return ahead if row["difference"] > 0 else HURTS
 
@@ -202,7 +208,7 @@ def _undecided(curve: Curve, glance: list[dict[str, Any]]) -> list[str]:
             f"{listed(ends[:: len(ends) - 1 or 1], 'to')}, which is not resolved."
         )
     each = curve.differences
-    beaten = each[(each["versus"] != BETTER) & (each["p_holm"] < _ALPHA) & (each["difference"] > 0)]
+    beaten = each[(each["versus"] != BETTER) & (each["p_holm"] < ALPHA) & (each["difference"] > 0)]
     for (arm, versus), rows in beaten.groupby(["arm", "versus"], sort=False):
         said.append(f"{arm} does beat {versus} with {_shares(rows['fraction'])}, after Holm's correction.")
     if better := _baselines(glance):
@@ -274,7 +280,7 @@ def _how_sure(
     for row in compared[compared["claim"] == HELPS].to_dict("records"):
         if row["fraction"] in chosen.get(row["arm"], ()):
             effect = f"{number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)})"
-            against = f"against {row['baseline']}, Holm's p {_equals(row['p_holm'])}"
+            against = f"against {row['baseline']}, Holm's p {p_equals(row['p_holm'])}"
             more.append(f"{row['arm']} with {share(row['fraction'])}: {effect} {against}.")
             if doubted(row):
                 more.append(
@@ -337,8 +343,7 @@ def _left_out(curve: Curve, context: Mapping[str, Any]) -> Answer:
     for reason, rows in curve.subgroups[curve.subgroups["reason"] != ""].groupby("reason", sort=False):
         groups = list(dict.fromkeys(f"{row.column} {row.group}" for row in rows.itertuples()))
         more.append(f"Subgroup {listed(groups)} ({_arms(rows)}): {reason}.")
-    if len(more) > _MOST_ITEMS:
-        more[_MOST_ITEMS - 1 :] = [f"{len(more) - _MOST_ITEMS + 1} more; each stands where its number would, below."]
+    more = cut(more)
     n = len(curve.points)
     there = f"{len(missing)} of {n} points of the curve are missing" if len(missing) else f"All {n} points are there"
     return Answer(question, f"{context['leakage']} {there}.", more)
@@ -351,7 +356,3 @@ def _arms(rows: pd.DataFrame) -> str:
 
 def _shares(fractions: Iterable[float]) -> str:
     return listed([share(fraction) for fraction in sorted(fractions)])
-
-
-def _equals(value: float) -> str:
-    return p(value) if value < 0.001 else f"= {p(value)}"

@@ -17,6 +17,11 @@ def p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def p_equals(value: float) -> str:
+    """< 0.001, or = 0.034: after "p" in a sentence."""
+    return p(value) if value < 0.001 else f"= {p(value)}"
+
+
 def share(fraction: float) -> str:
     return f"{100 * fraction:g}%"
 

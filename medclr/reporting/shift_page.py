@@ -8,12 +8,10 @@ from markupsafe import Markup
 
 from medclr.reporting.console import counted
 from medclr.reporting.figures import shift_svg
-from medclr.reporting.findings import Answer
+from medclr.reporting.findings import ALPHA, Answer, cut
 from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
-from medclr.reporting.numbers import count, listed, number, p, span
+from medclr.reporting.numbers import count, listed, number, p_equals, span
 
-_ALPHA = 0.05
-_MOST_ITEMS = 8
 _PREVALENCE = 0.1  # difference in the share of positives from which a reader is told
 _READABLE = 0.7  # AUROC above which a domain is said to show in the features
 _CONFOUNDED = 0.05  # AUROC that a classifier loses between volumes alike in an attribute, before a reader is told
@@ -94,8 +92,8 @@ def _lost(shift: Shift) -> Answer:
     question = "Where does the classifier do worse?"
     rows = shift.differences.to_dict("records")
     tested = [row for row in rows if not row["reason"]]
-    fallen = [row for row in tested if row["p_holm"] < _ALPHA and row["difference"] < 0]
-    risen = [row for row in tested if row["p_holm"] < _ALPHA and row["difference"] > 0]
+    fallen = [row for row in tested if row["p_holm"] < ALPHA and row["difference"] < 0]
+    risen = [row for row in tested if row["p_holm"] < ALPHA and row["difference"] > 0]
     value = shift.domains.set_index(["column", "domain"])
     more = []
     for row in fallen + risen:
@@ -103,7 +101,7 @@ def _lost(shift: Shift) -> Answer:
         more.append(
             f"{row['column']}: AUROC {number(own['auroc'])} in {row['domain']}, {number(source['auroc'])} in "
             f"{row['source']}; difference {number(row['difference'], sign=True)} "
-            f"({span(row['low'], row['high'], sign=True)}), p {_equals(row['p_holm'])} after Holm's correction."
+            f"({span(row['low'], row['high'], sign=True)}), p {p_equals(row['p_holm'])} after Holm's correction."
         )
     below = [row for row in shift.domains.to_dict("records") if row["high"] < 0.5]
     more += [f"In {row['domain']} ({row['column']}) it ranks worse than chance: {_value(row)}." for row in below]
@@ -117,10 +115,10 @@ def _lost(shift: Shift) -> Answer:
         worst = min(fallen, key=lambda row: row["difference"])
         others = f", and in {counted(len(fallen) - 1, 'other domain')}" if len(fallen) > 1 else ""
         lost = number(-worst["difference"])
-        return Answer(question, f"In {_named(worst)}, by {lost} AUROC against {worst['source']}{others}.", _cut(more))
+        return Answer(question, f"In {_named(worst)}, by {lost} AUROC against {worst['source']}{others}.", cut(more))
     if not tested:
         return Answer(question, "Not known: no domain could be compared with its source.", more)
-    return Answer(question, "In no domain is a fall shown.", _cut(more))
+    return Answer(question, "In no domain is a fall shown.", cut(more))
 
 
 def _carried(shift: Shift) -> Answer:
@@ -138,7 +136,7 @@ def _carried(shift: Shift) -> Answer:
             f"{_named(row)}: sensitivity {what[0]} and specificity {what[1]} at the threshold of {own['domain']}, "
             f"which has {number(own['sensitivity'])} and {number(own['specificity'])} there."
         )
-        if min(row["sensitivity_p"], row["specificity_p"]) < _ALPHA:
+        if min(row["sensitivity_p"], row["specificity_p"]) < ALPHA:
             moved.append(row)
         if abs(row["predicted"] - row["observed"]) > _PREVALENCE:
             off.append(row)
@@ -155,7 +153,7 @@ def _carried(shift: Shift) -> Answer:
         short += (
             f" The probabilities not to {_all_named(off)}: on average they are too far from the share of positives."
         )
-    return Answer(question, short, _cut(more))
+    return Answer(question, short, cut(more))
 
 
 def _why(shift: Shift) -> Answer:
@@ -171,7 +169,7 @@ def _why(shift: Shift) -> Answer:
     }
     short = {at for at, row in own.items() if row["gain_low"] > 0 and row["gain"] > 2 * there.get(at[0], 0.0)}
     tested = [row for row in shift.differences.to_dict("records") if not row["reason"]]
-    fallen = [row for row in tested if row["p_holm"] < _ALPHA and row["difference"] < 0]
+    fallen = [row for row in tested if row["p_holm"] < ALPHA and row["difference"] < 0]
     hidden = [row for row in tested if row not in fallen and (row["column"], row["domain"]) in short]
     more: list[str] = []
     causes: dict[str, list[Row]] = {}
@@ -190,13 +188,13 @@ def _why(shift: Shift) -> Answer:
             )
     more += _prevalences(shift)
     if not fallen + hidden:
-        return Answer(question, "No fall is shown that would have to be explained.", _cut(more))
+        return Answer(question, "No fall is shown that would have to be explained.", cut(more))
     if not causes:
-        return Answer(question, "Not known: too few labels to fit a head to.", _cut(more))
+        return Answer(question, "Not known: too few labels to fit a head to.", cut(more))
     said = [f"{_all_named(rows)}: {cause}." for cause, rows in causes.items()]
     if hidden:
         more.insert(0, f"No fall is shown in {_all_named(hidden)}, and yet labels of its own bring more there.")
-    return Answer(question, " ".join(said), _cut(more))
+    return Answer(question, " ".join(said), cut(more))
 
 
 def _cause(shift: Shift, row: Row) -> tuple[str, list[str]] | None:
@@ -266,7 +264,7 @@ def _prevalences(shift: Shift) -> list[str]:
 def _leans(shift: Shift) -> Answer:
     question = "What betrays the label without any pixel?"
     rows = shift.shortcuts[shift.shortcuts["reason"] == ""].drop_duplicates(["domain", "attribute"])
-    telling = rows[(rows["p_holm"] < _ALPHA) & (rows["auroc"] > 0.5)].sort_values("auroc", ascending=False)
+    telling = rows[(rows["p_holm"] < ALPHA) & (rows["auroc"] > 0.5)].sort_values("auroc", ascending=False)
     more = []
     for row in telling.to_dict("records"):
         alone = f"{row['attribute']} alone tells the label with AUROC {_value(row)} in {row['domain']}"
@@ -280,7 +278,7 @@ def _leans(shift: Shift) -> Answer:
         return Answer(question, "Not known: nothing is on record that differs between volumes of a domain.", more)
     names = list(dict.fromkeys(telling["attribute"]))
     short = f"{listed(names)}." if names else "Nothing that is on record is shown to."
-    return Answer(question, short[0].upper() + short[1:], _cut(more))
+    return Answer(question, short[0].upper() + short[1:], cut(more))
 
 
 def _excluded(shift: Shift, context: Mapping[str, Any]) -> Answer:
@@ -346,12 +344,6 @@ def _with_gains(heads: pd.DataFrame) -> pd.DataFrame:
     return gains.assign(low=heads["low"], high=heads["high"])
 
 
-def _cut(sentences: list[str]) -> list[str]:
-    """As many as a reader takes in."""
-    n = len(sentences) - _MOST_ITEMS + 1
-    return sentences if n < 2 else [*sentences[:-n], f"{n} more; each stands where its numbers are, below."]
-
-
 def _all_named(rows: Iterable[Row]) -> str:
     """Domains of one column together: PA and AP (view)."""
     found: dict[str, list[str]] = {}
@@ -372,10 +364,6 @@ def _value(row: Row, name: str = "auroc", prefix: str = "") -> str:
     """A value with its interval, if it has one."""
     low = row[f"{prefix}low"]
     return number(row[name]) + (f" ({span(low, row[f'{prefix}high'])})" if low == low else "")
-
-
-def _equals(value: float) -> str:
-    return p(value) if value < 0.001 else f"= {p(value)}"
 
 
 def _by_column(frame: pd.DataFrame) -> list[tuple[str, list[dict[Any, Any]]]]:

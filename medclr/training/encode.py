@@ -151,8 +151,14 @@ def classify_rows(
     classifier: Classifier, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0
 ) -> NDArray[np.float32]:
     """Logits (n, K) of manifest rows: of the features of each volume, pooled over its parts as the classifier does."""
-    features = torch.from_numpy(feature_rows(classifier, rows, store, spec, workers))
-    return np.asarray(classifier.head(features.to(next(classifier.parameters()).device)).cpu().numpy())
+    return head_logits(classifier, feature_rows(classifier, rows, store, spec, workers))
+
+
+@torch.inference_mode()
+def head_logits(classifier: Classifier, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (n, K) of what `feature_rows` gives."""
+    there = torch.from_numpy(features).to(next(classifier.parameters()).device)
+    return np.asarray(classifier.head(there).cpu().numpy())
 
 
 @torch.inference_mode()

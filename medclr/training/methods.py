@@ -48,14 +48,15 @@ class Material:
 
     Attributes:
         rows: manifest rows; y: (n, K) their labels; task: what these mean.
-        unlabelled: manifest rows from which distillation may learn, which has no use for their labels.
+        unlabelled: manifest rows from which distillation may learn, which has no use for their labels; None where it is
+            not asked for.
         store, spec, views: how volumes are read and augmented; config: the settings of training.
     """
 
     rows: pd.DataFrame
     y: NDArray[np.float64]
     task: Task
-    unlabelled: pd.DataFrame
+    unlabelled: pd.DataFrame | None
     store: Store
     spec: DataSpec
     views: Views
@@ -223,15 +224,16 @@ def _distilled(
     checkpoint: Path | None,
 ) -> Fitted:
     """The last stage of SimCLRv2 (Chen et al. 2020b, section 2), from the head of "linear" to the same network."""
-    linear, outputs, config = _on_features("linear", material, start, at, seed), material.y.shape[1], material.config
+    m, outputs = material, material.y.shape[1]
+    linear = _on_features("linear", m, start, at, seed)
     assert isinstance(linear.head, Linear)
-    teacher = Classifier(start.fresh(seed), start.feature_dim, outputs, crops=config.crops)
+    assert m.unlabelled is not None
+    teacher = Classifier(start.fresh(seed), start.feature_dim, outputs, crops=m.config.crops)
     teacher.set_head(linear.head.weight, linear.head.bias)
     torch.manual_seed(seed)
-    student = Classifier(start.fresh(seed), start.feature_dim, outputs, config.dropout, crops=config.crops)
-    m = material
+    student = Classifier(start.fresh(seed), start.feature_dim, outputs, m.config.dropout, crops=m.config.crops)
     student = fit_student(
-        student, teacher, m.unlabelled, m.store, m.spec, m.views, config, seed, m.exclusive,
+        student, teacher, m.unlabelled, m.store, m.spec, m.views, m.config, seed, m.exclusive,
         on_epoch=on_epoch, checkpoint=checkpoint,
     )  # fmt: skip
     return _of_network(student, material, None, linear.choice)

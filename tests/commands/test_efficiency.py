@@ -18,7 +18,7 @@ from scipy.special import expit
 import medclr
 from medclr.cli import main
 from medclr.commands import efficiency as module
-from medclr.commands.efficiency import _caveats, _enlarged, _refuse_twice, _shift, encoder_groups
+from medclr.commands.efficiency import _caveats, _enlarged, _shift, encoder_groups
 from medclr.commands.finetune import break_down
 from medclr.config import EfficiencyConfig, FinetuneConfig
 from medclr.data.labels import Task
@@ -181,11 +181,10 @@ def test_what_was_left_out_is_said(trained):
     assert f"Left out: {n} labelled patients of the val split, which no curve uses." in page
 
 
-def encoder(method="simclr", **learned):
+def encoder(method="simclr", digest="", **learned):
     settings = {"epochs": 20, "temperature": 0.1, "seed": 0, "workers": 4} | learned
-    return SimpleNamespace(
-        bundle=SimpleNamespace(details={"method": method, "hyperparameters": settings}, architecture="ResNet-10")
-    )
+    details, digest = {"method": method, "hyperparameters": settings}, digest or f"{method} {settings}"
+    return SimpleNamespace(bundle=SimpleNamespace(details=details, architecture="ResNet-10", digest=digest))
 
 
 def test_groups_are_of_encoders_that_differ_in_their_seed_alone():
@@ -274,15 +273,11 @@ def test_a_draw_that_holds_more_than_its_share_is_said():
 
 
 def test_one_encoder_does_not_count_twice():
-    def encoder(digest, seed):
-        details = {"method": "simclr", "hyperparameters": {"seed": seed}}
-        return SimpleNamespace(bundle=SimpleNamespace(digest=digest, details=details))
-
     with pytest.raises(UsageError, match="one of simclr is given twice"):
-        _refuse_twice({"simclr": [encoder("a", 0), encoder("b", 1), encoder("a", 0)]})
+        encoder_groups([encoder(seed=0), encoder(seed=1), encoder(seed=0)])
     with pytest.raises(UsageError, match="2 of simclr have the seed 3"):
-        _refuse_twice({"moco": [encoder("c", 3)], "simclr": [encoder("a", 3), encoder("b", 3)]})
-    _refuse_twice({"simclr": [encoder("a", 0), encoder("b", 1)], "resnet": [encoder("c", None), encoder("d", None)]})
+        encoder_groups([encoder("moco", seed=3), encoder(digest="a", seed=3), encoder(digest="b", seed=3)])
+    encoder_groups([encoder(digest="a", seed=None), encoder(digest="b", seed=None)])  # weights from elsewhere
 
 
 def test_another_share_of_positives_is_said():

@@ -75,7 +75,7 @@ def world(tmp_path_factory):
         patch.setattr(probe, "FEWEST_PATIENTS", 1000)  # or the choice of strengths would take nearly all of the time
         for out, words in (
             ("stage", ["--label", "stage", "--method", "knn"]),
-            ("seed1", ["--label", "lesion", "--seed", "1"]),
+            ("seed1", ["--label", "lesion", "--seed", "1", "--class-weight", "none"]),
             ("first", ["--label", "lesion"]),
         ):
             assert main(["finetune", *common, *words, "--out", f"runs/{out}"]) == 0
@@ -319,6 +319,7 @@ OTHER = ["--data", "other/dicom", "--labels", "other/labels.csv", "--workers", "
 @pytest.mark.parametrize(
     ("words", "code", "named"),
     [
+        (["--classifier", "runs/first", "runs/first/classifier"], 2, "--classifier: two of them are the same"),
         ([*FIRST, "--by", "modality"], 1, "--by modality: there is only 'CT' of 5 patients"),
         ([*FIRST, "--by", "view"], 2, "column view: not in the label table nor the manifest; there are"),
         ([*FIRST, "--by", "patient_id"], 2, "names patients"),

@@ -195,7 +195,7 @@ def test_many_domains_are_told_by_column_and_no_more_than_a_reader_takes_in() ->
     found = answers(made(**{f"D{i}": FALLEN | {"own": GAIN, "joint": GAIN} for i in range(9)}))
     assert found[2].short.startswith("D0, D1, D2, D3, D4, D5, D6, D7 and D8 (view): the features still hold")
     assert len(found[2].more) == 8
-    assert found[2].more[-1] == "12 more; each stands where its numbers are, below."
+    assert found[2].more[-1] == "12 more; each stands where its number would, below."
 
 
 def test_labels_that_bring_as_much_in_the_source_are_no_sign_of_another_rule() -> None:
