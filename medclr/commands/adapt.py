@@ -35,9 +35,9 @@ from medclr.reporting.console import counted, progress, say
 from medclr.reporting.figures import adapt_figure
 from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, hardware, read_paths, versions
-from medclr.training.adapt import Features
-from medclr.training.crossfit import CrossFit, Domain, Renormalise
-from medclr.training.encode import Encoder, embed_rows, has_batch_norm, renormalised, training_device
+from medclr.training.adapt import Triple
+from medclr.training.crossfit import Anew, CrossFit, Domain
+from medclr.training.encode import Encoder, Volumes, has_batch_norm, renormalised, training_device
 
 Rows = NDArray[np.intp]
 
@@ -123,8 +123,8 @@ class _Side:
     def n_patients(self) -> int:
         return len(set(self.patients))
 
-    def embed(self, config: AdaptConfig, network: nn.Module, at: Rows | slice = slice(None)) -> NDArray[np.float32]:
-        return embed_rows(network, self.rows.iloc[at], self.part.store, self.part.spec, crops=config.crops)
+    def volumes(self, crops: int) -> Volumes:
+        return Volumes(self.rows, self.part.store, self.part.spec, crops)
 
 
 def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
@@ -211,36 +211,36 @@ def _refuse_seen(config: AdaptConfig, encoders: Sequence[Encoder], target: _Side
 def _cross_fit(config: AdaptConfig, run: Run, encoder: Encoder, source: _Side, target: _Side, task: Task) -> CrossFit:
     """Of one encoder: what every cell of it is made from."""
     network = encoder.bundle.middle(config.projector_layer).to(training_device(config.device))
+    volumes = [side.volumes(config.crops) for side in (source, target)]
     domains = [
-        Domain(side.y, side.patients, kept_features(run, network, side.rows, partial(side.embed, config, network)))
-        for side in (source, target)
+        Domain(side.y, side.patients, kept_features(run, network, own.rows, partial(own.embed, network)))
+        for side, own in zip((source, target), volumes, strict=True)
     ]
-    normed = has_batch_norm(network)
-    renormalise = _renormalise(config, run, network, source, target) if normed else None
-    return CrossFit(domains[0], domains[1], task.kind == "multiclass", renormalise)
+    # Statistics of patients who are in the source alone serve all halves at once, and none of them is ever scored.
+    alone = np.flatnonzero(~np.isin(source.patients, target.patients))
+    anew = {"adabn": _renormalised(config, run, network, volumes[0], volumes[1], alone)}
+    return CrossFit(domains[0], domains[1], task.kind == "multiclass", anew)
 
 
-def _renormalise(config: AdaptConfig, run: Run, network: nn.Module, source: _Side, target: _Side) -> Renormalise:
-    """What `CrossFit` needs for AdaBN."""
+def _renormalised(
+    config: AdaptConfig, run: Run, network: nn.Module, source: Volumes, target: Volumes, alone: Rows
+) -> Anew:
+    """Of AdaBN: each domain by an encoder whose batch-norm statistics are of that domain."""
 
-    def by(side: _Side, at: Rows) -> nn.Module:
-        rows = side.rows.iloc[at]
-        return renormalised(network, rows, side.part.store, side.part.spec, config.seed, config.crops)
+    def by(volumes: Volumes) -> nn.Module:
+        return renormalised(network, volumes.rows, volumes.store, volumes.spec, config.seed, config.crops)
 
     @lru_cache(maxsize=2)
     def of_source(positions: tuple[int, ...]) -> NDArray[np.float32]:
-        own = by(source, np.array(positions))
-        return kept_features(run, own, source.rows, partial(source.embed, config, own))
+        own = by(source.at(np.array(positions)))
+        return kept_features(run, own, source.rows, partial(source.embed, own))
 
-    # Statistics of patients who are in the source alone serve all halves at once, and none of them is ever scored.
-    alone = np.flatnonzero(~np.isin(source.patients, target.patients))
+    def anew(own: Rows, fit: Rows, held: Rows, _: int) -> Triple:
+        there = by(target.at(fit))
+        features = of_source(tuple(alone if 2 * len(alone) >= len(source.rows) else own))[own]
+        return features, target.at(fit).embed(there), target.at(held).embed(there)
 
-    def renormalise(own: Rows, fit: Rows, held: Rows) -> tuple[Features, Features, Features]:
-        there = by(target, fit)
-        features = of_source(tuple(alone if 2 * len(alone) >= len(source.at) else own))[own]
-        return features, target.embed(config, there, fit), target.embed(config, there, held)
-
-    return renormalise
+    return anew
 
 
 def _cell(fit: CrossFit, method: str, methods: Sequence[str], drawn: Rows, seed: int) -> Scores:

@@ -5,7 +5,7 @@ A way of adapting moves features, which needs no label, and then learns a head f
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ RIDGE = 1.0  # of CORAL, in variances of the features
 SHARES = (0.2, 0.35, 0.5)  # of the target's volumes, round by round, from which self-training learns
 
 Features = NDArray[np.floating]
+Triple = tuple[Features, Features, Features]  # of the source, of the target to adapt to, and of what is scored
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +29,7 @@ class Problem:
         source: features (n, F); y: (n, K) of 0, 1 and NaN, their labels; patients: (n,) keys.
         target: features (m, F) to adapt to; scored: (k, F) to be scored, from which nothing is learned.
         exclusive: the K columns are classes, of which each row has one; seed: of folds.
-        renormalised: gives source, target and scored anew, by an encoder whose batch-norm statistics are those of the
-            source for the first and those of the rows to adapt to for the others; None where there is no batch norm.
+        anew: by method, what gives source, target and scored as another network, or of other images, has them.
     """
 
     source: Features
@@ -39,7 +39,7 @@ class Problem:
     scored: Features
     exclusive: bool
     seed: int
-    renormalised: Callable[[], tuple[Features, Features, Features]] | None = None
+    anew: Mapping[str, Callable[[], Triple]] = field(default_factory=dict)
 
 
 class Choice(NamedTuple):
@@ -147,11 +147,14 @@ def _coral(problem: Problem) -> Problem:
     return replace(problem, source=recoloured(problem.source, problem.target))
 
 
-def _adabn(problem: Problem) -> Problem:
-    """AdaBN (Li et al. 2016): each domain is normalised by statistics of its own."""
-    assert problem.renormalised
-    source, target, scored = problem.renormalised()
-    return replace(problem, source=source, target=target, scored=scored)
+def _anew(method: str) -> Move:
+    """Features that are not made from features."""
+
+    def move(problem: Problem) -> Problem:
+        source, target, scored = problem.anew[method]()
+        return replace(problem, source=source, target=target, scored=scored)
+
+    return move
 
 
 def _linear(problem: Problem, strength: float | None = None) -> Linear:
@@ -198,7 +201,7 @@ def _power(matrix: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
 SOURCE_ONLY = "source-only"
 METHODS: dict[str, tuple[Move, Learn]] = {
     SOURCE_ONLY: (_as_it_is, _linear),
-    "adabn": (_adabn, _linear),
+    "adabn": (_anew("adabn"), _linear),  # Li et al. 2016: each domain is normalised by statistics of its own
     "coral": (_coral, _linear),
     "pseudo": (_as_it_is, _self_trained),
 }

@@ -1,17 +1,19 @@
 """Adaptations that are scored on patients from whom nothing was learned, with or without labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medclr.training.adapt import Choice, Features, Problem, choose_method, solve, supervised
+from medclr.training.adapt import Choice, Features, Problem, Triple, choose_method, solve, supervised
 from medclr.training.probe import Linear, Scores, inner_folds
 
 Rows = NDArray[np.intp]
-Renormalise = Callable[[Rows, Rows, Rows], tuple[Features, Features, Features]]
-"""Positions of source rows, of target rows to adapt to, and of those to score, to what `Problem.renormalised` gives."""
+Anew = Callable[[Rows, Rows, Rows, int], Triple]
+"""From positions of source rows, of target rows to adapt to and of those to score, and a seed, to their features."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +34,14 @@ class CrossFit:
     Args:
         source, target: the domains; labels of the target serve `upper_bound` alone.
         exclusive: the K columns are classes, of which each row has one.
-        renormalise: for "adabn"; None where the encoder has no batch norm.
+        anew: for each method that does not work on the features of the domains, what makes its own.
     """
 
-    def __init__(self, source: Domain, target: Domain, exclusive: bool, renormalise: Renormalise | None = None) -> None:
+    def __init__(
+        self, source: Domain, target: Domain, exclusive: bool, anew: Mapping[str, Anew] = MappingProxyType({})
+    ) -> None:
         self._source, self._target = source, target
-        self._exclusive, self._renormalise = exclusive, renormalise
+        self._exclusive, self._anew = exclusive, anew
         self._asked: tuple[int, bytes] | None = None
         self._halves: list[tuple[Rows, Rows, Problem]] = []
         self._solved: dict[tuple[int, str], tuple[Problem, Linear]] = {}
@@ -76,7 +80,7 @@ class CrossFit:
         return scores
 
     def _problem(self, drawn: Rows, fit: Rows, held: Rows, seed: int) -> Problem:
-        source, target, renormalise = self._source, self._target, self._renormalise
+        source, target = self._source, self._target
         own = drawn[~np.isin(source.patients[drawn], target.patients[held])]
         return Problem(
             source.features[own],
@@ -86,7 +90,7 @@ class CrossFit:
             target.features[held],
             self._exclusive,
             seed,
-            (lambda: renormalise(own, fit, held)) if renormalise else None,
+            {name: partial(make, own, fit, held, seed) for name, make in self._anew.items()},
         )
 
     def _solve(self, half: int, method: str) -> tuple[Problem, Linear]:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +123,22 @@ class Bags:
         return np.asarray(
             np.add.reduceat(self.features, self.counts.cumsum() - self.counts) / self.counts[:, None], np.float32
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Volumes:
+    """Manifest rows, with the store and the spec to read them by; crops: as for `embed_rows`."""
+
+    rows: pd.DataFrame
+    store: Store
+    spec: DataSpec
+    crops: int = 1
+
+    def at(self, positions: NDArray[np.intp]) -> "Volumes":
+        return replace(self, rows=self.rows.iloc[positions].reset_index(drop=True))
+
+    def embed(self, network: nn.Module) -> NDArray[np.float32]:
+        return embed_rows(network, self.rows, self.store, self.spec, crops=self.crops)
 
 
 @torch.inference_mode()

@@ -133,7 +133,7 @@ def test_a_run_that_goes_on_computes_what_is_missing_alone(within, monkeypatch):
     before = pd.read_csv("runs/within/adapt.csv")
     for path in Path("runs/within/cells").glob("coral_*"):
         path.unlink()
-    monkeypatch.setattr(module, "embed_rows", None)
+    monkeypatch.setattr(module.Volumes, "embed", lambda *_: pytest.fail("features are computed again"))
     assert main([*WITHIN, "--out", "runs/within"]) == 0
     pd.testing.assert_frame_equal(pd.read_csv("runs/within/adapt.csv"), before)
 

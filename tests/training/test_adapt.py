@@ -120,7 +120,7 @@ def test_adabn_takes_the_features_it_is_given():
     given, truth = problem(lambda x: -x)
     undone = (given.source, -given.target, -given.scored)
     assert auroc(solve(given, "source-only"), truth) < 0.1
-    assert auroc(solve(replace(given, renormalised=lambda: undone), "adabn"), truth) > 0.9
+    assert auroc(solve(replace(given, anew={"adabn": lambda: undone}), "adabn"), truth) > 0.9
 
 
 @pytest.mark.parametrize("exclusive", [False, True])

@@ -26,7 +26,7 @@ def domain(seed, first, patients=40, shift=0.0):
 def renormalise_of(source, target):
     """Statistics of the very rows: features less their mean."""
 
-    def renormalise(own, fit, held):
+    def renormalise(own, fit, held, seed):
         mean = target.features[fit].mean(axis=0)
         kept = source.features[own]
         return kept - kept.mean(axis=0), target.features[fit] - mean, target.features[held] - mean
@@ -35,7 +35,7 @@ def renormalise_of(source, target):
 
 
 def cross_fit(source, target):
-    return CrossFit(source, target, False, renormalise_of(source, target))
+    return CrossFit(source, target, False, {"adabn": renormalise_of(source, target)})
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_each_half_is_scored_by_adapting_to_the_other(sides, method):
         moved, head = solve(
             Problem(
                 x, y, keys, target.features[fit], target.features[held], False, 3,
-                lambda own=own, fit=fit, held=held: renormalise_of(source, target)(own, fit, held),
+                {"adabn": lambda own=own, fit=fit, held=held: renormalise_of(source, target)(own, fit, held, 3)},
             ),
             method,
         )  # fmt: skip
