@@ -20,7 +20,9 @@ _WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists t
 Method = Literal["linear", "knn", "attention", "lp-ft", "full", "distill", "auto"]
 Arm = Literal["scratch", "pca", "linear", "knn", "attention", "lp-ft", "full", "distill", "auto"]
 Corruption = Literal["noise", "blur", "contrast", "resolution", "motion", "bias"]
-AdaptMethod = Literal["adabn", "coral", "pseudo", "auto"]
+AdaptMethod = Literal[
+    "adabn", "coral", "pseudo", "simclr-target", "simclr-both", "finetuned", "deep-coral", "mmd", "dann", "auto"
+]
 Tunable = Literal["scratch", "lp-ft", "full"]  # arms that train the whole network by one rate
 
 
@@ -598,9 +600,11 @@ class AdaptConfig(LabelledConfig):
     methods: list[AdaptMethod] = field(
         default_factory=list,
         metadata={
-            "help": "statistics of batch norm from the target (adabn), features of the source as the target's are "
-            "distributed (coral), self-training (pseudo), or the one of these that reverse validation chooses (auto) "
-            "(default: all that suit the encoder)"
+            "help": "on the encoder as it is: statistics of batch norm from the target (adabn), features of the source "
+            "as the target's are distributed (coral), self-training (pseudo); by training it: more SimCLR on the "
+            "target (simclr-target) or on both (simclr-both), fine-tuning on the source's labels alone (finetuned) or "
+            "with features that become alike (deep-coral mmd dann); or the one that is chosen without labels of the "
+            "target (auto) (default: all that leave a suitable encoder as it is, and auto)"
         },
     )
     draws: int = _say(5, "random halvings of the target's patients: each half is scored by adapting to the other")
@@ -610,13 +614,19 @@ class AdaptConfig(LabelledConfig):
     crops: int = _say(
         1, "most crops, spread evenly, by which a volume larger than the patch is judged; 1 is the centre"
     )
+    steps: int = _say(200, "steps of each training of a network, so that cost is known beforehand")
+    batch_size: int = _say(64, "volumes per step, of each domain; in SimCLR of all together")
+    lr: float = _say(1e-3, "peak learning rate of a training")
+    weight_decay: float = _say(0.01, "weight decay of a training")
+    alignment: float = _say(1.0, "weight of the loss that makes domains alike (deep-coral mmd dann)")
     transductive: bool = _say(False, "allow target patients that pre-training saw, and mark the report")
     device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to compute")
-    seed: int = _say(0, "seed of the halves, the folds and the resamples")
+    seed: int = _say(0, "seed of the halves, the folds, the trainings and the resamples")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_ranges(self, draws=1, projector_layer=0, crops=1)
+        _check_ranges(self, draws=1, projector_layer=0, crops=1, steps=1, batch_size=4, lr=0, weight_decay=0)
+        _check_ranges(self, alignment=0)
         if (self.target is None) == (self.target_data is None):
             raise UsageError("name what to adapt to: a domain with --target COLUMN=VALUE, or an archive --target-data")
         if (self.target_data is None) != (self.target_labels is None):

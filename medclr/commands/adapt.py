@@ -1,5 +1,6 @@
 """`medclr adapt`: carry a classifier to another domain without its labels, and measure what that gained."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -8,12 +9,13 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from medclr.commands.domains import ARCHIVE, HOME, NEW, Part, joined, known_of, labelled_part, refuse_same
 from medclr.commands.efficiency import encoder_groups, finished_cells, keep_cell, kept_features
-from medclr.commands.finetune import encoder_seen, label_layout, load_encoders, named_or_newest
+from medclr.commands.finetune import classifier_views, encoder_seen, label_layout, load_encoders, named_or_newest
 from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig
 from medclr.data.identity import Verdict, check_leakage
 from medclr.data.labels import Task, labels_hash, read_keyed
@@ -30,6 +32,7 @@ from medclr.evaluation.adaptation import (
 )
 from medclr.evaluation.cells import LEAST_PATIENTS, Cell, Scores, unjudged
 from medclr.models.bundle import fingerprint
+from medclr.models.projector import build_projector, hidden_layers
 from medclr.reporting.adapt_page import adapt_findings, adapt_page
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.figures import adapt_figure
@@ -37,7 +40,13 @@ from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, hardware, read_paths, versions
 from medclr.training.adapt import Triple
 from medclr.training.crossfit import Anew, CrossFit, Domain
-from medclr.training.encode import Encoder, Volumes, has_batch_norm, renormalised, training_device
+from medclr.training.encode import Encoder, Volumes, has_batch_norm, head_logits, renormalised, training_device
+from medclr.training.probe import fit_linear
+from medclr.training.realign import ALIGNMENTS, CONTINUED, FINETUNED, TRAINED, align, continue_simclr
+from medclr.training.trainer import TEMPERATURES
+from medclr.transforms.presets import build_views
+
+_OF_TRAINING = ("steps", "batch_size", "lr", "weight_decay", "alignment")
 
 Rows = NDArray[np.intp]
 
@@ -136,7 +145,7 @@ def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
         )
     if not config.methods and not normed:
         say("adabn is left out: the encoder has no batch norm")
-    every = [name for name in get_args(AdaptMethod) if normed or name != "adabn"]
+    every = [name for name in get_args(AdaptMethod) if name not in TRAINED and (normed or name != "adabn")]
     between: list[str] = list(dict.fromkeys(config.methods)) or every
     # auto is last, as it uses what the others have computed.
     return [SOURCE_ONLY, *sorted(between, key=lambda name: name == AUTO), TARGET_TRAINED]
@@ -211,14 +220,16 @@ def _refuse_seen(config: AdaptConfig, encoders: Sequence[Encoder], target: _Side
 def _cross_fit(config: AdaptConfig, run: Run, encoder: Encoder, source: _Side, target: _Side, task: Task) -> CrossFit:
     """Of one encoder: what every cell of it is made from."""
     network = encoder.bundle.middle(config.projector_layer).to(training_device(config.device))
-    volumes = [side.volumes(config.crops) for side in (source, target)]
+    here, there = (side.volumes(config.crops) for side in (source, target))
     domains = [
         Domain(side.y, side.patients, kept_features(run, network, own.rows, partial(own.embed, network)))
-        for side, own in zip((source, target), volumes, strict=True)
+        for side, own in ((source, here), (target, there))
     ]
     # Statistics of patients who are in the source alone serve all halves at once, and none of them is ever scored.
     alone = np.flatnonzero(~np.isin(source.patients, target.patients))
-    anew = {"adabn": _renormalised(config, run, network, volumes[0], volumes[1], alone)}
+    anew = {"adabn": _renormalised(config, run, network, here, there, alone)}
+    anew |= {name: _aligned(name, config, network, domains[0], here, there, task) for name in (FINETUNED, *ALIGNMENTS)}
+    anew |= {name: _continued(name, config, encoder, here, there) for name in CONTINUED}
     return CrossFit(domains[0], domains[1], task.kind == "multiclass", anew)
 
 
@@ -243,11 +254,62 @@ def _renormalised(
     return anew
 
 
+def _aligned(
+    method: str,
+    config: AdaptConfig,
+    network: nn.Sequential,
+    known: Domain,
+    source: Volumes,
+    target: Volumes,
+    task: Task,
+) -> Anew:
+    """Of a network that is fine-tuned: the logits of its own head."""
+    views, exclusive = classifier_views(source.spec), task.kind == "multiclass"
+
+    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Triple:
+        y = known.y[own]
+        head = fit_linear(known.features[own], y, known.patients[own], seed, exclusive=exclusive)
+        there, start = target.at(fit), copy.deepcopy(network)
+        trained = align(method, start, head, source.at(own), y, there, views, config, seed, exclusive)
+        scored = (source.at(own), there, target.at(held))
+        a, b, c = (head_logits(trained, volumes.embed(trained.network)) for volumes in scored)
+        return a, b, c
+
+    return anew
+
+
+def _continued(method: str, config: AdaptConfig, encoder: Encoder, source: Volumes, target: Volumes) -> Anew:
+    """Of an encoder that goes on with SimCLR: its features."""
+    spec, learned = encoder.spec, encoder.bundle.details["hyperparameters"]
+    smallest, largest = learned.get("crop_scale", (0.3, 1.0))
+    scale, without = (smallest, largest), learned.get("without", ())
+    views = build_views(spec.preset, spec.spatial_dims, spec.laterality, scale, without)
+    temperature = learned.get("temperature") if encoder.bundle.details["method"] == "simclr" else None
+    width = encoder.bundle.architecture.feature_dim
+
+    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Triple:
+        torch.manual_seed(seed)
+        start, projector = copy.deepcopy(encoder.bundle.encoder), copy.deepcopy(encoder.bundle.projector)
+        if not len(projector):  # weights from elsewhere come without one
+            projector = build_projector(width, width)
+        start.to(training_device(config.device))
+        there = target.at(fit)
+        domains = [there] if method == "simclr-target" else [source.at(own), there]
+        continue_simclr(start, projector, domains, views, temperature or TEMPERATURES["simclr"], config, seed)
+        network = nn.Sequential(start, *hidden_layers(projector, config.projector_layer))
+        a, b, c = (volumes.embed(network) for volumes in (source.at(own), there, target.at(held)))
+        return a, b, c
+
+    return anew
+
+
 def _cell(fit: CrossFit, method: str, methods: Sequence[str], drawn: Rows, seed: int) -> Scores:
     if method == TARGET_TRAINED:
         return Scores(fit.upper_bound(drawn, seed), None)
     if method == AUTO:
-        scores, choices = fit.chosen([name for name in methods if name not in (AUTO, TARGET_TRAINED)], drawn, seed)
+        # A network that has learned the labels of all its source cannot be judged by them.
+        barred = (AUTO, TARGET_TRAINED, FINETUNED, *ALIGNMENTS)
+        scores, choices = fit.chosen([name for name in methods if name not in barred], drawn, seed)
         return Scores(scores, None, choice_text(choices))
     return Scores(fit.scores(method, drawn, seed), None)
 
@@ -282,6 +344,7 @@ def _context(
         "leakage": " ".join(dict.fromkeys(verdict.sentence for verdict in verdicts)),
         "transductive": any(verdict.status == "leak" for verdict in verdicts),
         "known": known,
+        "training": {name: getattr(config, name) for name in _OF_TRAINING},
         "draws": config.draws,
         "resamples": config.resamples,
         "versions": versions(),

@@ -18,6 +18,12 @@ MEANINGS = {
     "adabn": "the same, with batch-norm statistics of the target for its features",
     "coral": "the same, learned on source features that were given the target's mean and covariance",
     "pseudo": "the same, taught further by its own surest answers on the target",
+    "simclr-target": "the same, on an encoder that has gone on with SimCLR on the target",
+    "simclr-both": "the same, on an encoder that has gone on with SimCLR on source and target",
+    "finetuned": "the whole network, fine-tuned on the source's labels alone",
+    "deep-coral": "finetuned, with features whose covariances become alike in both domains",
+    "mmd": "finetuned, with features whose distributions become alike in both domains",
+    "dann": "finetuned, with features by which a critic learns that it cannot tell the domains apart",
     AUTO: "the one of these that reverse validation chose, without a label of the target",
     TARGET_TRAINED: "the upper bound: a linear head that learned the target's own labels",
 }
@@ -50,7 +56,8 @@ def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
 
     found: its tables. context: title, command_line, phantoms, transductive, leakage, task (kind, columns, outputs),
     source and target (each name, n, n_patients, n_positive, shares), n_both, encoders (each method, seed, fingerprint),
-    known, draws, resamples, versions and hardware. Nothing in it may name a patient.
+    training (steps, batch_size, lr, weight_decay, alignment), known, draws, resamples, versions and hardware. Nothing
+    in it may name a patient.
     """
     value = found.points.set_index("method")["auroc"]
     points = forest(found.points.assign(base=value.get(SOURCE_ONLY)), "auroc", zero="base")
@@ -165,9 +172,10 @@ def _left(found: Adaptation, context: Mapping[str, Any]) -> Answer:
     rest = bound["auroc"] - points[found.oracle]["auroc"]
     if rest <= 0:
         return Answer(question, f"Nothing: {found.oracle} is not below a head with labels of the target.", more)
+    other = "" if _TRAINED & set(points) else ", or to what changes the encoder"
     short = (
         f"{number(rest)} AUROC between {found.oracle}, the highest, and a head with labels of the target: that is left "
-        "to labels, or to what changes the encoder."
+        f"to labels{other}."
     )
     return Answer(question, short, more)
 
@@ -218,10 +226,12 @@ def _methods(found: Adaptation, context: Mapping[str, Any]) -> list[str]:
         "method adapts to one half without its labels and scores the other, and the reverse; volumes of the source are "
         "left out where their patient is scored. Labels of the target are used to measure, to balance the halves, and "
         f"by {TARGET_TRAINED}, which learns those of the half that the methods adapt to.",
-        "The encoder is frozen. Heads are logistic regressions that count all classes the same, their regularisation "
+        f"{_frozen(methods)}. Heads are logistic regressions that count all classes the same, their regularisation "
         "chosen by patient-grouped cross-validation in the source. Scores are in deviations of those that a head gives "
         "the half adapted to, so that both halves are ranked together.",
     ]
+    if methods & _TRAINED:
+        said.append(_training(context["training"], methods))
     said += [sentence for name, sentence in _HOW.items() if name in methods]
     unit = "" if context["known"] else " (images, where nobody names the patient)"
     return [
@@ -232,6 +242,24 @@ def _methods(found: Adaptation, context: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _frozen(methods: set[str]) -> str:
+    trained = [name for name in MEANINGS if name in methods & _TRAINED]
+    return f"The encoder is frozen but for {listed(trained)}" if trained else "The encoder is frozen"
+
+
+def _training(settings: Mapping[str, Any], methods: set[str]) -> str:
+    weight = (
+        f", the second loss with weight {settings['alignment']:g}" if methods & {"deep-coral", "mmd", "dann"} else ""
+    )
+    return (
+        f"Networks are trained anew for each half, {count(settings['steps'])} steps by AdamW of batches of "
+        f"{settings['batch_size']} (of each domain where labels are learned, of all together in SimCLR), with a peak "
+        f"learning rate of {settings['lr']:g} and a weight decay of {settings['weight_decay']:g}{weight}. There is no "
+        "stopping rule."
+    )
+
+
+_TRAINED = {"simclr-target", "simclr-both", "finetuned", "deep-coral", "mmd", "dann"}
 _HOW = {
     "adabn": "adabn: batch-norm statistics are estimated anew, of the source from its own volumes, of the target from "
     "the half adapted to (Li et al. 2016).",
@@ -239,6 +267,17 @@ _HOW = {
     "with means aligned.",
     "pseudo": "pseudo: self-training on the surest 20, then 35 and 50% of the target's volumes of each class that it "
     "tells, so that the shares of classes stay as they were told (Zou et al. 2018).",
+    "simclr-target": "simclr-target: SimCLR goes on, from the encoder and its projector, on the half adapted to; the "
+    "head is learned on the frozen result (Azizi et al. 2023).",
+    "simclr-both": "simclr-both: the same, on batches of which the source has one half.",
+    "finetuned": "finetuned: encoder and head are trained together from the linear head on (Kumar et al. 2022), on "
+    "augmented images of the source; it is what the next are to be compared with.",
+    "deep-coral": "deep-coral: finetuned with the squared distance of the covariances of both domains' standardised "
+    "features, times their number (Sun and Saenko 2016).",
+    "mmd": "mmd: finetuned with the squared maximum mean discrepancy of both domains' standardised features, by five "
+    "Gaussian kernels (Long et al. 2015).",
+    "dann": "dann: finetuned against a critic of the domain with one hidden layer, its gradient reversed ever more "
+    "strongly (Ganin et al. 2016).",
     AUTO: "auto: the labels that a method tells of the target's half teach a second head, which is judged by the true "
     "labels of source patients from whom the first had not learned (reverse validation: Zhong et al. 2010; Ganin et "
     "al. 2016); the method with the highest AUROC there is taken.",

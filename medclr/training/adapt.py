@@ -204,4 +204,11 @@ METHODS: dict[str, tuple[Move, Learn]] = {
     "adabn": (_anew("adabn"), _linear),  # Li et al. 2016: each domain is normalised by statistics of its own
     "coral": (_coral, _linear),
     "pseudo": (_as_it_is, _self_trained),
+    # Networks that are trained: see `medclr.training.realign`.
+    "finetuned": (_anew("finetuned"), _linear),
+    "deep-coral": (_anew("deep-coral"), _linear),
+    "mmd": (_anew("mmd"), _linear),
+    "dann": (_anew("dann"), _linear),
+    "simclr-target": (_anew("simclr-target"), _linear),
+    "simclr-both": (_anew("simclr-both"), _linear),
 }

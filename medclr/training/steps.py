@@ -56,11 +56,7 @@ def take_steps(
         torch.manual_seed((seed + epoch) % 2**63)  # of the dropout, also where an interrupted run goes on
         losses = []
         for batch in loader:
-            params = {name: value.flatten(0, 1).to(device) for name, value in batch["params"].items()}
-            low, high = batch["low"].flatten().to(device), batch["high"].flatten().to(device)
-            with torch.no_grad():
-                images = views.apply(batch["blocks"].flatten(0, 1).to(device), params, low, high)
-            value = loss(images, batch)
+            value = loss(shown(batch, views, device), batch)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
@@ -75,3 +71,11 @@ def take_steps(
             SafeCheckpointIO().save_checkpoint(saved, checkpoint)
         if on_epoch:
             on_epoch(step, float(np.mean(losses)))
+
+
+@torch.no_grad()
+def shown(batch: Batch, views: Views, device: torch.device) -> Tensor:
+    """The views float32 (B * V, C, *patch) in [0, 1] of a batch from `train_loader`, those of one volume together."""
+    params = {name: value.flatten(0, 1).to(device) for name, value in batch["params"].items()}
+    low, high = batch["low"].flatten().to(device), batch["high"].flatten().to(device)
+    return views.apply(batch["blocks"].flatten(0, 1).to(device), params, low, high)

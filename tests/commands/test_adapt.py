@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -136,6 +137,22 @@ def test_a_run_that_goes_on_computes_what_is_missing_alone(within, monkeypatch):
     monkeypatch.setattr(module.Volumes, "embed", lambda *_: pytest.fail("features are computed again"))
     assert main([*WITHIN, "--out", "runs/within"]) == 0
     pd.testing.assert_frame_equal(pd.read_csv("runs/within/adapt.csv"), before)
+
+
+def test_networks_are_trained_on_both_domains_when_asked():
+    trained = ["simclr-target", "simclr-both", "finetuned", "deep-coral", "mmd", "dann"]
+    words = ["--draws", "1", "--steps", "2", "--batch-size", "8", "--lr", "0.003"]
+    assert main([*WITHIN, *words, "--methods", *trained, "coral", "auto", "--out", "runs/trained"]) == 0
+    report = record("runs/trained/report.json")
+    assert [row["method"] for row in report["adapt"]] == ["source-only", *trained, "coral", "auto", "target-trained"]
+    assert report["context"]["training"] == {
+        "steps": 2, "batch_size": 8, "lr": 0.003, "weight_decay": 0.01, "alignment": 1.0
+    }  # fmt: skip
+    found = {name: record(f"runs/trained/cells/{name}_1_0.json")["scores"] for name in [*trained, "source-only"]}
+    assert len({str(scores) for scores in found.values()}) == len(found)
+    # What has learned all labels of the source cannot be chosen by them.
+    chosen = record("runs/trained/cells/auto_1_0.json")["choice"]
+    assert not set(re.findall(r"(\S+) by", chosen)) & {"finetuned", "deep-coral", "mmd", "dann"}
 
 
 def test_another_archive_is_prepared_as_the_encoder_asks(between):

@@ -24,6 +24,7 @@ CONTEXT = {
     "task": {"kind": "binary", "columns": ["pneumonia"], "outputs": ["1"]},
     "n_both": 42,
     "encoders": [{"method": "SimCLR", "seed": 0, "fingerprint": "abcd"}],
+    "training": {"steps": 200, "batch_size": 64, "lr": 1e-3, "weight_decay": 0.01, "alignment": 0.5},
     "known": True,
     "draws": 5,
     "resamples": 2000,
@@ -205,9 +206,24 @@ def test_the_page_has_every_number_and_escapes_what_it_is_given():
     assert page.count("<strong>Transductive.") == 1
     assert "phantoms" not in page
     assert not re.search(r"\bnan\b", page)
-    assert all(meaning in html.unescape(page) for meaning in MEANINGS.values())
+    assert all(
+        meaning in html.unescape(page) for name, meaning in MEANINGS.items() if name in {*effects, "source-only"}
+    )
+    assert "The encoder is frozen. " in page
     assert "conditional on one encoder" in page
     assert "means over 2 encoders" in adapt_page(result, CONTEXT | {"encoders": CONTEXT["encoders"] * 2})
+
+
+def test_a_page_says_how_networks_were_trained():
+    effects = {name: (0.01, 0.9) for name in MEANINGS if name not in ("source-only", "target-trained")} | BOUND
+    page = html.unescape(adapt_page(found(effects), CONTEXT))
+    assert all(meaning in page for meaning in MEANINGS.values())
+    assert "frozen but for simclr-target, simclr-both, finetuned, deep-coral, mmd and dann." in page
+    assert "200 steps by AdamW of batches of 64" in page
+    assert "the second loss with weight 0.5" in page
+    assert "the second loss" not in adapt_page(found({"simclr-both": (0.01, 0.9), **BOUND}), CONTEXT)
+    assert answer(3, {"coral": (0.06, 0.01), **BOUND}).short.endswith("to labels, or to what changes the encoder.")
+    assert answer(3, {"dann": (0.06, 0.01), **BOUND}).short.endswith("that is left to labels.")
 
 
 def test_a_page_without_auto_or_a_gap():
