@@ -21,7 +21,18 @@ Method = Literal["linear", "knn", "attention", "lp-ft", "full", "distill", "auto
 Arm = Literal["scratch", "pca", "linear", "knn", "attention", "lp-ft", "full", "distill", "auto"]
 Corruption = Literal["noise", "blur", "contrast", "resolution", "motion", "bias"]
 AdaptMethod = Literal[
-    "adabn", "coral", "pseudo", "simclr-target", "simclr-both", "finetuned", "deep-coral", "mmd", "dann", "auto"
+    "adabn",
+    "coral",
+    "pseudo",
+    "histogram",
+    "fourier",
+    "simclr-target",
+    "simclr-both",
+    "finetuned",
+    "deep-coral",
+    "mmd",
+    "dann",
+    "auto",
 ]
 Tunable = Literal["scratch", "lp-ft", "full"]  # arms that train the whole network by one rate
 
@@ -590,6 +601,10 @@ class AdaptConfig(LabelledConfig):
     source: str | None = _say(None, "domain with labels to learn from (default: all other values of that column)")
     target_data: Path | None = _say(None, "folder of scans of another archive, to which is adapted")
     target_labels: Path | None = _say(None, "label table of --target-data: no method sees it, but the figures need it")
+    corruption: Corruption | None = _say(
+        None, "show the target through this corruption; without --target and --target-data it is the source, corrupted"
+    )
+    strength: int = _say(3, "of --corruption: 1, hardly seen, to 5, severe")
     encoder: list[Path] = field(
         default_factory=list,
         metadata={
@@ -601,7 +616,8 @@ class AdaptConfig(LabelledConfig):
         default_factory=list,
         metadata={
             "help": "on the encoder as it is: statistics of batch norm from the target (adabn), features of the source "
-            "as the target's are distributed (coral), self-training (pseudo); by training it: more SimCLR on the "
+            "as the target's are distributed (coral), self-training (pseudo), the source's images with the "
+            "grey values (histogram) or amplitudes (fourier) of the target's too; by training it: more SimCLR on the "
             "target (simclr-target) or on both (simclr-both), fine-tuning on the source's labels alone (finetuned) or "
             "with features that become alike (deep-coral mmd dann); or the one that is chosen without labels of the "
             "target (auto) (default: all that leave a suitable encoder as it is, and auto)"
@@ -627,8 +643,14 @@ class AdaptConfig(LabelledConfig):
         super().__post_init__()
         _check_ranges(self, draws=1, projector_layer=0, crops=1, steps=1, batch_size=4, lr=0, weight_decay=0)
         _check_ranges(self, alignment=0)
-        if (self.target is None) == (self.target_data is None):
-            raise UsageError("name what to adapt to: a domain with --target COLUMN=VALUE, or an archive --target-data")
+        named = (self.target is not None) + (self.target_data is not None)
+        if named > 1 or not (named or self.corruption):
+            raise UsageError(
+                "name what to adapt to: a domain with --target COLUMN=VALUE, or an archive --target-data, or with "
+                "--corruption what the source becomes by it"
+            )
+        if not 1 <= self.strength <= 5:
+            raise UsageError(f"--strength {self.strength}: must be from 1 to 5")
         if (self.target_data is None) != (self.target_labels is None):
             raise UsageError(
                 "--target-data and --target-labels go together: no method sees these labels, but without any nothing "

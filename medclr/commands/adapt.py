@@ -40,9 +40,10 @@ from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, hardware, read_paths, versions
 from medclr.training.adapt import Triple
 from medclr.training.crossfit import Anew, CrossFit, Domain
-from medclr.training.encode import Encoder, Volumes, has_batch_norm, head_logits, renormalised, training_device
+from medclr.training.encode import Change, Encoder, Volumes, has_batch_norm, head_logits, training_device
 from medclr.training.probe import fit_linear
 from medclr.training.realign import ALIGNMENTS, CONTINUED, FINETUNED, TRAINED, align, continue_simclr
+from medclr.training.shown import STYLES, corrupting, styled
 from medclr.training.trainer import TEMPERATURES
 from medclr.transforms.presets import build_views
 
@@ -110,11 +111,15 @@ def adapt(config: AdaptConfig) -> Adaptation:
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """One domain: a name to call it by, and the positions of its volumes in the labels of an archive."""
+    """One domain: a name to call it by, and the positions of its volumes in the labels of an archive.
+
+    change: what makes of their images those that it has.
+    """
 
     name: str
     part: Part
     at: Rows
+    change: Change | None = None
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -133,7 +138,7 @@ class _Side:
         return len(set(self.patients))
 
     def volumes(self, crops: int) -> Volumes:
-        return Volumes(self.rows, self.part.store, self.part.spec, crops)
+        return Volumes(self.rows, self.part.store, self.part.spec, crops, self.change)
 
 
 def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
@@ -142,6 +147,11 @@ def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
     if "adabn" in config.methods and not normed:
         raise UsageError(
             "--methods adabn: the encoder has no batch norm whose statistics could be the target's; leave it out"
+        )
+    if config.corruption and (trained := [name for name in config.methods if name in TRAINED]):
+        raise UsageError(
+            f"--methods {trained[0]}: learns from augmented views of what is stored, which --corruption does not change; "
+            "leave one out"
         )
     if not config.methods and not normed:
         say("adabn is left out: the encoder has no batch norm")
@@ -152,10 +162,20 @@ def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
 
 
 def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tuple[_Side, _Side]:
-    """Source and target: two domains of one archive, or two archives."""
+    """Source and target: two domains of one archive, two archives, or one archive and what a corruption makes of it."""
+    source, target = _named(config, run, encoder, spec)
+    if config.corruption is None:
+        return source, target
+    change = corrupting(config.corruption, config.strength, target.part.spec.spatial_dims, config.seed)
+    return source, replace(target, name=f"{target.name}, {config.corruption} {config.strength}", change=change)
+
+
+def _named(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tuple[_Side, _Side]:
     home = labelled_part(config, run, HOME, config.labels, encoder, spec, [config.column] if config.column else [])
-    if config.target_data is None:
+    if config.target is not None:
         return _within(config, home)
+    if config.target_data is None:
+        return _whole(home), _whole(home)
     assert config.target_labels
     c = config
     other = LabelledConfig(c.target_data, c.store, key_file=c.key_file, label=c.label, spec=c.spec, workers=c.workers)
@@ -222,15 +242,20 @@ def _cross_fit(config: AdaptConfig, run: Run, encoder: Encoder, source: _Side, t
     network = encoder.bundle.middle(config.projector_layer).to(training_device(config.device))
     here, there = (side.volumes(config.crops) for side in (source, target))
     domains = [
-        Domain(side.y, side.patients, kept_features(run, network, own.rows, partial(own.embed, network)))
+        Domain(side.y, side.patients, kept_features(run, network, own.rows, partial(own.embed, network), _how(side)))
         for side, own in ((source, here), (target, there))
     ]
     # Statistics of patients who are in the source alone serve all halves at once, and none of them is ever scored.
     alone = np.flatnonzero(~np.isin(source.patients, target.patients))
     anew = {"adabn": _renormalised(config, run, network, here, there, alone)}
+    anew |= {style: _styled(network, here, there, domains[1].features, style) for style in STYLES}
     anew |= {name: _aligned(name, config, network, domains[0], here, there, task) for name in (FINETUNED, *ALIGNMENTS)}
     anew |= {name: _continued(name, config, encoder, here, there) for name in CONTINUED}
     return CrossFit(domains[0], domains[1], task.kind == "multiclass", anew)
+
+
+def _how(side: _Side) -> str:
+    return side.name if side.change is not None else ""
 
 
 def _renormalised(
@@ -238,18 +263,25 @@ def _renormalised(
 ) -> Anew:
     """Of AdaBN: each domain by an encoder whose batch-norm statistics are of that domain."""
 
-    def by(volumes: Volumes) -> nn.Module:
-        return renormalised(network, volumes.rows, volumes.store, volumes.spec, config.seed, config.crops)
-
     @lru_cache(maxsize=2)
     def of_source(positions: tuple[int, ...]) -> NDArray[np.float32]:
-        own = by(source.at(np.array(positions)))
+        own = source.at(np.array(positions)).renormalised(network, config.seed)
         return kept_features(run, own, source.rows, partial(source.embed, own))
 
     def anew(own: Rows, fit: Rows, held: Rows, _: int) -> Triple:
-        there = by(target.at(fit))
+        there = target.at(fit).renormalised(network, config.seed)
         features = of_source(tuple(alone if 2 * len(alone) >= len(source.rows) else own))[own]
         return features, target.at(fit).embed(there), target.at(held).embed(there)
+
+    return anew
+
+
+def _styled(network: nn.Module, source: Volumes, target: Volumes, features: NDArray[np.floating], style: str) -> Anew:
+    """The source's images in the style of those to which is adapted, one drawn for each; the target as it is."""
+
+    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Triple:
+        there = replace(source.at(own), change=styled(style, target.at(fit), seed))
+        return there.embed(network), features[fit], features[held]
 
     return anew
 

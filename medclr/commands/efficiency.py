@@ -210,10 +210,14 @@ def _with_features(
 
 
 def kept_features(
-    run: Run, network: nn.Module, rows: pd.DataFrame, compute: Callable[[], NDArray[np.float32]]
+    run: Run, network: nn.Module, rows: pd.DataFrame, compute: Callable[[], NDArray[np.float32]], shown: str = ""
 ) -> NDArray[np.float32]:
-    """The features of some volumes by a network: those that this run has computed before, or new ones."""
+    """The features of some volumes by a network: those that this run has computed before, or new ones.
+
+    shown: names what the network is shown in their place, if it is not they themselves.
+    """
     keys = [*rows["store_key"], *(str(value.double().sum().item()) for value in network.state_dict().values())]
+    keys += [shown] * bool(shown)
     name = f"private/features-{blake2b('|'.join(keys).encode(), digest_size=8).hexdigest()}.npy"
     if (run.folder / name).is_file():
         found: NDArray[np.float32] = np.load(run.folder / name, allow_pickle=False)

@@ -24,6 +24,8 @@ MEANINGS = {
     "deep-coral": "finetuned, with features whose covariances become alike in both domains",
     "mmd": "finetuned, with features whose distributions become alike in both domains",
     "dann": "finetuned, with features by which a critic learns that it cannot tell the domains apart",
+    "histogram": "the same, taught also by the source's images with the grey values of the target's",
+    "fourier": "the same, taught also by the source's images with the amplitudes of the target's",
     AUTO: "the one of these that reverse validation chose, without a label of the target",
     TARGET_TRAINED: "the upper bound: a linear head that learned the target's own labels",
 }
@@ -278,6 +280,10 @@ _HOW = {
     "Gaussian kernels (Long et al. 2015).",
     "dann": "dann: finetuned against a critic of the domain with one hidden layer, its gradient reversed ever more "
     "strongly (Ganin et al. 2016).",
+    "histogram": "histogram: the head learns from each image of the source twice, as it is and with the grey values "
+    "of one of the target's images, drawn at random from the half adapted to.",
+    "fourier": "fourier: the head learns from each image of the source twice, as it is and with the amplitudes of one "
+    "of the target's images, drawn likewise, and phases of its own (Yang & Soatto 2020).",
     AUTO: "auto: the labels that a method tells of the target's half teach a second head, which is judged by the true "
     "labels of source patients from whom the first had not learned (reverse validation: Zhong et al. 2010; Ganin et "
     "al. 2016); the method with the highest AUROC there is taken.",

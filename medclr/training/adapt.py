@@ -29,7 +29,8 @@ class Problem:
         source: features (n, F); y: (n, K) of 0, 1 and NaN, their labels; patients: (n,) keys.
         target: features (m, F) to adapt to; scored: (k, F) to be scored, from which nothing is learned.
         exclusive: the K columns are classes, of which each row has one; seed: of folds.
-        anew: by method, what gives source, target and scored as another network, or of other images, has them.
+        anew: by method, what gives source, target and scored as another network, or of other images, has them, with the
+            same rows.
     """
 
     source: Features
@@ -157,6 +158,22 @@ def _anew(method: str) -> Move:
     return move
 
 
+def _with(method: str) -> Move:
+    """The source twice: as it is, and in the style of the target. Rows of one patient stay in one fold."""
+    anew = _anew(method)
+
+    def move(problem: Problem) -> Problem:
+        moved = anew(problem)
+        return replace(
+            moved,
+            source=np.concatenate([problem.source, moved.source]),
+            y=np.concatenate([problem.y] * 2),
+            patients=np.concatenate([problem.patients] * 2),
+        )
+
+    return move
+
+
 def _linear(problem: Problem, strength: float | None = None) -> Linear:
     return _head(problem, problem.source, problem.y, strength, problem.patients)
 
@@ -204,6 +221,8 @@ METHODS: dict[str, tuple[Move, Learn]] = {
     "adabn": (_anew("adabn"), _linear),  # Li et al. 2016: each domain is normalised by statistics of its own
     "coral": (_coral, _linear),
     "pseudo": (_as_it_is, _self_trained),
+    "histogram": (_with("histogram"), _linear),
+    "fourier": (_with("fourier"), _linear),  # Yang & Soatto 2020
     # Networks that are trained: see `medclr.training.realign`.
     "finetuned": (_anew("finetuned"), _linear),
     "deep-coral": (_anew("deep-coral"), _linear),

@@ -2,9 +2,10 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -96,6 +97,10 @@ def training_device(choice: str) -> torch.device:
     return torch.device("cpu" if choice == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
+Change = Callable[[Tensor, pd.DataFrame], Tensor]
+"""From images (B, C, *patch) in [0, 1] and their rows of `parts_of` to what is shown instead, of each by itself."""
+
+
 def images(batch_blocks: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """One-view blocks (B, 1, C, *patch) to images (B, C, *patch) in [0, 1]."""
     return Normalise.apply(batch_blocks.flatten(0, 1).float(), low.flatten(), high.flatten())
@@ -127,30 +132,40 @@ class Bags:
 
 @dataclass(frozen=True, eq=False)
 class Volumes:
-    """Manifest rows, with the store and the spec to read them by; crops: as for `embed_rows`."""
+    """Manifest rows, with the store and the spec to read them by; crops, change: as for `embed_rows`."""
 
     rows: pd.DataFrame
     store: Store
     spec: DataSpec
     crops: int = 1
+    change: Change | None = None
 
     def at(self, positions: NDArray[np.intp]) -> "Volumes":
         return replace(self, rows=self.rows.iloc[positions].reset_index(drop=True))
 
     def embed(self, network: nn.Module) -> NDArray[np.float32]:
-        return embed_rows(network, self.rows, self.store, self.spec, crops=self.crops)
+        return embed_rows(network, self.rows, self.store, self.spec, crops=self.crops, change=self.change)
+
+    def renormalised(self, network: nn.Module, seed: int) -> nn.Module:
+        return renormalised(network, self.rows, self.store, self.spec, seed, self.crops, self.change)
 
 
 @torch.inference_mode()
 def embed_rows(
-    network: nn.Module, rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 0, crops: int = 1
+    network: nn.Module,
+    rows: pd.DataFrame,
+    store: Store,
+    spec: DataSpec,
+    workers: int = 0,
+    crops: int = 1,
+    change: Change | None = None,
 ) -> NDArray[np.float32]:
     """Features (n, F) of manifest rows, on the device of the network: of each volume the mean over its parts.
 
     These are its slices, under a spec with slices, and of each volume or slice that is larger than the patch up to
-    `crops` crops; one is the centre.
+    `crops` crops; one is the centre. With a `change`, the network is shown what that makes of each.
     """
-    return _mean(_embed(network), rows, store, spec, workers, crops)
+    return _mean(_embed(network), rows, store, spec, workers, crops, change)
 
 
 @torch.inference_mode()
@@ -202,11 +217,15 @@ class _Corrupted(nn.Module):
         self.network, self.by, self.rng = network, by, rng
 
     def forward(self, images: Tensor) -> Tensor:
-        drawn = [self.by.draw(self.rng) for _ in images]
-        params = {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
-        there = {name: value.to(images.device) for name, value in params.items()}
-        features: Tensor = self.network(self.by.apply(images, there))
+        features: Tensor = self.network(changed(images, self.by, [self.rng] * len(images)))
         return features
+
+
+def changed(shown: Tensor, by: Augmentation, rngs: Sequence[np.random.Generator]) -> Tensor:
+    """Images (B, C, *patch), each by parameters drawn from a generator of its own."""
+    drawn = [by.draw(rng) for rng in rngs]
+    params = {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
+    return by.apply(shown, {name: value.to(shown.device) for name, value in params.items()})
 
 
 def has_batch_norm(network: nn.Module) -> bool:
@@ -215,7 +234,13 @@ def has_batch_norm(network: nn.Module) -> bool:
 
 
 def renormalised(
-    network: nn.Module, rows: pd.DataFrame, store: Store, spec: DataSpec, seed: int, crops: int = 1
+    network: nn.Module,
+    rows: pd.DataFrame,
+    store: Store,
+    spec: DataSpec,
+    seed: int,
+    crops: int = 1,
+    change: Change | None = None,
 ) -> nn.Module:
     """A copy of a network whose batch-norm statistics are those of other volumes: AdaBN (Li et al. 2016).
 
@@ -223,14 +248,13 @@ def renormalised(
 
     Args:
         network: with batch norm; rows: manifest rows to estimate from; seed: of their order.
-        crops: as for `embed_rows`.
+        crops, change: as for `embed_rows`.
     """
     device, copied = next(network.parameters()).device, copy.deepcopy(network)
     parts, _ = parts_of(rows, spec, crops)
     shuffled = parts.iloc[np.random.default_rng(seed).permutation(len(parts))].reset_index(drop=True)
     size = math.ceil(len(parts) / math.ceil(len(parts) / most_at_once(spec.patch or ())))
-    loader = eval_loader(Blocks(shuffled, store, spec), 0, size)
-    update_bn((images(batch["blocks"], batch["low"], batch["high"]) for batch in loader), copied, device)
+    update_bn(shown_images(shuffled, store, spec, device, size, change=change), copied, device)
     return copied.eval()
 
 
@@ -239,21 +263,51 @@ def pixel_rows(rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int = 
 
     Of volumes under a spec with slices, the mean over the slices of each.
     """
-    return _mean(lambda *batch: images(*batch).flatten(1), rows, store, spec, workers, 1)
+    return _mean(_Seen(lambda shown: shown.flatten(1)), rows, store, spec, workers, 1)
 
 
-def _embed(network: nn.Module) -> Callable[..., Tensor]:
-    """Blocks, low and high to features, on the device of the network and back."""
-    device = next(network.parameters()).device
+def shown_images(
+    parts: pd.DataFrame,
+    store: Store,
+    spec: DataSpec,
+    device: torch.device,
+    size: int | None = None,
+    workers: int = 0,
+    change: Change | None = None,
+) -> Iterator[Tensor]:
+    """Images (B, C, *patch) in [0, 1] of rows of `parts_of`, in order, changed if asked.
+
+    size: of a batch; None for as many as memory has room for; change: as for `embed_rows`.
+    """
+    for batch in eval_loader(Blocks(parts, store, spec), workers, size):
+        shown = images(*(batch[name].to(device) for name in ("blocks", "low", "high")))
+        yield shown if change is None else change(shown, parts.iloc[batch["row"].numpy()])
+
+
+class _Seen(NamedTuple):
+    """What is made of images, on which device."""
+
+    of: Callable[[Tensor], Tensor]
+    device: torch.device = torch.device("cpu")
+
+
+def _embed(network: nn.Module) -> _Seen:
+    """Images to features, on the device of the network and back."""
     network.eval()
-    return lambda *batch: network(images(*(part.to(device) for part in batch))).cpu()
+    return _Seen(lambda shown: network(shown).cpu(), next(network.parameters()).device)
 
 
 def _mean(
-    seen: Callable[..., Tensor], rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int, crops: int
+    seen: _Seen,
+    rows: pd.DataFrame,
+    store: Store,
+    spec: DataSpec,
+    workers: int,
+    crops: int,
+    change: Change | None = None,
 ) -> NDArray[np.float32]:
-    """What `seen` makes of blocks, low and high, one row for each of `rows`: the mean over its parts."""
-    found, counts = _of_parts(seen, rows, store, spec, workers, crops)
+    """What `seen` makes of images, one row for each of `rows`: the mean over its parts."""
+    found, counts = _of_parts(seen, rows, store, spec, workers, crops, change)
     each = torch.from_numpy(counts)
     owner = torch.repeat_interleave(each)
     # Added up as they come: all parts at once may be more than memory holds.
@@ -267,9 +321,15 @@ def _mean(
 
 
 def _of_parts(
-    seen: Callable[..., Tensor], rows: pd.DataFrame, store: Store, spec: DataSpec, workers: int, crops: int
+    seen: _Seen,
+    rows: pd.DataFrame,
+    store: Store,
+    spec: DataSpec,
+    workers: int,
+    crops: int,
+    change: Change | None = None,
 ) -> tuple[Iterator[Tensor], NDArray[np.intp]]:
     """What `seen` makes of the parts, a batch at a time; and how many parts each of `rows` has."""
     parts, counts = parts_of(rows, spec, crops)
-    loader = eval_loader(Blocks(parts, store, spec), workers)
-    return (seen(batch["blocks"], batch["low"], batch["high"]) for batch in loader), counts
+    shown = shown_images(parts, store, spec, seen.device, workers=workers, change=change)
+    return map(seen.of, shown), counts

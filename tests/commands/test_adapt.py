@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ sizing: spacing
 max_patch: 12
 preset: ct
 """
-METHODS = ["source-only", "adabn", "coral", "pseudo", "auto", "target-trained"]
+METHODS = ["source-only", "adabn", "coral", "pseudo", "histogram", "fourier", "auto", "target-trained"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,18 +102,18 @@ def test_every_volume_of_the_target_is_scored_by_every_method(within):
         assert row["low"] <= row["auroc"] <= row["high"]
     assert [row["method"] for row in within["differences"]] == METHODS[1:]
     assert sum(row["n"] for row in within["choices"]) == 2 * 2
-    assert within["oracle"] in METHODS[:4]
+    assert within["oracle"] in METHODS[:-2]
     for name in ("adapt", "differences", "regained", "choices"):
         assert len(pd.read_csv(f"runs/within/{name}.csv")) == len(within[name])
 
 
 def test_methods_differ_and_auto_is_one_of_them_in_each_half(within):
     scores = {name: np.array(record(f"runs/within/cells/{name}_1_0.json")["scores"])[:, 0] for name in METHODS}
-    for name in METHODS[1:4]:
+    for name in METHODS[1:-2]:
         assert not np.allclose(scores[name], scores["source-only"])
     chosen = record("runs/within/cells/auto_1_0.json")["choice"]
     assert chosen.count(" by ") == 2
-    equal = np.stack([scores[name] == scores["auto"] for name in METHODS[:4]])
+    equal = np.stack([scores[name] == scores["auto"] for name in METHODS[:-2]])
     assert equal.any(axis=0).all()
 
 
@@ -186,6 +187,30 @@ def test_a_source_is_one_domain_or_all_others_that_are_known():
         assert found["choices"] == []
 
 
+def test_a_corrupted_target_is_the_source_shown_otherwise(within, capsys):
+    words = [*BASE, "--corruption", "contrast", "--strength", "5", "--transductive"]
+    assert main([*words, "--methods", "histogram", "adabn", "--out", "runs/corrupted"]) == 0
+    found = record("runs/corrupted/report.json")
+    source, target = found["context"]["source"], found["context"]["target"]
+    assert (source["name"], target["name"]) == ("archive home", "archive home, contrast 5")
+    assert source["n"] == target["n"] == len(pd.read_csv("phantoms/labels.csv"))
+    assert found["context"]["n_both"] == target["n_patients"]
+    kept = [np.load(path) for path in Path("runs/corrupted/private").glob("features-*.npy")]
+    assert len(kept) >= 2
+    assert not any(np.allclose(a, b, atol=1e-3) for a, b in combinations(kept, 2))
+    assert main([*BASE, *WITHIN[-3:], "--corruption", "noise", "--methods", "coral", "--out", "runs/corrupted2"]) == 0
+    other = record("runs/corrupted2/report.json")
+    assert other["context"]["target"]["name"] == "manufacturer Borealis, noise 3"
+    of = {row["method"]: row["auroc"] for row in other["adapt"]}
+    assert of["source-only"] != within["adapt"][0]["auroc"]
+
+
+def test_what_trains_a_network_has_no_corrupted_target(capsys):
+    words = [*BASE, "--corruption", "blur", "--transductive", "--methods", "coral", "dann"]
+    code, line = refused(capsys, *words, "--out", "runs/trained")
+    assert (code, line[:15]) == (2, "--methods dann:")
+
+
 def refused(capsys, *words):
     capsys.readouterr()
     code = main(list(words))
@@ -252,6 +277,9 @@ def test_what_cannot_be_done_is_said_in_a_line(capsys, words, code, said):
         ({"target": "view=AP", "source": "PA"}, "--source PA: must be COLUMN=VALUE"),
         ({"target": "view=AP", "source": "sex=F"}, "must be of the column of --target, view"),
         ({"target": "view=AP", "source": "view=AP"}, "is the source too"),
+        ({"target": "view=AP", "target_data": Path("d"), "corruption": "blur"}, "name what to adapt to"),
+        ({"corruption": "blur", "strength": 6}, "--strength 6: must be from 1 to 5"),
+        ({"corruption": "blur", "strength": 0}, "--strength 0: must be from 1 to 5"),
         ({"target": "view=AP", "draws": 0}, "--draws 0"),
         ({"target": "view=AP", "crops": 0}, "--crops 0"),
         ({"target": "view=AP", "projector_layer": -1}, "--projector-layer -1"),

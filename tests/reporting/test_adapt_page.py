@@ -193,6 +193,8 @@ def test_the_page_has_every_number_and_escapes_what_it_is_given():
         "adabn": "training diverged",
         "coral": (0.06, 0.01),
         "pseudo": (0.01, 0.9),
+        "histogram": (0.01, 0.9),
+        "fourier": (0.0, 0.9),
         "auto": (0.05, 0.02),
         **BOUND,
     }

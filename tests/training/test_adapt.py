@@ -123,6 +123,19 @@ def test_adabn_takes_the_features_it_is_given():
     assert auroc(solve(replace(given, anew={"adabn": lambda: undone}), "adabn"), truth) > 0.9
 
 
+@pytest.mark.parametrize("method", ["histogram", "fourier"])
+def test_a_style_is_learned_beside_the_source_as_it_is(method):
+    given, _ = problem()
+    styled = given.source + np.array([0, 5, 0])
+    moved, head = solve(replace(given, anew={method: lambda: (styled, given.target, given.scored)}), method)
+    np.testing.assert_array_equal(moved.source, np.concatenate([given.source, styled]))
+    assert list(moved.patients) == [*given.patients] * 2
+    twice = replace(given, source=moved.source, y=np.tile(given.y, (2, 1)), patients=moved.patients)
+    np.testing.assert_array_equal(head.weight, solve(twice, "source-only")[1].weight)
+    # By it the second feature is known for what does not count.
+    assert abs(head.weight[1, 0]) < abs(solve(given, "source-only")[1].weight[1, 0])
+
+
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_confident_rows_keep_the_shares_of_classes(exclusive):
     scores = np.array([[4.0], [3.0], [2.0], [1.0], [0.5], [0.1], [-0.2], [-0.1], [-0.3], [-0.4]])

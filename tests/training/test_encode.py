@@ -118,7 +118,7 @@ def test_a_volume_in_memory_gets_the_features_of_one_in_the_store(tmp_path, monk
 
 def test_a_volume_is_the_mean_of_its_kept_slices(tmp_path, monkeypatch):
     # Several batches, whose edges are not those of the volumes.
-    monkeypatch.setattr(module, "eval_loader", lambda blocks, workers: eval_loader(blocks, workers, batch_size=2))
+    monkeypatch.setattr(module, "eval_loader", lambda blocks, workers, _: eval_loader(blocks, workers, batch_size=2))
     spec, store = SPECS["slices"], Store(tmp_path)
     encoder = bundle(tmp_path / "encoder", spec)
     rows, rng = [], np.random.default_rng(0)
