@@ -13,11 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from medclr import __version__
 from medclr.commands.domains import ARCHIVE, HOME, NEW, Part, joined, known_of, labelled_part, refuse_same
 from medclr.commands.efficiency import encoder_groups, finished_cells, keep_cell, kept_features
-from medclr.commands.finetune import classifier_views, encoder_seen, label_layout, load_encoders, named_or_newest
+from medclr.commands.finetune import (
+    classifier_views,
+    encoder_seen,
+    home_of,
+    label_layout,
+    load_encoders,
+    named_or_newest,
+)
 from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig
-from medclr.data.identity import Verdict, check_leakage
+from medclr.data.identity import Seen, Verdict, check_leakage
 from medclr.data.labels import Task, labels_hash, read_keyed
 from medclr.data.phantoms import SCANNERS
 from medclr.data.spec import DataSpec
@@ -32,13 +40,14 @@ from medclr.evaluation.adaptation import (
 )
 from medclr.evaluation.cells import LEAST_PATIENTS, Cell, Scores, unjudged
 from medclr.models.bundle import fingerprint
+from medclr.models.classifier import Classifier, load_classifier, save_classifier
 from medclr.models.projector import build_projector, hidden_layers
 from medclr.reporting.adapt_page import adapt_findings, adapt_page
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.figures import adapt_figure
 from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, hardware, read_paths, versions
-from medclr.training.adapt import Triple
+from medclr.training.adapt import Moved
 from medclr.training.crossfit import Anew, CrossFit, Domain
 from medclr.training.encode import Change, Encoder, Volumes, has_batch_norm, head_logits, training_device
 from medclr.training.probe import fit_linear
@@ -105,7 +114,10 @@ def adapt(config: AdaptConfig) -> Adaptation:
             on_cell,
             task.kind,
         )
-    _write(config, run, found, _context(config, run, encoders, source, target, verdicts))
+    kept = _kept_method(methods, found)
+    say(f"classifier: {kept}, adapted to all of {target.name}")
+    _save_classifier(config, run, paths[0], encoders[0], fits[0], kept, source, target)
+    _write(config, run, found, _context(config, run, encoders, source, target, verdicts) | {"classifier": kept})
     return found
 
 
@@ -150,8 +162,8 @@ def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
         )
     if config.corruption and (trained := [name for name in config.methods if name in TRAINED]):
         raise UsageError(
-            f"--methods {trained[0]}: learns from augmented views of what is stored, which --corruption does not change; "
-            "leave one out"
+            f"--methods {trained[0]}: learns from augmented views of what is stored, which --corruption does not "
+            "change; leave one out"
         )
     if not config.methods and not normed:
         say("adabn is left out: the encoder has no batch norm")
@@ -268,10 +280,10 @@ def _renormalised(
         own = source.at(np.array(positions)).renormalised(network, config.seed)
         return kept_features(run, own, source.rows, partial(source.embed, own))
 
-    def anew(own: Rows, fit: Rows, held: Rows, _: int) -> Triple:
+    def anew(own: Rows, fit: Rows, held: Rows, _: int) -> Moved:
         there = target.at(fit).renormalised(network, config.seed)
         features = of_source(tuple(alone if 2 * len(alone) >= len(source.rows) else own))[own]
-        return features, target.at(fit).embed(there), target.at(held).embed(there)
+        return Moved(features, target.at(fit).embed(there), target.at(held).embed(there), there)
 
     return anew
 
@@ -279,9 +291,9 @@ def _renormalised(
 def _styled(network: nn.Module, source: Volumes, target: Volumes, features: NDArray[np.floating], style: str) -> Anew:
     """The source's images in the style of those to which is adapted, one drawn for each; the target as it is."""
 
-    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Triple:
+    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Moved:
         there = replace(source.at(own), change=styled(style, target.at(fit), seed))
-        return there.embed(network), features[fit], features[held]
+        return Moved(there.embed(network), features[fit], features[held])
 
     return anew
 
@@ -298,14 +310,14 @@ def _aligned(
     """Of a network that is fine-tuned: the logits of its own head."""
     views, exclusive = classifier_views(source.spec), task.kind == "multiclass"
 
-    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Triple:
+    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Moved:
         y = known.y[own]
         head = fit_linear(known.features[own], y, known.patients[own], seed, exclusive=exclusive)
         there, start = target.at(fit), copy.deepcopy(network)
         trained = align(method, start, head, source.at(own), y, there, views, config, seed, exclusive)
         scored = (source.at(own), there, target.at(held))
         a, b, c = (head_logits(trained, volumes.embed(trained.network)) for volumes in scored)
-        return a, b, c
+        return Moved(a, b, c, trained)
 
     return anew
 
@@ -319,7 +331,7 @@ def _continued(method: str, config: AdaptConfig, encoder: Encoder, source: Volum
     temperature = learned.get("temperature") if encoder.bundle.details["method"] == "simclr" else None
     width = encoder.bundle.architecture.feature_dim
 
-    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Triple:
+    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Moved:
         torch.manual_seed(seed)
         start, projector = copy.deepcopy(encoder.bundle.encoder), copy.deepcopy(encoder.bundle.projector)
         if not len(projector):  # weights from elsewhere come without one
@@ -330,7 +342,7 @@ def _continued(method: str, config: AdaptConfig, encoder: Encoder, source: Volum
         continue_simclr(start, projector, domains, views, temperature or TEMPERATURES["simclr"], config, seed)
         network = nn.Sequential(start, *hidden_layers(projector, config.projector_layer))
         a, b, c = (volumes.embed(network) for volumes in (source.at(own), there, target.at(held)))
-        return a, b, c
+        return Moved(a, b, c, network)
 
     return anew
 
@@ -344,6 +356,53 @@ def _cell(fit: CrossFit, method: str, methods: Sequence[str], drawn: Rows, seed:
         scores, choices = fit.chosen([name for name in methods if name not in barred], drawn, seed)
         return Scores(scores, None, choice_text(choices))
     return Scores(fit.scores(method, drawn, seed), None)
+
+
+def _kept_method(methods: Sequence[str], found: Adaptation) -> str:
+    """What a classifier is made by: what auto chose most often; without auto the first of those asked for."""
+    return str(found.choices["method"].iloc[0]) if len(found.choices) else methods[1]
+
+
+def _save_classifier(
+    config: AdaptConfig,
+    run: Run,
+    path: Path,
+    encoder: Encoder,
+    fit: CrossFit,
+    method: str,
+    source: _Side,
+    target: _Side,
+) -> None:
+    """Write what `medclr predict` takes, from all of the source and adapted to all of the target without its labels."""
+    folder, made_by = run.folder / "classifier", f"adapt, {method}"
+    if folder.is_dir() and load_classifier(folder).details["method"] == made_by:
+        return  # a run that goes on is on the same volumes and labels
+    moved, head = fit.whole(method, config.seed)
+    network, weight, bias = moved.network, head.weight, head.bias
+    if isinstance(network, Classifier):  # whose logits were the features: two linear layers are one
+        assert isinstance(network.head, nn.Linear)
+        own = [value.detach().cpu().numpy().astype(np.float64) for value in network.head.parameters()]
+        weight, bias = own[0].T @ weight, own[1] @ weight + bias
+        network = network.network
+    network = network or encoder.bundle.middle(config.projector_layer)
+    task = source.part.table.task
+    classifier = Classifier(network, len(weight), len(task.outputs), crops=config.crops)
+    classifier.set_head(weight, bias)
+    learned = pd.concat([source.rows, target.rows])
+    details = {
+        "temperature": 1.0,
+        "encoder": fingerprint(path),
+        "seen": {
+            "training": Seen.of(source.part.fingerprint, learned).to_dict(),
+            "pretraining": encoder.bundle.details["seen"],
+        },
+        "domains": {name: sorted(set(learned[name])) for name in ("modality", "manufacturer")},
+        "method": made_by,
+        "code_version": __version__,
+    }
+    run.found(key_file=config.key_file, volumes=home_of(path))
+    architecture = encoder.bundle.architecture
+    save_classifier(folder, classifier.cpu().eval(), architecture, task, source.part.spec, details)
 
 
 def _context(
@@ -410,5 +469,5 @@ def _write(config: AdaptConfig, run: Run, found: Adaptation, context: Mapping[st
     run.finish({"findings": [answer.short for answer in answers]})
     for answer in answers:
         say(answer.short)
-    say(f"wrote {run.folder}: report.html, report.json, adapt.png, .svg and .pdf, and a .csv of each table")
-    say(f"next: open {run.folder / 'report.html'} in a browser")
+    say(f"wrote {run.folder}: report.html, report.json, adapt.png, .svg and .pdf, a .csv of each table, classifier/")
+    say(f"next: open {run.folder / 'report.html'} in a browser, or medclr predict --classifier {run.folder}")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from medclr.metrics import weighted_mean_auroc
 from medclr.training.probe import Linear, Scores, fit_linear, inner_folds, log_prior, out_of_fold
@@ -18,7 +19,18 @@ RIDGE = 1.0  # of CORAL, in variances of the features
 SHARES = (0.2, 0.35, 0.5)  # of the target's volumes, round by round, from which self-training learns
 
 Features = NDArray[np.floating]
-Triple = tuple[Features, Features, Features]  # of the source, of the target to adapt to, and of what is scored
+
+
+class Moved(NamedTuple):
+    """Features of the source, of the target to adapt to and of what is scored, as another network has them.
+
+    network: the one of the last two, from images to features; None is the encoder as it is.
+    """
+
+    source: Features
+    target: Features
+    scored: Features
+    network: nn.Module | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +43,7 @@ class Problem:
         exclusive: the K columns are classes, of which each row has one; seed: of folds.
         anew: by method, what gives source, target and scored as another network, or of other images, has them, with the
             same rows.
+        network: of the target's features, as in `Moved`.
     """
 
     source: Features
@@ -40,7 +53,8 @@ class Problem:
     scored: Features
     exclusive: bool
     seed: int
-    anew: Mapping[str, Callable[[], Triple]] = field(default_factory=dict)
+    anew: Mapping[str, Callable[[], Moved]] = field(default_factory=dict)
+    network: nn.Module | None = None
 
 
 class Choice(NamedTuple):
@@ -152,8 +166,7 @@ def _anew(method: str) -> Move:
     """Features that are not made from features."""
 
     def move(problem: Problem) -> Problem:
-        source, target, scored = problem.anew[method]()
-        return replace(problem, source=source, target=target, scored=scored)
+        return replace(problem, **problem.anew[method]()._asdict())
 
     return move
 

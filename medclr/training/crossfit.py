@@ -8,11 +8,11 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from medclr.training.adapt import Choice, Features, Problem, Triple, choose_method, solve, supervised
+from medclr.training.adapt import Choice, Features, Moved, Problem, choose_method, solve, supervised
 from medclr.training.probe import Linear, Scores, inner_folds
 
 Rows = NDArray[np.intp]
-Anew = Callable[[Rows, Rows, Rows, int], Triple]
+Anew = Callable[[Rows, Rows, Rows, int], Moved]
 """From positions of source rows, of target rows to adapt to and of those to score, and a seed, to their features."""
 
 
@@ -69,6 +69,12 @@ class CrossFit:
 
         return self._by_half(drawn, seed, scored)
 
+    def whole(self, method: str, seed: int) -> tuple[Problem, Linear]:
+        """One of METHODS from all of the source, adapted to all of the target: what is used on new volumes of it."""
+        source, target = (np.arange(len(domain.y)) for domain in (self._source, self._target))
+        # All is adapted to, and so nothing is left to score; but one row is easier to have than none.
+        return solve(self._of(source, target, target[:1], seed), method)
+
     def _by_half(self, drawn: Rows, seed: int, scored: Callable[[int], Scores]) -> Scores:
         if self._asked != (seed, drawn.tobytes()):
             folds = inner_folds(self._target.y, self._target.patients, seed, 2)
@@ -80,8 +86,11 @@ class CrossFit:
         return scores
 
     def _problem(self, drawn: Rows, fit: Rows, held: Rows, seed: int) -> Problem:
+        own = drawn[~np.isin(self._source.patients[drawn], self._target.patients[held])]
+        return self._of(own, fit, held, seed)
+
+    def _of(self, own: Rows, fit: Rows, held: Rows, seed: int) -> Problem:
         source, target = self._source, self._target
-        own = drawn[~np.isin(source.patients[drawn], target.patients[held])]
         return Problem(
             source.features[own],
             source.y[own],

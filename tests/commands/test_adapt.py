@@ -6,18 +6,26 @@ import re
 import shutil
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from medclr.cli import main
 from medclr.commands import adapt as module
 from medclr.config import AdaptConfig
+from medclr.data.labels import Task
 from medclr.data.phantoms import write_phantoms
 from medclr.errors import UsageError
+from medclr.models.classifier import Classifier, load_classifier
+from medclr.models.encoder import build_encoder
+from medclr.training.encode import load_encoder
+from medclr.training.probe import Linear
 
 SPEC = """
 name: tiny
@@ -143,17 +151,48 @@ def test_a_run_that_goes_on_computes_what_is_missing_alone(within, monkeypatch):
 def test_networks_are_trained_on_both_domains_when_asked():
     trained = ["simclr-target", "simclr-both", "finetuned", "deep-coral", "mmd", "dann"]
     words = ["--draws", "1", "--steps", "2", "--batch-size", "8", "--lr", "0.003"]
-    assert main([*WITHIN, *words, "--methods", *trained, "coral", "auto", "--out", "runs/trained"]) == 0
-    report = record("runs/trained/report.json")
+    assert main([*WITHIN, *words, "--methods", *trained, "coral", "auto", "--out", "runs/networks"]) == 0
+    report = record("runs/networks/report.json")
     assert [row["method"] for row in report["adapt"]] == ["source-only", *trained, "coral", "auto", "target-trained"]
     assert report["context"]["training"] == {
         "steps": 2, "batch_size": 8, "lr": 0.003, "weight_decay": 0.01, "alignment": 1.0
     }  # fmt: skip
-    found = {name: record(f"runs/trained/cells/{name}_1_0.json")["scores"] for name in [*trained, "source-only"]}
+    found = {name: record(f"runs/networks/cells/{name}_1_0.json")["scores"] for name in [*trained, "source-only"]}
     assert len({str(scores) for scores in found.values()}) == len(found)
     # What has learned all labels of the source cannot be chosen by them.
-    chosen = record("runs/trained/cells/auto_1_0.json")["choice"]
+    chosen = record("runs/networks/cells/auto_1_0.json")["choice"]
     assert not set(re.findall(r"(\S+) by", chosen)) & {"finetuned", "deep-coral", "mmd", "dann"}
+
+
+def test_what_was_chosen_is_a_classifier_for_new_volumes(within):
+    assert within["context"]["classifier"] == within["choices"][0]["method"]
+    assert load_classifier("runs/within").details["method"] == f"adapt, {within['choices'][0]['method']}"
+    assert main(["predict", "--data", "phantoms/dicom", "--classifier", "runs/within", "--out", "runs/predicted"]) == 0
+    predicted = pd.read_csv("runs/predicted/predictions.csv")
+    assert predicted["probability"].between(0, 1).all()
+    assert predicted["probability"].nunique() == len(predicted) > 40
+    seen = load_classifier("runs/within").trained_on
+    assert len(seen.patients) == 40  # of both domains: labels of one, images of the other
+
+
+def test_two_linear_layers_are_saved_as_one(within, tmp_path, monkeypatch):
+    """Of a network that was trained whole the logits are the features, which the head has only scaled."""
+    own = Classifier(nn.Sequential(build_encoder(load_encoder("runs/one").bundle.architecture)), 64, 1).eval()
+    own.set_head(np.linspace(-1, 1, 64)[:, None], np.array([0.5]))
+    head = Linear(np.array([[2.0]]), np.array([-3.0]), False, 1.0)
+    solved = SimpleNamespace(whole=lambda method, seed: (SimpleNamespace(network=own), head))
+    written = {}
+    monkeypatch.setattr(module, "save_classifier", lambda folder, classifier, *rest: written.update(it=classifier))
+    part = SimpleNamespace(
+        fingerprint="", spec=None, table=SimpleNamespace(task=Task("binary", ("lesion",), ("0", "1")))
+    )
+    rows = pd.read_parquet("runs/one/private/manifest.parquet")
+    side = SimpleNamespace(rows=rows, part=part)
+    config = AdaptConfig(labels=Path("l"), target="view=AP")
+    encoder, run = load_encoder("runs/one"), SimpleNamespace(folder=tmp_path, found=lambda **_: None)
+    module._save_classifier(config, run, Path("runs/one"), encoder, solved, "dann", side, side)
+    images = torch.rand(3, 1, 12, 12, 12)
+    torch.testing.assert_close(written["it"](images), 2 * own(images) - 3)
 
 
 def test_another_archive_is_prepared_as_the_encoder_asks(between):

@@ -8,11 +8,13 @@ from scipy.linalg import sqrtm
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from medclr.training import adapt
 from medclr.training.adapt import (
     METHODS,
     SHARES,
+    Moved,
     Problem,
     choose_method,
     confident,
@@ -118,16 +120,19 @@ def test_coral_undoes_a_turn_of_the_wide_features_into_the_telling_one():
 
 def test_adabn_takes_the_features_it_is_given():
     given, truth = problem(lambda x: -x)
-    undone = (given.source, -given.target, -given.scored)
+    network = nn.Identity()
+    undone = Moved(given.source, -given.target, -given.scored, network)
     assert auroc(solve(given, "source-only"), truth) < 0.1
-    assert auroc(solve(replace(given, anew={"adabn": lambda: undone}), "adabn"), truth) > 0.9
+    found = solve(replace(given, anew={"adabn": lambda: undone}), "adabn")
+    assert auroc(found, truth) > 0.9
+    assert found[0].network is network
 
 
 @pytest.mark.parametrize("method", ["histogram", "fourier"])
 def test_a_style_is_learned_beside_the_source_as_it_is(method):
     given, _ = problem()
     styled = given.source + np.array([0, 5, 0])
-    moved, head = solve(replace(given, anew={method: lambda: (styled, given.target, given.scored)}), method)
+    moved, head = solve(replace(given, anew={method: lambda: Moved(styled, given.target, given.scored)}), method)
     np.testing.assert_array_equal(moved.source, np.concatenate([given.source, styled]))
     assert list(moved.patients) == [*given.patients] * 2
     twice = replace(given, source=moved.source, y=np.tile(given.y, (2, 1)), patients=moved.patients)

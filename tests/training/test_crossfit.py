@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medclr.training import crossfit
-from medclr.training.adapt import Choice, Problem, solve
+from medclr.training.adapt import Choice, Moved, Problem, solve
 from medclr.training.crossfit import CrossFit, Domain
 from medclr.training.probe import inner_folds
 
@@ -29,7 +29,7 @@ def renormalise_of(source, target):
     def renormalise(own, fit, held, seed):
         mean = target.features[fit].mean(axis=0)
         kept = source.features[own]
-        return kept - kept.mean(axis=0), target.features[fit] - mean, target.features[held] - mean
+        return Moved(kept - kept.mean(axis=0), target.features[fit] - mean, target.features[held] - mean)
 
     return renormalise
 
@@ -65,6 +65,20 @@ def test_each_half_is_scored_by_adapting_to_the_other(sides, method):
         )  # fmt: skip
         told = head.scores(moved.target)
         np.testing.assert_allclose(scores[held], (head.scores(moved.scored) - told.mean()) / told.std())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_used_on_new_volumes_has_learned_from_all(sides, method):
+    """Of patients in both domains too, since none of them is scored."""
+    source, target = sides
+    rows = np.arange(80)
+    anew = {"adabn": lambda: renormalise_of(source, target)(rows, rows, rows, 3)}
+    x, y, keys = source.features, source.y, source.patients
+    _, wanted = solve(Problem(x, y, keys, target.features, target.features, False, 3, anew), method)
+    moved, head = cross_fit(source, target).whole(method, 3)
+    np.testing.assert_allclose(head.weight, wanted.weight)
+    np.testing.assert_allclose(head.bias, wanted.bias)
+    assert moved.network is None
 
 
 @pytest.mark.parametrize("method", [*METHODS, "auto", "target-trained"])
