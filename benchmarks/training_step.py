@@ -22,9 +22,10 @@ from medclr.data.loader import Blocks, train_loader
 from medclr.data.prepare import statistics
 from medclr.data.spec import load_spec
 from medclr.data.store import Store
-from medclr.models.encoder import Architecture, build_encoder
+from medclr.models.encoder import build_encoder
 from medclr.models.projector import build_projector
 from medclr.training.simclr import SimCLR
+from medclr.training.start import architecture_of
 from medclr.transforms.presets import build_views
 
 N_IMAGES, SIDE, REPEATS = 1024, 28, 12
@@ -41,7 +42,7 @@ def main() -> None:
             row = {"store_key": f"{i:032x}", "store_shape": [SIDE, SIDE], "patient_key": str(i)}
             rows.append(row | statistics(image))
         spec = load_spec(Path("cxr")).filled(pd.DataFrame({"shape": [[SIDE, SIDE]]}))
-        architecture = Architecture(config.depth, config.width, 2, 1, config.norm, (SIDE, SIDE))
+        architecture = architecture_of(config, spec, None)
         views = build_views(spec.preset, 2)
         encoder = build_encoder(architecture)
         module = SimCLR(
@@ -75,7 +76,7 @@ def main() -> None:
                 alone.append(between - start)
                 whole.append(end - between)
     shares = [1 - a / w for a, w in zip(alone, whole, strict=True)]
-    print(f"ResNet-{config.depth} width {config.width}, batch {config.batch_size}, {torch.get_num_threads()} threads")
+    print(f"{architecture.title}, batch {config.batch_size}, {torch.get_num_threads()} threads")
     print(f"encoder alone    {median(alone):.3f} s (limit)")
     print(f"whole step       {median(whole):.3f} s, {median(whole) / median(alone):.2f} of the limit")
     print(f"outside encoder  {median(shares):.1%} of the step (target: below 25%)")

@@ -163,17 +163,33 @@ class PrepareConfig(StoreConfig):
 class PretrainConfig(StoreConfig):
     """Teach an encoder from unlabelled scans with SimCLR or MoCo; scans and prepares first where needed."""
 
+    encoder: Path | None = _say(
+        None,
+        "pretrain or adopt run, or encoder bundle, to go on from: its weights, architecture and preprocessing "
+        "(default: random weights)",
+    )
     holdout: Path | None = _say(None, "label table whose val and test patients are left out of pre-training")
     label: str | None = _say(None, "label column for the online probes (default: the only one in --holdout)")
     method: Literal["simclr", "moco"] = _say(
         "simclr", "tell the volumes of a batch apart (simclr), or each from a queue of earlier ones (moco)"
     )
-    depth: Literal[10, 18, 34, 50, 101, 152] = _say(10, "layers of the ResNet")
-    width: int = _say(16, "channels of the first stage (64 is the usual ResNet; 16 suits two CPU cores)")
-    norm: Literal["batch", "group"] = _say(
-        "batch", "normalisation layers of the encoder; group is exact whatever the --micro-batch"
+    depth: Literal[10, 18, 34, 50, 101, 152] | None = _say(
+        None, "layers of the ResNet (default: 10, or those of --encoder)"
     )
-    projector_layers: Literal[2, 3] = _say(2, "layers of the projector: 2 as in SimCLR, 3 as in SimCLRv2")
+    width: int | None = _say(
+        None,
+        "channels of the first stage (default: 16, which suits two CPU cores, or those of --encoder; 64 is the usual "
+        "ResNet)",
+    )
+    norm: Literal["batch", "group"] | None = _say(
+        None,
+        "normalisation layers of the encoder; group is exact whatever the --micro-batch (default: batch, or those of "
+        "--encoder)",
+    )
+    projector_layers: Literal[2, 3] | None = _say(
+        None,
+        "layers of the projector: 2 as in SimCLR, 3 as in SimCLRv2 (default: 2, or those of --encoder)",
+    )
     epochs: int = _say(20, "passes over the volumes")
     batch_size: int = _say(256, "volumes per step, over all devices; each gives two views")
     micro_batch: int | Literal["auto"] = _say(

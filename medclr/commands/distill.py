@@ -34,7 +34,7 @@ from medclr.commands.finetune import (
     volumes_behind,
 )
 from medclr.commands.prepare import check_stock, named_source
-from medclr.config import DistillConfig, PretrainConfig
+from medclr.config import DistillConfig
 from medclr.data.identity import Seen, check_leakage, load_key
 from medclr.data.labels import LabelTable, check_labels, held_out, labels_hash
 from medclr.data.store import Store
@@ -48,6 +48,7 @@ from medclr.reporting.console import counted, say
 from medclr.reporting.run import Run, next_command, read_paths
 from medclr.training.distill import fit_student
 from medclr.training.encode import Encoder, classify_rows, load_encoder
+from medclr.training.start import DEPTH, NORM, WIDTH
 
 FEWEST_VOLUMES = 8
 
@@ -240,8 +241,7 @@ def _student(
     a = teacher.architecture
     if not a.own:
         # The encoder that pretrain makes by default: half of another library's network is nothing that it has.
-        c = PretrainConfig
-        a = Architecture(c.depth, 2 * c.width + 1, a.spatial_dims, a.channels, c.norm, a.patch)
+        a = Architecture(DEPTH, 2 * WIDTH + 1, a.spatial_dims, a.channels, NORM, a.patch)
     width = max(4, (a.width - 1) // 2) if config.width is None else config.width
     a = replace(a, depth=config.depth or a.depth, width=width, norm=config.norm or a.norm)
     torch.manual_seed(config.seed)

@@ -241,8 +241,7 @@ def encoder_groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
     kinds: dict[str, str] = {}
     for encoder in encoders:
         bundle = encoder.bundle
-        learned = {name: value for name, value in bundle.details["hyperparameters"].items() if name not in _OF_A_SEED}
-        kind = json.dumps([bundle.details["method"], learned, repr(bundle.architecture)], sort_keys=True)
+        kind = json.dumps([*_recipe(bundle.details), repr(bundle.architecture)], sort_keys=True)
         if kind not in kinds:
             adopted = bundle.details["method"] == ADOPTED
             name = bundle.details["hyperparameters"]["name"] if adopted else bundle.details["method"]
@@ -251,6 +250,12 @@ def encoder_groups(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
         groups.setdefault(kinds[kind], []).append(encoder)
     _refuse_twice(groups)
     return groups
+
+
+def _recipe(details: Mapping[str, Any]) -> list[Any]:
+    """How an encoder was made, and that which it went on from, but for what differs between seeds."""
+    learned = {name: value for name, value in details["hyperparameters"].items() if name not in _OF_A_SEED}
+    return [details["method"], learned, *(_recipe(details["start"]) if "start" in details else [])]
 
 
 def _refuse_twice(groups: Mapping[str, Sequence[Encoder]]) -> None:
@@ -497,6 +502,21 @@ def _context(
     }
 
 
+def _started(details: Mapping[str, Any]) -> str:
+    """What pre-training went on from, where that was no random weights, as sentences."""
+    if "start" not in details:
+        return ""
+    before = details["start"]
+    learned = before["hyperparameters"]
+    if before["method"] == ADOPTED:
+        on = f"“{learned['trained_on']}”, it is said" if learned["trained_on"] else "data that nobody named"
+        return f" It began with weights from elsewhere, trained on {on}; whether with labels is not recorded."
+    return (
+        f" It began with the weights that {METHODS[before['method']]} had trained for {learned['epochs']} epochs on "
+        f"other scans, or more of them (spec {before['data']['name']})." + _started(before)
+    )
+
+
 def _caveats(config: EfficiencyConfig, n_train: int, curve: Curve) -> list[str]:
     """What should make a reader doubt a comparison. n_train: labelled volumes, or their slices."""
     said, fastest = [], f"learning rate {config.lr * max(RATES):g}"
@@ -571,6 +591,7 @@ def _methods(
             f"{learned['epochs']} epochs at batch size {learned['batch_size']} and temperature "
             f"{learned['temperature']}, without labels, "
             + (f"with {len(encoders)} seeds, over which results are means." if len(encoders) > 1 else "once.")
+            + _started(details)
         )
     if "scratch" in config.arms and len({repr(one.bundle.architecture) for one in data.encoders}) > 1:
         said.append(f"scratch is the {data.architecture.title} of {next(iter(groups))} from random weights.")

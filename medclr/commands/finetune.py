@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from medclr import __version__
-from medclr.commands.prepare import check_stock, named_source, stock, stocked
+from medclr.commands.prepare import check_stock, cited, named_source, stock, stocked
 from medclr.config import (
     ADOPTED,
     ClassifierConfig,
@@ -367,8 +367,13 @@ def _loaded(path: Path, projector_layer: int) -> Encoder:
 def sources(config: LabelsConfig, encoder: Encoder) -> list[str]:
     """The public sets behind encoder and labels, with licence and citation."""
     labels = named_source("Labels", load_spec(config.spec)) if config.spec else []
-    what = "Volumes" if encoder.bundle.details["method"] == ADOPTED else "Encoder's data"
-    return named_source(what, encoder.spec) + labels
+    details = encoder.bundle.details
+    found = named_source("Volumes" if details["method"] == ADOPTED else "Encoder's data", encoder.spec)
+    while "start" in details:
+        details = details["start"]
+        if details["method"] != ADOPTED:  # whose spec is that of volumes to use it on
+            found += cited("Encoder's data before", **details["data"])
+    return found + labels
 
 
 def check_classes(labels: Path, table: LabelTable, split: str) -> None:

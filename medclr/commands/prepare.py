@@ -152,7 +152,12 @@ def fitted(
 
 def named_source(what: str, spec: DataSpec) -> list[str]:
     """What came from a public set, as sentences with its licence and citation; none for anybody's own data."""
-    return [f"{what}: {spec.name}; licence: {spec.licence}. Cite: {spec.citation}"] if spec.citation else []
+    return cited(what, spec.name, spec.licence, spec.citation)
+
+
+def cited(what: str, name: str, licence: str, citation: str) -> list[str]:
+    """As `named_source`, of a spec that is not at hand."""
+    return [f"{what}: {name}; licence: {licence}. Cite: {citation}"] if citation else []
 
 
 def check_stock(rows: pd.DataFrame, spec: DataSpec, store: Store, data: Path | None) -> None:

@@ -15,8 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medclr import __version__
-from medclr.commands.prepare import check_stock, stock, stocked
+from medclr.commands.prepare import check_stock, named_source, stock, stocked
 from medclr.commands.scan import check_inputs, check_skipped
+from medclr.commands.start import doubts, record_of, seen_before, spec_of
 from medclr.config import METHODS, PretrainConfig, paths_of
 from medclr.data.candidate import Skipped
 from medclr.data.identity import Pseudonymiser, Seen, load_key
@@ -38,7 +39,7 @@ from medclr.data.slices import by_slice
 from medclr.data.spec import DataSpec, load_spec, parse_spec
 from medclr.data.store import Store
 from medclr.errors import DataError, Interrupted, MedclrError, UsageError
-from medclr.models.bundle import save_bundle
+from medclr.models.bundle import load_bundle, save_bundle
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.run import ADDRESSES, Run, next_command
 from medclr.reporting.tracking import reach, tracking
@@ -47,6 +48,7 @@ from medclr.training.health import check_views, health_check, symptoms
 from medclr.training.moco import LONGEST_QUEUE
 from medclr.training.ranks import Ranks, together
 from medclr.training.resume import newest_checkpoint, position
+from medclr.training.start import architecture_of, described, projector_of
 from medclr.training.trainer import contrast, pretrain_encoder
 from medclr.transforms.presets import Views, build_views, check_without
 
@@ -57,6 +59,9 @@ FEW_PAIRS = 0.5  # share of the volumes below which --pairs changes little
 
 def pretrain(config: PretrainConfig) -> Encoder:
     """Train an encoder with SimCLR or MoCo on all volumes of a folder but those held out.
+
+    Where it goes on from another's weights, that is domain-adaptive pre-training, as in REMEDIS (Azizi et al. 2023,
+    "Robust and data-efficient generalization of self-supervised machine learning for diagnostic imaging").
 
     Of several processes that torchrun or srun has started, the first prepares, speaks, measures and writes.
 
@@ -91,7 +96,12 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
         )
     check_inputs(config)
     method = METHODS[config.method]
-    asked = load_spec(config.spec) if config.spec else None
+    asked = given = load_spec(config.spec) if config.spec else None
+    start = load_encoder(config.encoder) if config.encoder else None
+    weights = start.bundle if start else None
+    if start:
+        asked = spec_of(config.spec, given, start)
+        architecture_of(config, asked, start.bundle)
     check_pairs(config.pairs, asked)
     if asked:
         _views(config, asked)
@@ -118,7 +128,10 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
         store = Store(config.store or run.folder.parent / "store")
         check_stock(manifest, spec, store, config.data)
     else:
-        manifest, skipped, spec, store = stock(config, run)
+        fix = "Give a --spec for them that agrees with that of --encoder"
+        manifest, skipped, spec, store = stock(config, run, asked, fix=fix) if start else stock(config, run)
+        for sentence in named_source("Data", spec) if start else ():
+            say(sentence)
     names = load_key(config.key_file)
     if config.holdout is not None:
         manifest = name_patients(config.holdout, manifest, names, spec.table)
@@ -129,7 +142,9 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
     if rows["patient_key"].nunique() < 2:
         raise DataError("all volumes are of one patient, and volumes of one patient are never told apart; add patients")
     # What is learned from, one at a time.
-    lasting: list[str] = []  # warnings that are true of the run whatever comes
+    lasting = doubts(start, names.fingerprint, manifest[held]) if start else []  # warnings that are true whatever comes
+    for warning in lasting:
+        say(f"warning: {warning}")
     units = by_slice(rows) if spec.slices else rows
     what = counted(len(rows), "volume") if units is rows else counted(len(units), "slice")
     if len(units) < world:
@@ -145,12 +160,16 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
         run.forget()
         raise
 
-    run.pin({"volumes": manifest_hash(rows), "files": _sizes(manifest, config.data)})
+    inputs = {"volumes": manifest_hash(rows), "files": _sizes(manifest, config.data)}
+    run.pin(inputs | ({"encoder": start.bundle.digest[:16]} if start else {}))
     resume = newest_checkpoint(run.folder, say)
     measures = _Measures(run, resume is not None)
     views = _views(config, spec)
+    architecture = architecture_of(config, spec, weights)
+    if start:
+        say(described(config, start.bundle))
     say(
-        f"{method}, ResNet-{config.depth} of width {config.width}, on {what}"
+        f"{method}, {architecture.title}, on {what}"
         + (f", by {world} processes" if world > 1 else "")
         + (_after(*position(resume)) if resume else "")
     )
@@ -169,7 +188,9 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
         seed=config.seed,
     )
     settings = {name: value for name, value in asdict(config).items() if name not in {*paths_of(config), *ADDRESSES}}
-    settings |= {"pairs": pairs, **compared}
+    settings |= {name: getattr(architecture, name) for name in ("depth", "width", "norm")}
+    layers = projector_of(config, weights, architecture.feature_dim)["layers"]
+    settings |= {"projector_layers": layers, "pairs": pairs, **compared}
     if config.method == "moco":
         wanted, length = config.queue or LONGEST_QUEUE, compared["queue"]
         cut = f", cut from {wanted:,} to whole batches in at most a quarter of the {what}" if length < wanted else ""
@@ -184,7 +205,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
             track(row)
             show(int(row["epoch"]) + 1, config.epochs)
 
-        module, architecture = pretrain_encoder(
+        module, _ = pretrain_encoder(
             config,
             spec,
             views,
@@ -196,9 +217,12 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
             resume,
             say,
             ranks,
+            weights,
         )
     last = measures.rows[-1]
     seen = Seen.of(names.fingerprint, rows)
+    if start:
+        seen = seen.union(seen_before(start))
     details = {
         "spec": spec.to_dict(),
         "axis_order": axis_order(spec),
@@ -212,6 +236,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
             "patients": int(manifest["patient_key"][held].nunique()),
         },
         "seen": seen.to_dict(),
+        **({"start": record_of(start)} if start else {}),
     }
     # Of MoCo the encoder that was learned, as He et al. 2020 transfer it; the other one lags behind.
     save_bundle(run.folder / "encoder", module.encoder, module.projector, architecture, details)
@@ -243,6 +268,7 @@ def _follow(config: PretrainConfig, ranks: Ranks) -> Encoder:
             lambda row: None,
             Path(job["resume"]) if job["resume"] else None,
             ranks=ranks,
+            start=load_bundle(config.encoder) if config.encoder else None,
         )
     ranks.hear("done")
     return load_encoder(folder)

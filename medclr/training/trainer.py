@@ -18,8 +18,8 @@ from medclr.config import PretrainConfig
 from medclr.data.loader import Blocks, Steps, default_workers, train_loader
 from medclr.data.spec import DataSpec
 from medclr.errors import UsageError
-from medclr.models.encoder import Architecture, build_encoder
-from medclr.models.projector import build_projector
+from medclr.models.bundle import Bundle
+from medclr.models.encoder import Architecture
 from medclr.training.checkpoints import Checkpoints, Signals
 from medclr.training.encode import training_device
 from medclr.training.moco import MoCo, default_momentum, queue_length
@@ -27,6 +27,7 @@ from medclr.training.optim import recipe
 from medclr.training.ranks import Place, Ranks
 from medclr.training.resume import SafeCheckpointIO
 from medclr.training.simclr import SimCLR
+from medclr.training.start import architecture_of, networks
 from medclr.transforms.presets import Views
 
 TEMPERATURES = {"simclr": 0.1, "moco": 0.2}  # MoCo: Chen, Fan, Girshick and He 2020, section 3
@@ -46,6 +47,7 @@ def pretrain_encoder(
     resume: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
     ranks: Ranks | None = None,
+    start: Bundle | None = None,
 ) -> tuple[SimCLR, Architecture]:
     """Train an encoder with SimCLR or MoCo, on one device or, with as many processes that call this, on several.
 
@@ -61,6 +63,7 @@ def pretrain_encoder(
         resume: the checkpoint to go on from (`newest_checkpoint`), or None.
         tell: gets a line that the user should read: how the batch was split, and why.
         ranks: the processes that train together; None is this one alone.
+        start: the bundle whose weights it goes on from; None for random ones.
 
     Returns:
         The module, with its weights after the last epoch, and the encoder's architecture.
@@ -81,12 +84,10 @@ def pretrain_encoder(
     batch_size, steps = order.batch_size, len(order)
     optimizer, lr, weight_decay, warmup_epochs = recipe(config, batch_size)
     device = _own(training_device(config.device), here)
-    architecture = Architecture(config.depth, config.width, spec.spatial_dims, 1, config.norm, spec.patch)
-    kind, width = MoCo if config.method == "moco" else SimCLR, architecture.feature_dim
+    architecture = architecture_of(config, spec, start)
+    kind = MoCo if config.method == "moco" else SimCLR
     module = kind(
-        build_encoder(architecture),
-        # The head of MoCo v2 has no batch norm, which over a whole batch would undo the shuffling of keys.
-        build_projector(width, width, layers=config.projector_layers, norm=kind is SimCLR),
+        *networks(config, spec, start),
         views,
         **contrast(config, len(blocks)),
         optimizer=optimizer,

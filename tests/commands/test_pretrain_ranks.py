@@ -66,7 +66,7 @@ def folder(prepared, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path / "ranks")
     monkeypatch.chdir(tmp_path / "ranks")
 
-    def stock(config, run):
+    def stock(config, run, spec=None, fix=""):
         manifest, spec = stocked(Path("prepared"))
         return manifest, read_skipped(Path("prepared/private/skipped.csv")), spec, Store(Path("runs/store"))
 
@@ -190,6 +190,18 @@ def test_two_processes_train_what_one_would(srun, in_second_step, capfd):
     assert main([*WORDS, "--out", "runs/parts"]) == 0
     assert "going on after step 2 of epoch 1" in capfd.readouterr().out
     assert_close("runs/one", "runs/parts")
+
+
+@forked
+def test_from_an_encoder_both_processes_go_on(srun):
+    assert main([*WORDS, "--out", "runs/first"]) == 0
+    words = [*WORDS, "--epochs", "1", "--encoder", "runs/first"]
+    assert main([*words, "--out", "runs/one"]) == 0
+    codes, said = srun([*words, "--out", "runs/two"])
+    assert codes == [0, 0], said
+    assert said[0].count("starting from a ResNet-10 of width 8") == 1
+    assert said[1] == ""
+    assert_close("runs/one", "runs/two")
 
 
 @forked

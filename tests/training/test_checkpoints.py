@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from medclr.config import PretrainConfig
 from medclr.data.loader import Blocks
 from medclr.errors import Interrupted, MedclrError
-from medclr.training import trainer as module
+from medclr.training import start as module
 from medclr.training.checkpoints import STOPPING
 from medclr.training.resume import SafeCheckpointIO, checkpoints, newest_checkpoint, position
 from medclr.training.simclr import SimCLR

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from medclr.config import PretrainConfig
 from medclr.data.loader import Blocks
 from medclr.errors import UsageError
-from medclr.training import trainer
+from medclr.training import start
 from medclr.training.moco import MoCo, default_momentum, queue_length
 from medclr.training.resume import newest_checkpoint
 from medclr.training.trainer import contrast, pretrain_encoder
@@ -294,7 +294,7 @@ def test_two_processes_have_one_queue_and_end_as_one(families, tmp_path):
 @pytest.fixture
 def train(material, tmp_path, monkeypatch):
     """Two epochs of four steps of five images, and a queue of one of them."""
-    monkeypatch.setattr(trainer, "build_encoder", small)
+    monkeypatch.setattr(start, "build_encoder", small)
 
     def run(name, rows=None, **settings):
         rows = [] if rows is None else rows
