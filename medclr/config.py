@@ -228,6 +228,15 @@ class PretrainConfig(StoreConfig):
         "another volume of the study or patient, or a neighbouring slice (adjacent); auto suggests from the manifest",
     )
     overlap: float = _say(0.5, "with --pairs overlap: least share of the patch that both crops have in common")
+    domains: Literal["site", "modality", "manufacturer", "model", "kernel", "field_strength"] | None = _say(
+        None, "column of the manifest that tells domains apart, for --balance and --negatives"
+    )
+    balance: bool = _say(False, "with --domains: equal numbers of each domain in every batch")
+    negatives: Literal["all", "within", "across"] = _say(
+        "all",
+        "with --domains: which volumes a volume is told apart from: all, those within its own domain, or those across, "
+        "in other domains",
+    )
     device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to train")
     seed: int = _say(0, "seed of the weights, the order and the views")
     checkpoint_minutes: float = _say(10.0, "most training that a kill may cost; the state is also saved each epoch")
@@ -255,6 +264,11 @@ class PretrainConfig(StoreConfig):
             if given is not None and self.method != "moco":
                 raise UsageError(f"--{name} {given}: only with --method moco")
         _check_ranges(self, queue=self.batch_size)
+        if (self.domains is not None) != (self.balance or self.negatives != "all"):
+            raise UsageError(
+                "--domains COLUMN and what it is for, --balance or --negatives within or across, need each other; give "
+                "both"
+            )
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise UsageError(f"--momentum {self.momentum}: must be 0 or more, and below 1")
         if self.requeue and self.out is None:

@@ -13,7 +13,7 @@ import yaml
 from medclr.commands.scan import READING, check_inputs, check_skipped, refuse_faults, summarise, survey
 from medclr.config import PrepareConfig, ReadingConfig, StoreConfig
 from medclr.data.candidate import Skipped, settled
-from medclr.data.manifest import candidate_of, kinds, skipped_frame
+from medclr.data.manifest import candidate_of, domain_names, kinds, skipped_frame
 from medclr.data.pool import dask_cluster
 from medclr.data.prepare import bytes_to_write, processes, shard, without_copies
 from medclr.data.prepare import prepare as fill_store
@@ -223,10 +223,8 @@ def _domains(manifest: pd.DataFrame, spec: DataSpec) -> dict[str, int]:
     """How many volumes each domain of the spec has, the largest first."""
     if not spec.domains:
         return {}
-    rows = manifest[list(spec.domains)].itertuples(index=False, name=None)
-    # Not by pandas: of a number that is missing, its versions make different texts.
-    names = (", ".join("unknown" if value == "" or pd.isna(value) else str(value) for value in row) for row in rows)
-    return dict(Counter(names).most_common())
+    names = zip(*(domain_names(manifest, column) for column in spec.domains), strict=True)
+    return dict(Counter(map(", ".join, names)).most_common())
 
 
 def _described(spec: DataSpec) -> str:

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medclr import __version__
+from medclr.commands.batches import coded, domains_of, lonely
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
 from medclr.commands.scan import check_inputs, check_skipped
 from medclr.commands.start import doubts, record_of, seen_before, spec_of
@@ -156,10 +157,13 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
     try:
         compared = contrast(config, len(units))
         pairs = _pairs(config, units, spec)
+        domains = domains_of(config, units, world)
     except UsageError:
         run.forget()
         raise
-
+    for warning in lonely(config, units):
+        lasting.append(warning)
+        say(f"warning: {warning}")
     inputs = {"volumes": manifest_hash(rows), "files": _sizes(manifest, config.data)}
     run.pin(inputs | ({"encoder": start.bundle.digest[:16]} if start else {}))
     resume = newest_checkpoint(run.folder, say)
@@ -173,7 +177,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
         + (f", by {world} processes" if world > 1 else "")
         + (_after(*position(resume)) if resume else "")
     )
-    blocks = Blocks(units, store, spec, views, 2, config.seed, pairs, config.overlap)
+    blocks = Blocks(units, store, spec, views, 2, config.seed, pairs, config.overlap, domains)
     for warning in check_views(blocks, views, spec, config.seed):
         say(f"warning: {warning}")
         lasting.append(warning)
@@ -182,7 +186,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
         units,
         _labels(config, manifest, names, spec.table),
         store,
-        spec,
+        # The probe of domains is of those that were asked for.
+        replace(spec, domains=(config.domains,)) if config.domains else spec,
         epochs=config.epochs,
         every=config.health_every,
         seed=config.seed,
@@ -261,7 +266,7 @@ def _follow(config: PretrainConfig, ranks: Ranks) -> Encoder:
             config,
             spec,
             views,
-            Blocks(units, store, spec, views, 2, config.seed, job["pairs"], config.overlap),
+            Blocks(units, store, spec, views, 2, config.seed, job["pairs"], config.overlap, coded(config, units)),
             folder,
             n_cores(),
             lambda module: {},

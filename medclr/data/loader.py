@@ -45,8 +45,8 @@ class Blocks(Dataset[Batch]):
     is a slice. See `parts_of`.
 
     A batch holds blocks, (B, V, C, *patch) in the store's data type, with low and high, (B, V), the grey values that
-    become 0 and 1; params, a dict of (B, V, ...); row, (B,), of the first view; and patient, (B,), equal where the
-    patient is.
+    become 0 and 1; params, a dict of (B, V, ...); row, (B,), of the first view; and patient and domain, (B,), equal
+    where the patient or the domain is.
 
     Args:
         rows: prepared volumes, or slices of them.
@@ -57,6 +57,7 @@ class Blocks(Dataset[Batch]):
         pairs: where the views after the first come from: the row itself, its `Partners`, or, for "overlap", a block
             of the row that overlaps the first.
         overlap: the least share of a block that these have in common.
+        domains: (n,) integers of the rows; None where all are of one.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Blocks(Dataset[Batch]):
         seed: int = 0,
         pairs: Pairs = "instance",
         overlap: float = 0.5,
+        domains: NDArray[np.int64] | None = None,
     ) -> None:
         assert spec.patch is not None
         self.store, self.patch, self.views, self.seed = store, spec.patch, views, seed
@@ -80,6 +82,7 @@ class Blocks(Dataset[Batch]):
         self.low, self.high = grey_range(rows, spec)
         self.outside = outside(rows, spec)
         self.patients = torch.from_numpy(pd.factorize(rows["patient_key"])[0])
+        self.domains = torch.zeros(len(rows), dtype=torch.int64) if domains is None else torch.from_numpy(domains)
         self.partners = Partners(rows, pairs) if self.n_views > 1 and pairs not in ("instance", "overlap") else None
         self.overlap = overlap if pairs == "overlap" else None
 
@@ -115,6 +118,7 @@ class Blocks(Dataset[Batch]):
             "params": {name: self._by_view(np.stack([p[name] for p in params])) for name in params[0]},
             "row": torch.from_numpy(rows),
             "patient": self.patients[rows],
+            "domain": self.domains[rows],
         }
 
     def _check_finite(self, blocks: NDArray[Any], keys: NDArray[np.str_]) -> None:
@@ -156,16 +160,32 @@ class Steps(Sampler[list[tuple[int, int]]]):
     Only whole batches are given, so that every step of SimCLR sees the same number of negatives. Of several processes,
     each gets its share of every batch.
 
+    With `domains`, each batch and each share of it holds as many rows of every domain. An epoch is as many steps as
+    without; each domain goes through passes of its own, which may begin and end anywhere in it. Rows of a small domain
+    come more than once in an epoch: what stands for it is then the number of the pass, so that each time has views of
+    its own.
+
     Args:
         n_rows: to choose from, at least as many as processes.
-        batch_size: of all processes together; no more than there are rows.
+        batch_size: of all processes together; no more than there are rows. With domains it is a multiple of their
+            number times that of the processes, and none has fewer rows than its share of a batch.
         seed: of the orders.
         rank: of this process; world: how many there are.
+        domains: (n_rows,) integers; None for batches that do not look at them.
     """
 
-    def __init__(self, n_rows: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        n_rows: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        domains: NDArray[np.int64] | None = None,
+    ) -> None:
         self.n_rows, self.seed, self.rank, self.world = n_rows, seed, rank, world
         self.batch_size = min(batch_size, n_rows) // world * world
+        self.members = None if domains is None else [np.flatnonzero(domains == one) for one in np.unique(domains)]
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -177,19 +197,50 @@ class Steps(Sampler[list[tuple[int, int]]]):
         return self.n_rows // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        # View numbers are small: the largest 32-bit one is free for the order of the epoch.
-        order = view_rng(self.seed, self.epoch, 0, 2**32 - 1).permutation(self.n_rows)
         share = self.batch_size // self.world
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        if self.members is not None:
+            passes = [(-1, np.empty(0, np.intp))] * len(self.members)
+            for step in range(self.start, len(self)):
+                yield self._balanced(self.members, passes, self.epoch * len(self) + step)[mine]
+            return
+        order = self._order(self.epoch, 0, self.n_rows)
         for step in range(self.start, len(self)):
-            rows = order[step * self.batch_size + self.rank * share :][:share]
+            rows = order[step * self.batch_size :][mine]
             yield [(self.epoch, int(row)) for row in rows]
+
+    def _balanced(
+        self, members: Sequence[NDArray[np.intp]], passes: list[tuple[int, NDArray[np.intp]]], step: int
+    ) -> list[tuple[int, int]]:
+        """The batch of a step, counted from the first of the run: a row of each domain in turn.
+
+        In turn, so that neither a process nor a micro-batch has rows of one domain alone, by which batch norm would
+        take each for itself. `passes` keeps the number and order of the pass that each domain is in.
+        """
+        each = self.batch_size // len(members)
+        parts = []
+        for domain, rows in enumerate(members):
+            # Whole steps only, so that no row is twice in a batch; which are left over, each pass draws anew.
+            number, begin = divmod(step, len(rows) // each)
+            if passes[domain][0] != number:
+                passes[domain] = number, rows[self._order(number, domain, len(rows))]
+            parts.append([(number, int(row)) for row in passes[domain][1][begin * each :][:each]])
+        return [item for turn in zip(*parts, strict=True) for item in turn]
+
+    def _order(self, number: int, domain: int, n: int) -> NDArray[np.intp]:
+        # View numbers are small: the largest 32-bit one is free for the order of a pass.
+        return view_rng(self.seed, number, domain, 2**32 - 1).permutation(n)
 
 
 def train_loader(
-    blocks: Blocks, batch_size: int, workers: int, seed: int, rank: int = 0, world: int = 1
+    blocks: Blocks, batch_size: int, workers: int, seed: int, rank: int = 0, world: int = 1, balance: bool = False
 ) -> "DataLoader[Batch]":
-    """A loader whose batches and views depend on nothing but the seed and the epoch that its Steps was last told."""
-    return _loader(blocks, Steps(len(blocks), batch_size, seed, rank, world), workers)
+    """A loader whose batches and views depend on nothing but the seed and the epoch that its Steps was last told.
+
+    balance: whether each batch holds as many rows of every domain of the blocks.
+    """
+    domains = blocks.domains.numpy() if balance else None
+    return _loader(blocks, Steps(len(blocks), batch_size, seed, rank, world, domains), workers)
 
 
 def eval_loader(blocks: Blocks, workers: int, batch_size: int | None = None) -> "DataLoader[Batch]":

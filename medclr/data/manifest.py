@@ -6,7 +6,9 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from medclr.data.candidate import Candidate, Skipped
 from medclr.data.identity import Pseudonymiser
@@ -128,6 +130,13 @@ def read_skipped(path: Path) -> list[Skipped]:
 def spatial_dims(manifest: pd.DataFrame) -> pd.Series:
     """How many spatial axes each volume has: 2 or 3."""
     return manifest["shape"].map(len)
+
+
+def domain_names(rows: pd.DataFrame, column: str) -> NDArray[np.object_]:
+    """Of which domain each row is by one of DOMAINS, as text; what is not known is "unknown"."""
+    values = rows[column].to_numpy(object)
+    # Not by pandas: of a number that is missing, its versions make different texts.
+    return np.array(["unknown" if value == "" or pd.isna(value) else str(value) for value in values], object)
 
 
 def kinds(manifest: pd.DataFrame) -> list[str]:

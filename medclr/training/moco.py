@@ -40,6 +40,7 @@ class MoCo(SimCLR):
     learned = QUERY
     queue: Tensor
     queue_patients: Tensor
+    queue_domains: Tensor
     keys: Tensor  # of the step under way
 
     def __init__(
@@ -60,6 +61,7 @@ class MoCo(SimCLR):
         # The same on every rank. Filled from the front, and what is not filled yet is left out of the loss.
         self.register_buffer("queue", torch.zeros(queue, length))
         self.register_buffer("queue_patients", torch.zeros(queue, dtype=torch.int64))
+        self.register_buffer("queue_domains", torch.zeros(queue, dtype=torch.int64))
         self.enqueued = 0  # keys so far, those that left the queue among them
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -67,16 +69,17 @@ class MoCo(SimCLR):
         loss = super().training_step(batch, batch_index)
         if torch.isfinite(loss):
             self._follow()
-            self._enqueue(gathered(batch["patient"].to(self.device)))
+            self._enqueue(*self.whose(batch))
         return loss
 
     def has_gradient(self) -> bool:
         """Not at the first step, whose queue is empty."""
         return self.enqueued > 0
 
-    def chance(self, patients: Tensor) -> Tensor:
+    def chance(self, patients: Tensor, domains: Tensor | None) -> Tensor:
         """As for SimCLR; it rises while the queue fills."""
-        return moco_chance_level(patients, self._filled()[1])
+        _, queue_patients, queue_domains = self._filled()
+        return moco_chance_level(patients, queue_patients, domains, queue_domains, self.negatives)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how far the queue is, too."""
@@ -90,12 +93,22 @@ class MoCo(SimCLR):
 
     def _loss_of(self, batch: Batch, parts: Sequence[slice]) -> Callable[[Tensor], Tensor]:
         self.keys = self._encode_keys(batch, len(parts))
-        patients = gathered(batch["patient"].to(self.device))
-        queue, queue_patients = self._filled()
+        patients, domains = self.whose(batch)
+        queue, queue_patients, queue_domains = self._filled()
 
         def loss_of(features: Tensor) -> Tensor:
             q = self.projector(gathered(features))
-            return moco_loss(q, self.keys, queue, self.temperature, patients, queue_patients)
+            return moco_loss(
+                q,
+                self.keys,
+                queue,
+                self.temperature,
+                patients,
+                queue_patients,
+                domains,
+                queue_domains,
+                self.negatives,
+            )
 
         return loss_of
 
@@ -131,16 +144,19 @@ class MoCo(SimCLR):
         for slow, fast in zip(self.momentum_encoder.parameters(), learned.parameters(), strict=True):
             slow.lerp_(fast, 1 - self.momentum)
 
-    def _enqueue(self, patients: Tensor) -> None:
+    def _enqueue(self, patients: Tensor, domains: Tensor | None) -> None:
         """The keys of this step in, those of the oldest out. Batches are of one size, so none is cut by the end."""
         start = self.enqueued % len(self.queue)
         self.queue[start : start + len(self.keys)] = self.keys
         self.queue_patients[start : start + len(patients)] = patients
+        if domains is not None:
+            self.queue_domains[start : start + len(patients)] = domains
         self.enqueued += len(patients)
 
-    def _filled(self) -> tuple[Tensor, Tensor]:
-        """The keys in the queue, and their patients."""
-        return self.queue[: self.enqueued], self.queue_patients[: self.enqueued]
+    def _filled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The keys in the queue, their patients and domains."""
+        n = self.enqueued
+        return self.queue[:n], self.queue_patients[:n], self.queue_domains[:n]
 
 
 def queue_length(asked: int | None, n_volumes: int, batch_size: int) -> int:

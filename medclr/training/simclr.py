@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from medclr.data.loader import Batch
 from medclr.errors import MedclrError
 from medclr.losses.gather import gathered
-from medclr.losses.nt_xent import chance_level, nt_xent
+from medclr.losses.nt_xent import Negatives, chance_level, nt_xent
 from medclr.training.gradcache import accumulate, batch_norms, volumes_that_fit
 from medclr.training.optim import OPTIMIZERS, warmup_cosine
 from medclr.transforms.presets import Views
@@ -29,6 +29,7 @@ class SimCLR(LightningModule):
         lr, weight_decay, warmup_steps, total_steps: of the optimiser and its schedule.
         clip_norm: largest norm of the gradient of all parameters together; None for any.
         micro_batch: volumes that each rank encodes at a time, all views of them; 0 for all; None for what fits.
+        negatives: which volumes a volume is told apart from, by their domains: see `nt_xent`.
         tell: gets a line that the user should read.
     """
 
@@ -48,6 +49,7 @@ class SimCLR(LightningModule):
         optimizer: str = "adamw",
         clip_norm: float | None = None,
         micro_batch: int | None = 0,
+        negatives: Negatives = "all",
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__()
@@ -57,6 +59,7 @@ class SimCLR(LightningModule):
         self.temperature, self.lr, self.weight_decay, self.optimizer = temperature, lr, weight_decay, optimizer
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self.clip_norm, self.micro_batch, self.tell = clip_norm, micro_batch, tell
+        self.negatives: Negatives = negatives
         self.told = False
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -73,7 +76,7 @@ class SimCLR(LightningModule):
             self.optimizers().step()  # type: ignore[union-attr]  # there is one of each
             self.lr_schedulers().step()  # type: ignore[union-attr]
         n = len(batch["row"])
-        chance = self.chance(gathered(batch["patient"].to(self.device)))
+        chance = self.chance(*self.whose(batch))
         # For Checkpoints, which keeps the sums of an epoch over an interruption.
         self.log("loss", loss, on_step=True, logger=False, batch_size=n)
         self.log("chance", chance, on_step=True, logger=False, batch_size=n)
@@ -102,9 +105,14 @@ class SimCLR(LightningModule):
         """Whether there is anything yet to be told apart."""
         return True
 
-    def chance(self, patients: Tensor) -> Tensor:
-        """The loss of a batch of these patients, over all ranks, when all projections are alike."""
-        return chance_level(patients)
+    def whose(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The patients of a batch over all ranks and, where negatives hang on them, their domains."""
+        patients = gathered(batch["patient"].to(self.device))
+        return patients, None if self.negatives == "all" else gathered(batch["domain"].to(self.device))
+
+    def chance(self, patients: Tensor, domains: Tensor | None) -> Tensor:
+        """The loss of a batch of these, over all ranks, when all projections are alike."""
+        return chance_level(patients, domains, self.negatives)
 
     def configure_optimizers(self) -> Any:
         """The optimiser with warm-up and cosine, one tick a step."""
@@ -139,11 +147,11 @@ class SimCLR(LightningModule):
 
     def _loss_of(self, batch: Batch, parts: Sequence[slice]) -> Callable[[Tensor], Tensor]:
         """From the features of the learned views of this rank's batch to the loss of the whole one."""
-        patients = gathered(batch["patient"].to(self.device))
+        patients, domains = self.whose(batch)
 
         def loss_of(features: Tensor) -> Tensor:
             z = self.projector(gathered(features)).unflatten(0, (-1, 2))
-            return nt_xent(z[:, 0], z[:, 1], self.temperature, groups=patients)
+            return nt_xent(z[:, 0], z[:, 1], self.temperature, patients, domains, self.negatives)
 
         return loss_of
 

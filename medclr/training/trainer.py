@@ -78,7 +78,9 @@ def pretrain_encoder(
     here = ranks.place
     seed_everything(config.seed, verbose=False)
     workers = default_workers(spec, here.cores(cores)) if config.workers is None else config.workers
-    loader = train_loader(blocks, config.batch_size, workers, config.seed, here.rank, here.world)
+    loader = train_loader(
+        blocks, config.batch_size, workers, config.seed, here.rank, here.world, balance=config.balance
+    )
     order = loader.batch_sampler
     assert isinstance(order, Steps)
     batch_size, steps = order.batch_size, len(order)
@@ -97,6 +99,7 @@ def pretrain_encoder(
         total_steps=config.epochs * steps,
         clip_norm=config.clip_norm,
         micro_batch=None if config.micro_batch == "auto" else config.micro_batch,
+        negatives=config.negatives,
         tell=tell,
     )
     ranks.join(device)

@@ -68,6 +68,7 @@ def folder(prepared, tmp_path, monkeypatch):
 
     def stock(config, run, spec=None, fix=""):
         manifest, spec = stocked(Path("prepared"))
+        manifest["manufacturer"] = ["Acme", "Borealis"] * 4 + ["Acme"]
         return manifest, read_skipped(Path("prepared/private/skipped.csv")), spec, Store(Path("runs/store"))
 
     # To scan and decode takes processes of its own, and seconds for each run.
@@ -190,6 +191,25 @@ def test_two_processes_train_what_one_would(srun, in_second_step, capfd):
     assert main([*WORDS, "--out", "runs/parts"]) == 0
     assert "going on after step 2 of epoch 1" in capfd.readouterr().out
     assert_close("runs/one", "runs/parts")
+
+
+@forked
+def test_balanced_batches_and_negatives_by_domain_are_those_of_one_process(srun):
+    words = [*WORDS, "--domains", "manufacturer", "--balance", "--negatives", "within"]
+    assert main([*words, "--out", "runs/one"]) == 0
+    codes, said = srun([*words, "--out", "runs/two"])
+    assert codes == [0, 0], said
+    assert "domains by manufacturer: Acme 5, Borealis 4; 2 of each in every batch" in said[0]
+    one, two = (pd.read_csv(f"runs/{name}/metrics.csv") for name in ("one", "two"))
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-5)
+    np.testing.assert_allclose(one["chance"], np.log(3), rtol=1e-5)
+    assert_close("runs/one", "runs/two")
+    codes, said = srun([*words, "--batch-size", "6", "--out", "runs/odd"])
+    assert codes == [2, 2]
+    assert (
+        "a batch of 6 cannot hold equal numbers of 2 domains by manufacturer on 2 processes; give --batch-size 4 or 8"
+        in (said[0])
+    )
 
 
 @forked

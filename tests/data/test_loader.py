@@ -129,6 +129,78 @@ def test_an_epoch_goes_on_after_the_steps_that_were_taken():
     assert len(list(steps)) == 5
 
 
+DOMAINS = np.array([0] * 20 + [2] * 7 + [1] * 3)[np.random.default_rng(0).permutation(30)]
+
+
+def epochs(steps, n):
+    found = []
+    for epoch in range(n):
+        steps.set_epoch(epoch)
+        found.append(list(steps))
+    return found
+
+
+def test_balanced_batches_hold_as_many_of_each_domain():
+    steps = Steps(30, 9, seed=5, domains=DOMAINS)
+    found = epochs(steps, 20)
+    batches = [batch for epoch in found for batch in epoch]
+    assert {len(epoch) for epoch in found} == {len(steps)} == {3}
+    for batch in batches:
+        # In turn, so that every micro-batch has all of them.
+        assert [DOMAINS[row] for _, row in batch] == [0, 1, 2] * 3
+        assert len({row for _, row in batch}) == 9
+    # What stands for a view comes once.
+    items = [item for batch in batches for item in batch]
+    assert len(set(items)) == len(items) == 20 * 27
+    # Of each domain all come equally often, but for what is left over of a pass.
+    counts = np.bincount([row for _, row in items], minlength=30)
+    for domain, size in ((0, 20), (1, 3), (2, 7)):
+        of = counts[domain == DOMAINS]
+        assert of.sum() == 180
+        assert of.min() > 0.75 * 180 / size
+        assert of.max() < 1.25 * 180 / size
+    assert (counts[DOMAINS == 1] == 60).all()
+    assert len({tuple(row for _, row in epoch[0]) for epoch in found}) == 20
+    assert epochs(Steps(30, 9, seed=5, domains=DOMAINS), 20) == found
+    assert epochs(Steps(30, 9, seed=6, domains=DOMAINS), 20) != found
+
+
+def test_a_balanced_epoch_goes_on_after_the_steps_that_were_taken():
+    steps = Steps(30, 9, seed=5, domains=DOMAINS)
+    whole = epochs(steps, 5)
+    for epoch in range(5):
+        for start in range(4):
+            steps.set_epoch(epoch, start)
+            assert list(steps) == whole[epoch][start:]
+
+
+def test_processes_share_every_balanced_batch():
+    alone = epochs(Steps(30, 9, 5, domains=DOMAINS), 4)
+    shares = [epochs(Steps(30, 9, 5, rank, 3, DOMAINS), 4) for rank in range(3)]
+    for epoch in range(4):
+        for number, batch in enumerate(alone[epoch]):
+            parts = [share[epoch][number] for share in shares]
+            assert [item for part in parts for item in part] == batch
+            assert {tuple(DOMAINS[row] for _, row in part) for part in parts} == {(0, 1, 2)}
+
+
+def test_blocks_say_the_domain_of_their_rows(stock):
+    domains = np.arange(12) % 2
+    loader = train_loader(Blocks(*stock, SPEC, Dice(), 2, 0, domains=domains), 4, 0, 0, balance=True)
+    for batch in loader:
+        assert batch["domain"].tolist() == [0, 1, 0, 1] == [row % 2 for row in batch["row"]]
+    for batch in train_loader(Blocks(*stock, SPEC, Dice(), 2, 0), 4, 0, 0, balance=False):
+        assert batch["domain"].tolist() == [0] * 4
+
+
+def test_a_row_that_comes_twice_in_an_epoch_has_other_views(stock):
+    domains = np.array([1] + [0] * 11)
+    found = list(train_loader(Blocks(*stock, SPEC, Dice(), 2, 0, domains=domains), 2, 0, 0, balance=True))
+    alone = [batch["params"]["dice"][1] for batch in found]
+    assert [batch["row"][1] for batch in found] == [0] * 6
+    assert len({tuple(params.flatten().tolist()) for params in alone}) == 6
+
+
 def test_a_pass_takes_no_random_number(stock):
     """Or a run that begins an epoch twice would not be the run that does not."""
     before = torch.get_rng_state()

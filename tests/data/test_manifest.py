@@ -5,7 +5,15 @@ import pandas as pd
 
 from medclr.data.candidate import Candidate, Skipped, settled
 from medclr.data.identity import Pseudonymiser
-from medclr.data.manifest import COLUMNS, build_manifest, candidate_of, read_skipped, skipped_frame, spatial_dims
+from medclr.data.manifest import (
+    COLUMNS,
+    build_manifest,
+    candidate_of,
+    domain_names,
+    read_skipped,
+    skipped_frame,
+    spatial_dims,
+)
 
 SCAN = Candidate(
     reader="dicom",
@@ -86,6 +94,12 @@ def test_more_sites_than_letters():
         "site ZZ",
         "site AAA",
     ]
+
+
+def test_a_domain_that_is_not_known_is_called_so():
+    rows = pd.DataFrame({"site": ["site A", "", "site B"], "field_strength": [1.5, float("nan"), 3.0]})
+    assert domain_names(rows, "site").tolist() == ["site A", "unknown", "site B"]
+    assert domain_names(rows, "field_strength").tolist() == ["1.5", "unknown", "3.0"]
 
 
 def test_a_row_leads_back_to_its_candidate(tmp_path):

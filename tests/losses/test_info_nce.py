@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from medclr.losses import moco_chance_level, moco_loss
 
 
-def naive(q, k, queue, temperature, groups=None, queue_groups=None):
+def naive(q, k, queue, temperature, groups=None, queue_groups=None, domains=None, queue_domains=None, negatives="all"):
     """Equation 1 of He et al. 2020, term by term."""
     q, k, queue = ([row / row.norm() for row in rows] for rows in (q, k, queue))
     total = 0
@@ -17,7 +17,8 @@ def naive(q, k, queue, temperature, groups=None, queue_groups=None):
         others = sum(
             torch.exp(query @ key / temperature)
             for j, key in enumerate(queue)
-            if groups is None or groups[i] != queue_groups[j]
+            if (groups is None or groups[i] != queue_groups[j])
+            and (negatives == "all" or (domains[i] == queue_domains[j]) == (negatives == "within"))
         )
         total -= torch.log(own / (own + others))
     return total / len(q)
@@ -44,6 +45,29 @@ def test_it_is_the_papers_equation(n, length, seed, temperature, grouped):
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
     groups = (groups[0], groups[1][order]) if grouped else ()
     torch.testing.assert_close(moco_loss(2 * q, k, queue[order] / 2, temperature, *groups), found)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 5),
+    length=st.integers(0, 8),
+    seed=st.integers(0, 2**31),
+    negatives=st.sampled_from(["all", "within", "across"]),
+)
+def test_negatives_can_be_of_the_own_domain_or_of_others(n, length, seed, negatives):
+    q, k, queue = drawn(seed, n, n, length)
+    generator = torch.Generator().manual_seed(seed)
+    groups, queue_groups, domains, queue_domains = (
+        torch.randint(-1, 2, (m,), generator=generator) for m in (n, length, n, length)
+    )
+    rest = (groups, queue_groups, domains, queue_domains, negatives)
+    torch.testing.assert_close(moco_loss(q, k, queue, 0.3, *rest), naive(q, k, queue, 0.3, *rest))
+    alike = moco_loss(torch.ones_like(q), torch.ones_like(k), torch.ones_like(queue), 0.3, *rest)
+    assert moco_chance_level(*rest).item() == pytest.approx(alike.item(), abs=1e-6)
+    if negatives != "all":
+        for loss in (lambda *a: moco_loss(q, k, queue, 0.3, *a), moco_chance_level):
+            with pytest.raises(ValueError, match=f"negatives {negatives}: needs the domains"):
+                loss(groups, queue_groups, domains, None, negatives)
 
 
 def test_closed_forms():

@@ -14,14 +14,17 @@ from medclr.losses import chance_level, nt_xent
 module = importlib.import_module("medclr.losses.nt_xent")
 
 
-def naive(z1, z2, temperature, groups=None):
-    """Equation 1 of Chen et al. 2020, term by term."""
+def naive(z1, z2, temperature, groups=None, domains=None, negatives="all"):
+    """Equation 1 of Chen et al. 2020, term by term; the terms of the sum below are the positive and the negatives."""
     n = len(z1)
     z = [row / row.norm() for row in (*z1, *z2)]
 
     def loss(i, j):
         def counts(k):
-            return k == j or (k != i and (groups is None or groups[k % n] != groups[i % n]))
+            apart = groups is None or groups[k % n] != groups[i % n]
+            if negatives != "all":
+                apart = apart and (domains[k % n] == domains[i % n]) == (negatives == "within")
+            return k == j or (k % n != i % n and apart)
 
         below = sum(torch.exp(z[i] @ z[k] / temperature) for k in range(2 * n) if counts(k))
         return -torch.log(torch.exp(z[i] @ z[j] / temperature) / below)
@@ -29,14 +32,18 @@ def naive(z1, z2, temperature, groups=None):
     return sum(loss(k, k + n) + loss(k + n, k) for k in range(n)) / (2 * n)
 
 
-def plain(z1, z2, temperature, groups=None):
+def plain(z1, z2, temperature, groups=None, domains=None, negatives="all"):
     """With the whole matrix of similarities, and autograd's gradient."""
     n = len(z1)
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     similarity = z @ z.T / temperature
     group = torch.arange(n).repeat(2) if groups is None else torch.cat([groups, groups])
     positive = torch.arange(2 * n).roll(n)
-    left_out = (group[:, None] == group).scatter(1, positive[:, None], False)
+    left_out = group[:, None] == group
+    if negatives != "all":
+        domain = torch.cat([domains, domains])
+        left_out |= (domain[:, None] == domain) != (negatives == "within")
+    left_out = left_out.scatter(1, positive[:, None], False)
     return F.cross_entropy(similarity.masked_fill(left_out, -torch.inf), positive)
 
 
@@ -77,6 +84,57 @@ def test_the_side_of_a_block_changes_nothing(blocks_of):
         torch.testing.assert_close(with_gradients(nt_xent, z1, z2, 0.1, groups), whole, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("negatives", ["within", "across"])
+@pytest.mark.parametrize("n", [1, 2, 7, 16, 21, 40])
+@pytest.mark.parametrize(("patients", "n_domains"), [(None, 1), (None, 3), (5, 1), (5, 3), (2, 2), (40, 9)])
+def test_blocks_of_domains_give_what_the_whole_matrix_gives(n, patients, n_domains, negatives, blocks_of):
+    generator = torch.Generator().manual_seed(n)
+    # A patient may have been on several scanners.
+    groups = None if patients is None else torch.randint(-3, patients, (n,), generator=generator)
+    domains = torch.randint(n_domains, (n,), generator=generator) * 7 - 2
+    z1, z2 = projections(n, 6)
+    blocks_of(8)
+    found = with_gradients(nt_xent, z1, z2, 0.3, groups, domains, negatives)
+    torch.testing.assert_close(
+        found, with_gradients(plain, z1, z2, 0.3, groups, domains, negatives), rtol=1e-10, atol=1e-12
+    )
+    z = torch.ones(n, 8, dtype=torch.float64)
+    each = torch.arange(n) if groups is None else groups
+    alike = nt_xent(z, z, 0.1, each, domains, negatives)
+    assert chance_level(each, domains, negatives).item() == pytest.approx(alike.item(), abs=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 6), seed=st.integers(0, 2**31), negatives=st.sampled_from(["all", "within", "across"]))
+def test_with_domains_too_it_is_the_papers_equation(n, seed, negatives):
+    z1, z2 = projections(n, 5, seed)
+    domains = torch.randint(2, (n,), generator=torch.Generator().manual_seed(seed))
+    groups = torch.arange(n) // 2
+    expected = naive(z1, z2, 0.3, groups, domains, negatives)
+    torch.testing.assert_close(nt_xent(z1, z2, 0.3, groups, domains, negatives), expected)
+
+
+@pytest.mark.parametrize("negatives", ["within", "across"])
+def test_blocks_without_negatives_are_not_computed(negatives, blocks_of, monkeypatch):
+    blocks_of(10)
+    z1, z2 = projections(40, 6)
+    domains = torch.arange(40) % 4  # of twenty views each: two blocks
+    made = []
+    upper = module._upper_blocks
+    monkeypatch.setattr(module, "_upper_blocks", lambda *a: (made.append(0) or block for block in upper(*a)))
+    nt_xent(z1, z2, 0.1, None, domains, negatives)
+    # Three of each domain's own square, of 36 above the diagonal.
+    assert len(made) == {"within": 12, "across": 24}[negatives]
+
+
+def test_negatives_that_ask_for_domains_are_refused_without():
+    z1, z2 = projections(4, 3)
+    with pytest.raises(ValueError, match="negatives within: needs the domains"):
+        nt_xent(z1, z2, 0.1, None, None, "within")
+    with pytest.raises(ValueError, match="negatives 'none': must be all, within or across"):
+        chance_level(torch.arange(4), torch.arange(4), "none")
+
+
 @settings(max_examples=20, deadline=None)
 @given(n=st.integers(1, 6), seed=st.integers(0, 2**31), temperature=st.floats(0.05, 2), grouped=st.booleans())
 def test_it_is_the_papers_equation(n, seed, temperature, grouped):
@@ -112,6 +170,10 @@ def test_neither_the_order_of_views_nor_of_items_nor_their_length_matters(seed, 
     order, groups = torch.randperm(n, generator=generator), torch.randint(n, (n,), generator=generator)
     loss = nt_xent(z1, z2, 0.1, groups)
     torch.testing.assert_close(nt_xent(z2, z1, 0.1, groups), loss)
+    domains = torch.randint(3, (n,), generator=generator)
+    for negatives in ("within", "across"):
+        apart = nt_xent(z1, z2, 0.1, groups, domains, negatives)
+        torch.testing.assert_close(nt_xent(z1[order], z2[order], 0.1, groups[order], domains[order], negatives), apart)
     torch.testing.assert_close(nt_xent(z1[order], z2[order], 0.1, groups[order]), loss)
     torch.testing.assert_close(nt_xent(3 * z1, 0.5 * z2, 0.1, groups), loss)
 
@@ -130,6 +192,14 @@ def test_its_gradient_is_right(groups, side, blocks_of):
     blocks_of(side)
     z1, z2 = projections(4, 3).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.2, groups), (z1, z2))
+
+
+@pytest.mark.parametrize("negatives", ["within", "across"])
+def test_its_gradient_is_right_with_domains(negatives, blocks_of):
+    blocks_of(3)
+    z1, z2 = projections(5, 3).requires_grad_(True)
+    groups, domains = torch.tensor([0, 0, 1, 2, 1]), torch.tensor([1, 0, 1, 0, 0])
+    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.2, groups, domains, negatives), (z1, z2))
 
 
 def test_it_can_be_differentiated_once_only():
@@ -200,6 +270,10 @@ def test_no_matrix_of_all_pairs_is_made(groups, blocks_of):
     with Largest() as own:
         with_gradients(nt_xent, z1, z2, 0.1, groups)
     assert own.elements <= 2 * 200 * 4
+    for negatives in ("within", "across"):
+        with Largest() as own:
+            with_gradients(nt_xent, z1, z2, 0.1, groups, torch.arange(100) % 3, negatives)
+        assert own.elements <= 2 * 200 * 4
     with Largest() as own:
         chance_level(torch.arange(100) if groups is None else groups)
     assert own.elements <= 100

@@ -71,10 +71,13 @@ def shown(batch, view):
     return VIEWS.apply(batch["blocks"][:, view], params, batch["low"][:, view], batch["high"][:, view])
 
 
-def test_steps_are_those_of_the_papers_algorithm(families):
+@pytest.mark.parametrize("negatives", ["all", "within", "across"])
+def test_steps_are_those_of_the_papers_algorithm(families, negatives):
     """He et al. 2020, algorithm 1, with the keys of a query's own patient left out, over a queue that goes round."""
     steps = batches(families, 5)
-    module = alone(build(momentum=0.8))
+    for batch in steps:
+        batch["domain"] = batch["row"] % 2
+    module = alone(build(momentum=0.8, negatives=negatives))
     query = copy.deepcopy(nn.Sequential(module.encoder, module.projector))
     key = copy.deepcopy(query)
     sgd = torch.optim.SGD(query.parameters(), 0.5)
@@ -83,8 +86,10 @@ def test_steps_are_those_of_the_papers_algorithm(families):
         patients = batch["patient"].tolist()
         q, k = query(shown(batch, 0)), key(shown(batch, 1)).detach()
         losses, chances = [], []
-        for i, patient in enumerate(patients):
-            others = [other for other, whose in queue if whose != patient]
+        domains = batch["domain"].tolist()
+        for i, (patient, domain) in enumerate(zip(patients, domains, strict=True)):
+            kept = {"all": {0, 1}, "within": {domain}, "across": {1 - domain}}[negatives]
+            others = [other for other, whose, where in queue if whose != patient and where in kept]
             cosines = [nn.functional.cosine_similarity(q[i], other, dim=0) for other in [k[i], *others]]
             losses.append(-torch.log_softmax(torch.stack(cosines) / 0.2, 0)[0])
             chances.append(math.log(len(cosines)))
@@ -94,7 +99,7 @@ def test_steps_are_those_of_the_papers_algorithm(families):
         sgd.step()
         for slow, fast in zip(key.parameters(), query.parameters(), strict=True):
             slow.data = 0.8 * slow.data + 0.2 * fast.data
-        queue.extend(zip(k, patients, strict=True))
+        queue.extend(zip(k, patients, domains, strict=True))
 
         module.logged.clear()
         torch.testing.assert_close(module.training_step(batch, number), loss.detach(), rtol=1e-4, atol=1e-5)
@@ -111,8 +116,9 @@ def test_steps_are_those_of_the_papers_algorithm(families):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     # The fifth batch lies where the third was, before the fourth.
     held = [queue[place] for place in (4, 5, 6, 7, 0, 1, 2, 3)]
-    torch.testing.assert_close(module.queue, torch.stack([k for k, _ in held]), rtol=1e-4, atol=1e-5)
-    assert module.queue_patients.tolist() == [patient for _, patient in held]
+    torch.testing.assert_close(module.queue, torch.stack([k for k, _, _ in held]), rtol=1e-4, atol=1e-5)
+    assert module.queue_patients.tolist() == [patient for _, patient, _ in held]
+    assert negatives == "all" or module.queue_domains.tolist() == [domain for _, _, domain in held]
 
 
 def test_an_empty_queue_is_no_negatives_and_moves_nothing(families):

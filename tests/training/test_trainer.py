@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -159,6 +160,33 @@ def test_resumed_equals_uninterrupted_whatever_learns(train, settings):
     assert_same(states(whole), states(parts))
 
 
+@pytest.mark.parametrize("method", ["simclr", "moco"])
+def test_balanced_batches_go_on_in_the_middle_of_an_epoch(train, material, monkeypatch, method):
+    settings = {"domains": "site", "balance": True, "negatives": "within", "method": method, "batch_size": 4}
+    domains = (np.arange(20) % 5 == 0).astype(int)
+
+    def blocks():
+        return Blocks(train.rows, material.store, material.spec, train.views, 2, 0, domains=domains)
+
+    whole, rows, _ = train("whole", blocks=blocks(), **settings)
+    step = SimCLR.training_step
+
+    def stopping(self, *args):
+        if self.trainer.global_step == 7:
+            raise InterruptedError
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimCLR, "training_step", stopping)
+        with pytest.raises(InterruptedError):
+            train("parts", blocks=blocks(), checkpoint_minutes=0, **settings)
+    parts, rest, _ = train("parts", blocks=blocks(), **settings)
+    assert rest == rows[1:]
+    assert_same(states(whole), states(parts))
+    # Two of each domain in a batch of SimCLR; of MoCo's, the queue of one batch has two of the query's own.
+    assert rows[-1]["chance"] < math.log(3.01)
+
+
 def test_what_fitted_is_not_looked_for_again_by_a_resumed_run(train, monkeypatch):
     fits = [3, 8]
     monkeypatch.setattr(simclr, "volumes_that_fit", lambda *arguments: fits.pop(0))
@@ -280,7 +308,7 @@ def test_loader_processes_are_as_asked(train, monkeypatch):
     asked = []
     original = module.train_loader
     monkeypatch.setattr(
-        module, "train_loader", lambda b, size, n, *rest: asked.append(n) or original(b, size, 0, *rest)
+        module, "train_loader", lambda b, size, n, *rest, **more: asked.append(n) or original(b, size, 0, *rest, **more)
     )
     monkeypatch.setattr(module, "default_workers", lambda spec, cores: 7)
     train("a", epochs=1, workers=0)
