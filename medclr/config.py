@@ -291,10 +291,18 @@ class PretrainConfig(StoreConfig):
 class AdoptConfig:
     """Make an encoder of weights from elsewhere (timm, MONAI): for curves, classifiers and embeddings."""
 
-    network: str = _need(
-        "whose weights they are, such as monai:resnet18 or timm:convnext_tiny; timm's are 2D, and need the extra timm"
+    weights: Path = _need(
+        "file with them: .safetensors, or a PyTorch checkpoint with nothing but tensors; with --inflate also a 2D "
+        "encoder bundle, or the run of one"
     )
-    weights: Path = _need("file with them: .safetensors, or a PyTorch checkpoint with nothing but tensors")
+    network: str | None = _say(
+        None,
+        "whose weights they are, such as monai:resnet18 or timm:convnext_tiny; timm's are 2D, and need the extra timm "
+        "(default: that of the bundle)",
+    )
+    inflate: Literal["axial", "coronal", "sagittal"] | None = _say(
+        None, "make a 3D encoder of 2D weights, which are repeated along the axis across this plane"
+    )
     like: Path | None = _say(
         None,
         "run of pretrain or prepare whose spec it takes, and whose volumes are used where no others are given; or an "
@@ -310,7 +318,7 @@ class AdoptConfig:
     out: Path | None = _say(None, "run folder to write (default: runs/DATE-COMMAND)")
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"(timm|monai):[A-Za-z][A-Za-z0-9_.-]*", self.network):
+        if self.network is not None and not re.fullmatch(r"(timm|monai):[A-Za-z][A-Za-z0-9_.-]*", self.network):
             raise UsageError(f"--network {self.network}: must be timm:NAME or monai:NAME")
         if (self.like is None) == (self.spec is None):
             raise UsageError("--like RUN or --spec FILE says how its volumes are prepared; give one of the two")
@@ -324,7 +332,7 @@ class AdoptConfig:
     @property
     def title(self) -> str:
         """The name of its arms: arms have hyphens of their own."""
-        return self.name or self.network.partition(":")[2].replace("-", "_")
+        return self.name or (self.network or ":inflated").partition(":")[2].replace("-", "_")
 
 
 @dataclass(frozen=True)

@@ -580,10 +580,12 @@ def _methods(
         network = f"{group}: a {a.spatial_dims}D {a.title} that sees {size}{of_slices}; "
         if details["method"] == ADOPTED:
             on = f"on “{learned['trained_on']}”, it is said" if learned["trained_on"] else "on data that nobody named"
+            source = f"from elsewhere, trained {on}, and whether with labels is not recorded"
             said.append(
-                f"{network}its weights are from elsewhere, trained {on}, and whether with labels is not recorded."
+                f"{network}its weights are {'those of another encoder' if 'start' in details else source}."
                 + "".join(f" {change[0].upper()}{change[1:]}." for change in learned["changes"])
                 + f" It is given grey values less {a.mean:g}, divided by {a.std:g}."
+                + _started(details)
             )
             continue
         said.append(

@@ -17,6 +17,9 @@ _SHORTCUTS: dict[str, dict[str, Any]] = {
     "-nobias": {"shortcut_type": "B", "bias_downsample": False},
     "-a": {"shortcut_type": "A"},
 }
+# What torchvision's and timm's ResNets are, in 2D or inflated: MONAI's own have a stem without a stride.
+_STRIDED = {"shortcut_type": "B", "bias_downsample": False, "conv1_t_stride": 2}
+_IMAGENET = (0.449, 0.226)  # mean and deviation of the grey values that they expect, over the channels
 
 
 def _resnet(depth: int, how: dict[str, Any], dims: int, channels: int) -> nn.Module:
@@ -39,7 +42,7 @@ _SENETS = ("SENet154", "SEResNet50", "SEResNet101", "SEResNet152", "SEResNext50"
 _MONAI: dict[str, tuple[Callable[[int, int], nn.Module], str]] = {
     f"resnet{depth}{suffix}": (partial(_resnet, depth, how), "fc")
     for depth in (10, 18, 34, 50, 101, 152, 200)
-    for suffix, how in _SHORTCUTS.items()
+    for suffix, how in (*_SHORTCUTS.items(), ("-stride2", _STRIDED))
 }
 _MONAI |= {
     f"densenet{depth}": (partial(getattr(nets, f"DenseNet{depth}"), out_channels=1), "class_layers.out")
@@ -105,7 +108,7 @@ def build_named(
             raise UsageError(f"network {network}: timm's are 2D, the images are {spatial_dims}D; choose one of MONAI's")
         return Named(*_timm(name, channels, patch), mean, std)
     if library != "monai" or name not in _MONAI:
-        names = [name for name in _MONAI if not name.endswith(tuple(filter(None, _SHORTCUTS)))]
+        names = [name for name in _MONAI if not name.endswith((*filter(None, _SHORTCUTS), "-stride2"))]
         raise UsageError(f"network {network}: choose timm:NAME, or monai: and one of {', '.join(names)}")
     build, head = _MONAI[name]
     body = build(spatial_dims, channels)
@@ -118,6 +121,27 @@ def variants(network: str) -> list[str]:
     if re.fullmatch(r"monai:resnet\d+", network):
         return [network + suffix for suffix in _SHORTCUTS]
     return [network]
+
+
+def in_3d(network: str) -> tuple[str, tuple[float, float] | None]:
+    """The network that is another in 3D: the same of MONAI's, and of timm's those ResNets that MONAI has as well.
+
+    Returns:
+        Its name, and mean and standard deviation of the grey values that timm says its weights expect.
+
+    Raises:
+        UsageError: there is none.
+    """
+    library, _, name = network.partition(":")
+    if library == "monai":
+        return network, None
+    plain = re.fullmatch(r"(?:tv_)?(resnet(?:18|34|50|101|152))(?:\..*)?", name)
+    if not plain:
+        raise UsageError(
+            f"--inflate: {network} has no form in 3D here; those of timm's that have one are resnet18, 34, 50, 101 and "
+            "152"
+        )
+    return f"monai:{plain[1]}-stride2", _IMAGENET
 
 
 def _timm(name: str, channels: int, patch: tuple[int, ...]) -> tuple[nn.Module, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from medclr.errors import BundleError, UsageError
 from medclr.models.named import Named
@@ -48,12 +48,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def fit_weights(network: Named, given: Mapping[str, Tensor]) -> list[str]:
+def fit_weights(network: nn.Module, given: Mapping[str, Tensor], inflate: int | None = None) -> list[str]:
     """Give a network its weights, every one of them.
 
     Names may have any one prefix, such as "module.encoder."; a head, or other parts that the network does not have, are
     left out. Where it has one input channel and the stem was trained on several, that is summed over them: a grey image
     is then seen as one whose channels are equal.
+
+    A 3D network can be given the weights of a 2D one, inflated (Carreira and Zisserman 2017, section 2): each of its
+    convolutions is repeated along an axis and divided by how often, so that a volume which is the same plane all along
+    that axis gives what the plane gives in 2D, but for the zeros beyond its ends.
+
+    Args:
+        network: as built; of a network of another library, its body.
+        given: tensors by name.
+        inflate: the spatial axis, from 0, along which convolutions are repeated; None where they are as they should be.
 
     Returns:
         What was changed on the way, in words.
@@ -61,10 +70,17 @@ def fit_weights(network: Named, given: Mapping[str, Tensor]) -> list[str]:
     Raises:
         BundleError: some are missing, of another shape or not finite, or there are others within the network.
     """
-    wanted, said = network.body.state_dict(), []
+    body, heads = (network.body, network.heads) if isinstance(network, Named) else (network, ())
+    wanted, said = body.state_dict(), []
     prefix = _prefix(wanted, given)
     own = {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
+    if not wanted.keys() & own.keys():
+        raise BundleError(
+            f"not one of its {len(given)} names is of this network: it has {_some(list(given))}, and wanted are "
+            f"{_some(list(wanted))}"
+        )
     fitted: dict[str, Tensor] = {}
+    n_inflated = 0
     faults: dict[str, list[str]] = {"missing": [], "of another shape": [], "not finite": []}
     for name, like in wanted.items():
         tensor = own.get(name)
@@ -74,6 +90,9 @@ def fit_weights(network: Named, given: Mapping[str, Tensor]) -> list[str]:
         if tensor is None:
             faults["missing"].append(prefix + name)
             continue
+        if inflate is not None and (tensor.ndim, like.ndim) == (4, 5):
+            depth, n_inflated = like.shape[2 + inflate], n_inflated + 1
+            tensor = tensor.float().unsqueeze(2 + inflate).repeat_interleave(depth, 2 + inflate) / depth
         if _is_stem_of_more(tensor, like):
             said.append(f"its stem, trained on {tensor.shape[1]} channels, was summed over them")
             tensor = tensor.sum(1, keepdim=True)
@@ -84,12 +103,16 @@ def fit_weights(network: Named, given: Mapping[str, Tensor]) -> list[str]:
         fitted[name] = tensor.to(like.dtype)
     parts = {name.partition(".")[0] for name in wanted}
     rest = [name for name in own if name not in wanted]
-    left = [name for name in rest if _of(network.heads, name) or name.partition(".")[0] not in parts]
+    left = [name for name in rest if _of(heads, name) or name.partition(".")[0] not in parts]
     faults["unexpected"] = [name for name in rest if name not in left]
     if found := [f"{len(names)} {what}: {_some(names)}" for what, names in faults.items() if names]:
         fits = len(wanted) - sum(len(names) for what, names in faults.items() if what != "unexpected")
         raise BundleError(f"{fits} of {len(wanted)} weights fit; {'; '.join(found)}")
-    network.body.load_state_dict(fitted)
+    if inflate is not None:
+        if not n_inflated:
+            raise BundleError("none of its convolutions is of a 2D network, so there is nothing to inflate")
+        said.append(f"its {n_inflated} convolutions, trained in 2D, were repeated along an axis and divided by as many")
+    body.load_state_dict(fitted)
     if prefix:
         said.append(f"names lost their prefix {prefix[:-1]}")
     if left:

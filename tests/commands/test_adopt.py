@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from torch import nn
 
 import medclr
 from medclr.cli import main
+from medclr.commands.efficiency import _started
 from medclr.config import AdoptConfig
 from medclr.data.phantoms import write_phantoms
 from medclr.errors import UsageError
@@ -159,6 +161,108 @@ def test_a_spec_or_a_bundle_alone_will_do(adopted):
     assert medclr.load_encoder("runs/by_spec").bundle.details["seen"]["unrecorded"] == (
         "resnet10_a (weights from elsewhere, trained on data that nobody named)"
     )
+
+
+SOLID = SPEC.replace("spatial_dims: 2", "spatial_dims: 3").replace("slices: axial", "").replace("slice_step_mm: 20", "")
+
+
+def test_an_encoder_of_slices_becomes_one_of_volumes_with_its_record(adopted, capsys, monkeypatch):
+    Path("solid.yaml").write_text(SOLID + "patch: [12, 12, 8]\nspacing_mm: [3, 3, 3]\n")
+    words = ["adopt", "--weights", "runs/own", "--inflate", "axial", "--spec", "solid.yaml", "--name", "deep"]
+    assert main([*words, "--out", "runs/deep"]) == 0
+    out = capsys.readouterr().out
+    change = (
+        "its 12 convolutions, trained in 2D, were repeated along the axis across axial planes and divided by as many"
+    )
+    assert change in out.splitlines()
+    assert "all 72 weights match" in out
+    assert "no record says" not in out
+    own, deep = medclr.load_encoder("runs/own").bundle, medclr.load_encoder("runs/deep").bundle
+    assert deep.architecture == replace(own.architecture, spatial_dims=3, patch=(12, 12, 8))
+    assert deep.details["seen"] == own.details["seen"]
+    assert deep.details["axis_order"] == "channel, right, anterior, superior"
+    assert deep.details["start"]["fingerprint"] == own.digest[:16]
+    assert _started(deep.details).startswith(" It began with the weights that SimCLR had trained for 1 epochs")
+    assert all(torch.equal(own.projector.state_dict()[k], v) for k, v in deep.projector.state_dict().items())
+    # Zeros beyond the ends of the axis are left out by looking at a plane and not beyond.
+    slices = torch.rand(3, 1, 12, 12)
+    flat, solid = own.encoder.conv1(slices), deep.encoder.conv1(slices[..., None].expand(-1, -1, -1, -1, 8))
+    torch.testing.assert_close(solid[..., 4], flat, rtol=1e-4, atol=1e-5)
+    # It can be trained further, as any other.
+    start = ["--encoder", "runs/deep", "--epochs", "1", "--batch-size", "8", "--workers", "0", "--key-file", "key"]
+    assert main(["pretrain", "--data", "phantoms/dicom", *start, "--out", "runs/deeper"]) in (0, 3)
+    after = medclr.load_encoder("runs/deeper").bundle
+    assert after.architecture == deep.architecture
+    assert after.details["start"]["start"] == deep.details["start"]
+
+
+def test_a_2d_file_becomes_an_encoder_of_volumes(adopted, capsys):
+    Path("solid.yaml").write_text(SOLID + "patch: [12, 12, 8]\nspacing_mm: [3, 3, 3]\n")
+    torch.manual_seed(1)
+    theirs = nets.resnet18(spatial_dims=2, n_input_channels=3, bias_downsample=False, conv1_t_stride=2)
+    torch.save(theirs.state_dict(), "colour.pth")
+    words = ["adopt", "--network", "timm:resnet18", "--weights", "colour.pth", "--spec", "solid.yaml"]
+    assert main([*words, "--inflate", "coronal", "--out", "runs/solid"]) == 0
+    out = capsys.readouterr().out
+    assert "its stem, trained on 3 channels, was summed over them" in out
+    assert "its 20 convolutions, trained in 2D, were repeated along the axis across coronal planes" in out
+    assert "it is given grey values less 0.449, divided by 0.226" in out
+    bundle = medclr.load_encoder("runs/solid").bundle
+    assert bundle.architecture.network == "monai:resnet18-stride2"
+    assert bundle.details["seen"]["unrecorded"]
+    stem, grey = bundle.encoder.body.conv1.weight, theirs.conv1.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(stem, grey[:, :, :, None].expand(-1, -1, -1, 7, -1) / 7)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--weights", "theirs.pth", "--spec", "solid.yaml"], "--weights theirs.pth: name the network whose weights"),
+        (["--weights", "runs/own", "--spec", "solid.yaml"], "goes wherever --encoder is, as it is; give --inflate"),
+        (
+            ["--weights", "runs/own", "--inflate", "axial", "--like", "runs/own"],
+            "a 3D encoder, and the spec tiny",
+        ),
+        (
+            ["--weights", "runs/own", "--inflate", "coronal", "--spec", "solid.yaml"],
+            "saw axial slices; give --inflate",
+        ),
+        (
+            ["--weights", "runs/own", "--network", "monai:resnet10", "--inflate", "axial", "--spec", "solid.yaml"],
+            "--network monai:resnet10: an encoder bundle says what it is; leave it out",
+        ),
+        (["--weights", "runs/own", "--inflate", "axial", "--spec", "large.yaml"], "so name a spec of about that patch"),
+        (
+            ["--weights", "theirs.pth", "--network", "timm:vit", "--inflate", "axial", "--spec", "solid.yaml"],
+            "--inflate: timm:vit has no form in 3D here",
+        ),
+        (
+            ["--weights", "trap.pth", "--network", "monai:resnet10", "--inflate", "axial", "--spec", "solid.yaml"],
+            "--weights trap.pth: not a checkpoint of tensors alone, and others can run code when they are read",
+        ),
+        (
+            ["--weights", "nothing.pth", "--network", "monai:resnet10", "--inflate", "axial", "--spec", "solid.yaml"],
+            "not one of its 1 names is of this network: it has something, and wanted are conv1.weight, bn1.w",
+        ),
+    ],
+)
+def test_what_cannot_be_inflated_leaves_nothing(adopted, capsys, words, message):
+    Path("solid.yaml").write_text(SOLID + "patch: [12, 12, 8]\nspacing_mm: [3, 3, 3]\n")
+    Path("large.yaml").write_text(SOLID + "patch: [48, 48, 48]\nspacing_mm: [3, 3, 3]\n")
+    torch.save({"state_dict": {"conv1.weight": Trap()}}, "trap.pth")
+    torch.save({"something": torch.rand(2)}, "nothing.pth")
+    assert main(["adopt", *words, "--out", "runs/refused"]) in (1, 2)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("medclr: ")]
+    assert message in line
+    assert not Path("runs/refused").exists()
+    assert not Path("trapped").exists()
+
+
+class Trap:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self):
+        return (open, ("trapped", "w"))
 
 
 @pytest.mark.parametrize(

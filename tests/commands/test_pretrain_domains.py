@@ -89,6 +89,12 @@ def test_a_domain_of_one_patient_has_no_negatives_within():
             "unknown has 1 of the 3 that a batch of 9 is to hold of each domain by site; give --batch-size 3 or",
         ),
         (
+            ["--balance", "--batch-size", "8"],
+            units(AB[:9]),
+            1,
+            "site B has 3 of the 4 .* --batch-size 6 or less, or leave",
+        ),
+        (
             ["--balance", "--batch-size", "6"],
             units(AB),
             2,

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.networks import nets
 from torch import nn
 
 from medclr.errors import MedclrError, UsageError
 from medclr.models import Architecture, build_encoder, load_bundle, save_bundle
 from medclr.models.encoder import stages
-from medclr.models.named import variants
+from medclr.models.named import in_3d, variants
 from medclr.models.weights import fit_weights
 
 DETAILS = {
@@ -154,6 +155,72 @@ def test_a_timm_that_is_not_there_or_broken_is_one_line_with_the_fix(monkeypatch
         build_encoder(Architecture.named("timm:resnet18", 2, 1, (28, 28)))
     assert "pip install 'medclr[timm]'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def endless(monkeypatch, axis):
+    """Let convolutions see, beyond the ends of one axis, more of what is there, instead of zeros."""
+
+    def forward(self, x):
+        beyond = [0 if other != axis else self.padding[axis] for other in (2, 2, 1, 1, 0, 0)]
+        within = tuple(0 if other == axis else self.padding[other] for other in range(3))
+        x = F.pad(x, beyond, mode="replicate")
+        return F.conv3d(x, self.weight, self.bias, self.stride, within, self.dilation, self.groups)
+
+    monkeypatch.setattr(nn.Conv3d, "forward", forward)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_inflated_it_gives_of_one_slice_repeated_what_the_2d_network_gives_of_the_slice(axis, monkeypatch):
+    """To 1e-4 of the features, where no zeros beyond the ends come in; and as it is, in the middle of a long volume."""
+    flat = nets.resnet10(spatial_dims=2, n_input_channels=1, bias_downsample=False, conv1_t_stride=2)
+    flat = settled(flat, 4, 1, 24, 32).eval()
+    weights = flat.state_dict()
+    flat.fc = nn.Identity()
+    network, greys = in_3d("timm:resnet18.a1_in1k")
+    assert (network, greys) == ("monai:resnet18-stride2", (0.449, 0.226))
+    slices = torch.rand(2, 1, 24, 32)
+    volumes = slices.unsqueeze(2 + axis).repeat_interleave(16, 2 + axis)
+    solid = build_encoder(Architecture.named("monai:resnet10-stride2", 3, 1, tuple(volumes.shape[2:]))).eval()
+    fit_weights(solid, weights, axis)
+    with torch.no_grad():
+        expected, ends = flat(slices), solid(volumes)
+        # A long one, through the stem and the first stage, whose middle sees nothing of the ends.
+        long = slices.unsqueeze(2 + axis).repeat_interleave(64, 2 + axis)
+        first = [
+            body.layer1(body.maxpool(body.act(body.bn1(body.conv1(images)))))
+            for body, images in ((flat, slices), (solid.body, long))
+        ]
+        middle = first[1].select(2 + axis, first[1].shape[2 + axis] // 2)
+        torch.testing.assert_close(middle, first[0], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(ends, expected, rtol=1e-2)
+        endless(monkeypatch, axis)
+        torch.testing.assert_close(solid(volumes), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_timms_resnet_inflated_gives_what_timm_gives(timm, monkeypatch):
+    theirs = settled(timm.create_model("resnet18", pretrained=False, num_classes=5), 4, 3, 32, 32).eval()
+    network, _ = in_3d("timm:resnet18")
+    solid = build_encoder(Architecture.named(network, 3, 1, (16, 32, 32))).eval()
+    said = fit_weights(solid, theirs.state_dict(), 0)
+    assert said == [
+        "its stem, trained on 3 channels, was summed over them",
+        "its 20 convolutions, trained in 2D, were repeated along an axis and divided by as many",
+        "left out: fc",
+    ]
+    slices = torch.rand(2, 1, 32, 32)
+    endless(monkeypatch, 0)
+    with torch.no_grad():
+        expected = theirs.forward_head(theirs.forward_features(slices.expand(-1, 3, -1, -1)), pre_logits=True)
+        found = solid(slices[:, :, None].expand(-1, -1, 16, -1, -1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_of_timms_only_the_resnets_that_monai_has_too_can_be_inflated():
+    assert in_3d("timm:tv_resnet50")[0] == "monai:resnet50-stride2"
+    assert in_3d("monai:densenet121") == ("monai:densenet121", None)
+    for name in ("convnext_tiny", "resnet26", "resnet50d"):
+        with pytest.raises(UsageError, match=f"--inflate: timm:{name} has no form in 3D here; those of timm's"):
+            in_3d(f"timm:{name}")
 
 
 def test_the_names_of_monais_resnets_also_stand_for_other_shortcuts():

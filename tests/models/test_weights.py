@@ -64,7 +64,10 @@ def test_anything_less_than_all_of_them_is_refused_and_names_the_first(given):
     gone = {name: tensor for name, tensor in given.items() if name.startswith("bn")}
     for tensors, words in (
         (gone, r"5 of 9 weights fit; 4 missing: stem.weight, stem.bias, body.weight, …"),
-        ({"other": torch.rand(3)}, r"8 missing"),
+        (
+            {"other": torch.rand(3)},
+            r"not one of its 1 names is of this network: it has other, and wanted are stem.",
+        ),
         (given | {"body.weight": torch.rand(4, 4, 3, 3)}, r"1 of another shape: body.weight \[4, 4, 3, 3\] for \[4, 4"),
         (given | {"bn.bias": torch.full((4,), torch.nan)}, r"1 not finite: bn.bias"),
         (given | {"body.extra": torch.rand(1)}, r"9 of 9 weights fit; 1 unexpected: body.extra"),
@@ -72,6 +75,35 @@ def test_anything_less_than_all_of_them_is_refused_and_names_the_first(given):
         with pytest.raises(BundleError, match=words):
             fit_weights(before, tensors)
         assert all(torch.equal(tensor, kept[name]) for name, tensor in before.body.state_dict().items())
+
+
+def solid() -> Named:
+    layers = {"stem": nn.Conv3d(1, 4, (5, 3, 3)), "bn": nn.BatchNorm3d(4), "body": nn.Conv3d(4, 4, 1)}
+    return Named(nn.Sequential(OrderedDict(layers)), ("fc",), 0.0, 1.0)
+
+
+def test_2d_weights_are_repeated_along_an_axis_and_divided_by_how_often(given):
+    network = solid()
+    said = "its 2 convolutions, trained in 2D, were repeated along an axis and divided by as many"
+    assert fit_weights(network, given, inflate=0) == [said]
+    found = network.body.state_dict()
+    torch.testing.assert_close(found["stem.weight"], given["stem.weight"][:, :, None].expand(-1, -1, 5, -1, -1) / 5)
+    torch.testing.assert_close(found["body.weight"], given["body.weight"][..., None])
+    for name in ("stem.bias", "bn.running_var", "body.bias"):
+        assert torch.equal(found[name], given[name])
+    # Summed over colours first or last, that is the same.
+    colours = given | {"stem.weight": torch.rand(4, 3, 3, 3).half()}
+    assert fit_weights(network, colours, inflate=0) == ["its stem, trained on 3 channels, was summed over them", said]
+    expected = colours["stem.weight"].float().sum(1, keepdim=True)
+    torch.testing.assert_close(network.body.state_dict()["stem.weight"].sum(2), expected)
+
+
+def test_what_is_no_2d_network_is_not_inflated(given):
+    with pytest.raises(BundleError, match=r"1 of another shape: stem.weight \[4, 1, 3, 3, 3\] for \[4, 1, 3, 5, 3\]"):
+        fit_weights(Named(nn.Sequential(OrderedDict(stem=nn.Conv3d(1, 4, (3, 5, 3)))), (), 0.0, 1.0),
+                    {name: given[name] for name in ("stem.weight", "stem.bias")}, inflate=0)  # fmt: skip
+    with pytest.raises(BundleError, match="none of its convolutions is of a 2D network"):
+        fit_weights(solid(), solid().body.state_dict(), inflate=0)
 
 
 def test_of_two_such_networks_in_a_file_none_is_guessed(given):
