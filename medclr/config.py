@@ -673,6 +673,9 @@ class AdaptConfig(LabelledConfig):
     lr: float = _say(1e-3, "peak learning rate of a training")
     weight_decay: float = _say(0.01, "weight decay of a training")
     alignment: float = _say(1.0, "weight of the loss that makes domains alike (deep-coral mmd dann)")
+    negatives: Literal["all", "within", "across"] = _say(
+        "all", "what simclr-both tells a volume apart from: all others, or those within its domain, or of the other"
+    )
     transductive: bool = _say(False, "allow target patients that pre-training saw, and mark the report")
     device: Literal["auto", "cpu", "gpu"] = _say("auto", "where to compute")
     seed: int = _say(0, "seed of the halves, the folds, the trainings and the resamples")

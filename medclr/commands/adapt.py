@@ -56,7 +56,7 @@ from medclr.training.shown import STYLES, corrupting, styled
 from medclr.training.trainer import TEMPERATURES
 from medclr.transforms.presets import build_views
 
-_OF_TRAINING = ("steps", "batch_size", "lr", "weight_decay", "alignment")
+_OF_TRAINING = ("steps", "batch_size", "lr", "weight_decay", "alignment", "negatives")
 
 Rows = NDArray[np.intp]
 

@@ -58,8 +58,8 @@ def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
 
     found: its tables. context: title, command_line, phantoms, transductive, leakage, task (kind, columns, outputs),
     source and target (each name, n, n_patients, n_positive, shares), n_both, encoders (each method, seed, fingerprint),
-    training (steps, batch_size, lr, weight_decay, alignment), known, draws, resamples, versions and hardware. Nothing
-    in it may name a patient.
+    training (steps, batch_size, lr, weight_decay, alignment, negatives), known, draws, resamples, versions and
+    hardware. Nothing in it may name a patient.
     """
     value = found.points.set_index("method")["auroc"]
     points = forest(found.points.assign(base=value.get(SOURCE_ONLY)), "auroc", zero="base")
@@ -253,11 +253,13 @@ def _training(settings: Mapping[str, Any], methods: set[str]) -> str:
     weight = (
         f", the second loss with weight {settings['alignment']:g}" if methods & {"deep-coral", "mmd", "dann"} else ""
     )
+    told = {"all": "", "within": " Negatives are of the same domain.", "across": " Negatives are of the other domain."}
+    apart = told[settings["negatives"]] if "simclr-both" in methods else ""
     return (
         f"Networks are trained anew for each half, {count(settings['steps'])} steps by AdamW of batches of "
         f"{settings['batch_size']} (of each domain where labels are learned, of all together in SimCLR), with a peak "
-        f"learning rate of {settings['lr']:g} and a weight decay of {settings['weight_decay']:g}{weight}. There is no "
-        "stopping rule."
+        f"learning rate of {settings['lr']:g} and a weight decay of {settings['weight_decay']:g}{weight}.{apart} There "
+        "is no stopping rule."
     )
 
 

@@ -114,12 +114,13 @@ def continue_simclr(
         domains: volumes of one or several; each gives the same share of every batch.
         views: augmentations, two views a volume.
         temperature: of NT-Xent.
-        config: steps, batch_size (of all domains together), lr, weight_decay.
+        config: steps, batch_size (of all domains together), lr, weight_decay, negatives (by domain, see `nt_xent`).
         seed: of the order and the views.
     """
     device = next(encoder.parameters()).device
     both = nn.Sequential(encoder, projector).to(device).train()
     share = max(2, config.batch_size // len(domains))
+    negatives = config.negatives if len(domains) > 1 else "all"
     rows = [_units(volumes) for volumes in domains]
     # A patient may be in several domains, and volumes of one patient are never told apart.
     keys = pd.factorize(pd.concat([one["patient_key"] for one in rows]))[0]
@@ -135,8 +136,9 @@ def continue_simclr(
             more, of = next(other)
             parts.append(more)
             groups.append(patients[place + 1][of["row"]])
+        domain = torch.cat([torch.full_like(group, place) for place, group in enumerate(groups)])
         z = both(torch.cat(parts)).unflatten(0, (-1, 2))
-        return nt_xent(z[:, 0], z[:, 1], temperature, groups=torch.cat(groups))
+        return nt_xent(z[:, 0], z[:, 1], temperature, torch.cat(groups), domain, negatives)
 
     optimizer = adamw(both, config.lr, config.weight_decay)
     take_steps(both, loader, views, optimizer, config.steps, seed, loss)

@@ -155,7 +155,7 @@ def test_networks_are_trained_on_both_domains_when_asked():
     report = record("runs/networks/report.json")
     assert [row["method"] for row in report["adapt"]] == ["source-only", *trained, "coral", "auto", "target-trained"]
     assert report["context"]["training"] == {
-        "steps": 2, "batch_size": 8, "lr": 0.003, "weight_decay": 0.01, "alignment": 1.0
+        "steps": 2, "batch_size": 8, "lr": 0.003, "weight_decay": 0.01, "alignment": 1.0, "negatives": "all"
     }  # fmt: skip
     found = {name: record(f"runs/networks/cells/{name}_1_0.json")["scores"] for name in [*trained, "source-only"]}
     assert len({str(scores) for scores in found.values()}) == len(found)

@@ -24,7 +24,14 @@ CONTEXT = {
     "task": {"kind": "binary", "columns": ["pneumonia"], "outputs": ["1"]},
     "n_both": 42,
     "encoders": [{"method": "SimCLR", "seed": 0, "fingerprint": "abcd"}],
-    "training": {"steps": 200, "batch_size": 64, "lr": 1e-3, "weight_decay": 0.01, "alignment": 0.5},
+    "training": {
+        "steps": 200,
+        "batch_size": 64,
+        "lr": 1e-3,
+        "weight_decay": 0.01,
+        "alignment": 0.5,
+        "negatives": "within",
+    },
     "known": True,
     "draws": 5,
     "resamples": 2000,
@@ -222,7 +229,7 @@ def test_a_page_says_how_networks_were_trained():
     assert all(meaning in page for meaning in MEANINGS.values())
     assert "frozen but for simclr-target, simclr-both, finetuned, deep-coral, mmd and dann." in page
     assert "200 steps by AdamW of batches of 64" in page
-    assert "the second loss with weight 0.5" in page
+    assert "the second loss with weight 0.5. Negatives are of the same domain. There is no" in page
     assert "the second loss" not in adapt_page(found({"simclr-both": (0.01, 0.9), **BOUND}), CONTEXT)
     assert answer(3, {"coral": (0.06, 0.01), **BOUND}).short.endswith("to labels, or to what changes the encoder.")
     assert answer(3, {"dann": (0.06, 0.01), **BOUND}).short.endswith("that is left to labels.")
