@@ -662,6 +662,16 @@ class AdaptConfig(LabelledConfig):
         },
     )
     draws: int = _say(5, "random halvings of the target's patients: each half is scored by adapting to the other")
+    target_shots: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "labels per class of the target to learn as well, such as 5 10 25 50, to see how many "
+            "adaptation is worth (default: none)"
+        },
+    )
+    lp_ft: bool = _say(
+        False, "with --target-shots, train the whole network on these labels too, from their head (LP-FT)"
+    )
     projector_layer: int = _say(
         0, "hidden layers of the projector that the features go through, 1 as in SimCLRv2; 0 is the encoder alone"
     )
@@ -692,6 +702,15 @@ class AdaptConfig(LabelledConfig):
             )
         if not 1 <= self.strength <= 5:
             raise UsageError(f"--strength {self.strength}: must be from 1 to 5")
+        if any(shots < 1 for shots in self.target_shots):
+            raise UsageError(f"--target-shots {min(self.target_shots)}: must be at least 1; 0 is always there")
+        if self.lp_ft and not self.target_shots:
+            raise UsageError("--lp-ft: only with --target-shots, the labels to learn")
+        if self.lp_ft and self.corruption:
+            raise UsageError(
+                "--lp-ft: learns from augmented views of what is stored, which --corruption does not change; leave one "
+                "out"
+            )
         if (self.target_data is None) != (self.target_labels is None):
             raise UsageError(
                 "--target-data and --target-labels go together: no method sees these labels, but without any nothing "

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +24,7 @@ from medclr.commands.finetune import (
     load_encoders,
     named_or_newest,
 )
-from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig
+from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig, LabelsConfig
 from medclr.data.identity import Seen, Verdict, check_leakage
 from medclr.data.labels import Task, labels_hash, read_keyed
 from medclr.data.phantoms import SCANNERS
@@ -38,19 +38,21 @@ from medclr.evaluation.adaptation import (
     choice_text,
     domain_adaptation,
 )
-from medclr.evaluation.cells import LEAST_PATIENTS, Cell, Scores, unjudged
+from medclr.evaluation.cells import LEAST_PATIENTS, Arm, Cell, Scores, unjudged
+from medclr.evaluation.shots import ADAPTED, ALONE, BOTH, LP_FT, shot_name
 from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, load_classifier, save_classifier
 from medclr.models.projector import build_projector, hidden_layers
 from medclr.reporting.adapt_page import adapt_findings, adapt_page
 from medclr.reporting.console import counted, progress, say
-from medclr.reporting.figures import adapt_figure
+from medclr.reporting.figures import adapt_figure, shots_figure
 from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, hardware, read_paths, versions
 from medclr.training.adapt import Moved
-from medclr.training.crossfit import Anew, CrossFit, Domain
+from medclr.training.classify import fit_full
+from medclr.training.crossfit import Anew, CrossFit, Domain, Tune
 from medclr.training.encode import Change, Encoder, Volumes, has_batch_norm, head_logits, training_device
-from medclr.training.probe import fit_linear
+from medclr.training.probe import Linear, fit_linear
 from medclr.training.realign import ALIGNMENTS, CONTINUED, FINETUNED, TRAINED, align, continue_simclr
 from medclr.training.shown import STYLES, corrupting, styled
 from medclr.training.trainer import TEMPERATURES
@@ -93,7 +95,8 @@ def adapt(config: AdaptConfig) -> Adaptation:
         say(f"{side.name}: {counted(len(side.at), 'labelled volume')} of {counted(side.n_patients, 'patient')}")
     fits = [_cross_fit(config, run, encoder, source, target, task) for encoder in encoders]
     arms = {name: [partial(_cell, fit, name, methods) for fit in fits] for name in methods}
-    n_cells, done = len(methods) * len(fits) * config.draws, finished_cells(run)
+    shots = _shots(config, methods, encoders, fits, target, task)
+    n_cells, done = (len(arms) + len(shots)) * len(fits) * config.draws, finished_cells(run)
     with progress("cells") as show:
 
         def on_cell(cell: Cell) -> None:
@@ -113,6 +116,7 @@ def adapt(config: AdaptConfig) -> Adaptation:
             dict(done),
             on_cell,
             task.kind,
+            shots,
         )
     kept = _kept_method(methods, found)
     say(f"classifier: {kept}, adapted to all of {target.name}")
@@ -351,9 +355,7 @@ def _cell(fit: CrossFit, method: str, methods: Sequence[str], drawn: Rows, seed:
     if method == TARGET_TRAINED:
         return Scores(fit.upper_bound(drawn, seed), None)
     if method == AUTO:
-        # A network that has learned the labels of all its source cannot be judged by them.
-        barred = (AUTO, TARGET_TRAINED, FINETUNED, *ALIGNMENTS)
-        scores, choices = fit.chosen([name for name in methods if name not in barred], drawn, seed)
+        scores, choices = fit.chosen(_candidates(methods), drawn, seed)
         return Scores(scores, None, choice_text(choices))
     return Scores(fit.scores(method, drawn, seed), None)
 
@@ -405,6 +407,82 @@ def _save_classifier(
     save_classifier(folder, classifier.cpu().eval(), architecture, task, source.part.spec, details)
 
 
+def _candidates(methods: Sequence[str]) -> list[str]:
+    """Of `auto`."""
+    # A network that has learned the labels of all its source cannot be judged by them.
+    return [name for name in methods if name not in (AUTO, TARGET_TRAINED, FINETUNED, *ALIGNMENTS)]
+
+
+def _shots(
+    config: AdaptConfig,
+    methods: Sequence[str],
+    encoders: Sequence[Encoder],
+    fits: Sequence[CrossFit],
+    target: _Side,
+    task: Task,
+) -> dict[str, list[Arm]]:
+    """The arms that learn a few labels of the target, one for each encoder."""
+    if not config.target_shots:
+        return {}
+    if task.kind == "multilabel":
+        raise UsageError(
+            f"--target-shots: {task.name} are labels of which a volume may have several, so n of each class cannot be "
+            "drawn; run medclr adapt for one of them (--label)"
+        )
+    if AUTO not in methods:
+        say(f"{ADAPTED} is left out: it is as auto chooses, which --methods leaves out")
+    kinds = [BOTH, *([ADAPTED] if AUTO in methods else []), ALONE, *([LP_FT] if config.lp_ft else [])]
+    tunes = [_fine_tuning(config, encoder, target, task) for encoder in encoders]
+    if config.lp_ft:
+        trainings = 2 * config.draws * len(fits) * len(set(config.target_shots))
+        say(f"{LP_FT}: {counted(trainings, 'training')} of {counted(config.steps, 'step')}")
+    return {
+        shot_name(kind, n): [
+            partial(_shot_cell, fit, kind, n, _candidates(methods), tune) for fit, tune in zip(fits, tunes, strict=True)
+        ]
+        for n in sorted(set(config.target_shots))
+        for kind in kinds
+    }
+
+
+def _fine_tuning(config: AdaptConfig, encoder: Encoder, target: _Side, task: Task) -> Tune:
+    """Of LP-FT: the whole network learns labels of the target, for as many steps as were asked for."""
+    device = training_device(config.device)
+    volumes, views = target.volumes(config.crops), classifier_views(target.part.spec)
+
+    def tune(
+        at: Rows, head: Linear, fit: Rows, held: Rows, seed: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        network = copy.deepcopy(encoder.bundle.middle(config.projector_layer)).to(device)
+        settings = LabelsConfig(
+            labels=config.labels, device=config.device, crops=config.crops, batch_size=config.batch_size, lr=config.lr,
+            weight_decay=config.weight_decay, min_steps=config.steps, max_steps=config.steps,
+        )  # fmt: skip
+        own = volumes.at(at)
+        tuned = fit_full(
+            network, len(head.weight), own.rows, target.y[at], own.store, own.spec, views, settings, seed,
+            task.kind == "multiclass", head,
+        )  # fmt: skip
+        told, scores = (
+            task.scores(head_logits(tuned, one.embed(tuned.network))) for one in map(volumes.at, (fit, held))
+        )
+        return told, scores
+
+    return tune
+
+
+def _shot_cell(
+    fit: CrossFit, kind: str, n: int, candidates: Sequence[str], tune: Tune, drawn: Rows, seed: int
+) -> Scores:
+    if reason := fit.lacking(n, drawn, seed):
+        return Scores(np.empty(0), None, reason=reason)
+    if kind == ALONE:
+        return Scores(fit.shots_alone(n, drawn, seed), None)
+    if kind == LP_FT:
+        return Scores(fit.tuned(n, drawn, seed, tune), None)
+    return Scores(fit.with_shots(n, drawn, seed, candidates if kind == ADAPTED else [SOURCE_ONLY]), None)
+
+
 def _context(
     config: AdaptConfig,
     run: Run,
@@ -454,15 +532,22 @@ def _counts(side: _Side, task: Task) -> dict[str, Any]:
 def _write(config: AdaptConfig, run: Run, found: Adaptation, context: Mapping[str, Any]) -> None:
     tables = {"adapt": found.points}
     tables |= {name: getattr(found, name) for name in ("differences", "regained", "choices")}
+    if found.shots is not None:
+        tables |= {"shots": found.shots.points, "shot_differences": found.shots.differences}
     for name, table in tables.items():
         run.write_frame(f"{name}.csv", table)
     adapt_figure(found.points, context["title"], [run.folder / f"adapt.{kind}" for kind in ("png", "svg", "pdf")])
+    if found.shots is not None:
+        (bound,) = found.points.loc[found.points["method"] == TARGET_TRAINED, "auroc"]
+        paths = [run.folder / f"shots.{kind}" for kind in ("png", "svg", "pdf")]
+        shots_figure(found.shots.points, bound, context["title"], paths)
     answers = adapt_findings(found, context)
     run.write_text("report.html", adapt_page(found, context))
     report = {
         "findings": [answer._asdict() for answer in answers],
         "oracle": found.oracle,
         **{name: table.to_dict("records") for name, table in tables.items()},
+        **({"worth": asdict(found.shots.worth)} if found.shots is not None and found.shots.worth else {}),
         "context": context,
     }
     run.write_json("report.json", report)

@@ -4,14 +4,16 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from medclr.evaluation.cells import Arm, Cell
+from medclr.evaluation.cells import Arm, Cell, drawn, run_cells
 from medclr.evaluation.efficiency import label_efficiency
 from medclr.evaluation.estimates import LEVEL, Chance, Outcome, Truth, outcomes
+from medclr.evaluation.shots import ADAPTED, BOTH, Shots, shot_curve
 from medclr.metrics import interval
 
 SOURCE_ONLY, AUTO, TARGET_TRAINED = "source-only", "auto", "target-trained"
@@ -36,6 +38,8 @@ class Adaptation:
     `choices`: what auto chose: in how many of all halves, and its mean margin in reverse validation there.
 
     `oracle`: the method with the highest AUROC on the target, which nobody knows without its labels.
+
+    `shots`: what a few labels of the target give, with and without adaptation before them; None where not asked for.
     """
 
     points: pd.DataFrame
@@ -43,6 +47,7 @@ class Adaptation:
     regained: pd.DataFrame
     choices: pd.DataFrame
     oracle: str
+    shots: Shots | None = None
 
     def frame(self) -> pd.DataFrame:
         return self.points
@@ -60,6 +65,7 @@ def domain_adaptation(
     done: Mapping[str, Cell] | None = None,
     on_cell: Callable[[Cell], None] | None = None,
     kind: str = "binary",
+    shots: Mapping[str, Sequence[Arm]] = MappingProxyType({}),
 ) -> Adaptation:
     """Run every method on the same random halves of the target, and measure all of them on all of its volumes.
 
@@ -70,7 +76,16 @@ def domain_adaptation(
             written by `choice_text`.
         resamples: of the target's patients; seed: of halves, fits and resamples; done, on_cell: cells that exist, and
             who is told of new ones; kind: "binary", "multiclass" or "multilabel".
+        shots: arms that learn a few labels of the target, as `shot_name` calls them; they are no part of the other
+            tables, nor of their correction.
     """
+    if shots:  # side by side with the others, since they share what is computed for a draw
+        halves = drawn(y_source, patients_source, {1.0: draws}, seed)
+        cells = run_cells(
+            y_source, patients_source, y_target, patients_target, {**arms, **shots}, halves, seed, kind, done or {},
+            on_cell or (lambda cell: None), None,
+        )  # fmt: skip
+        done = {cell.id: cell for cell in cells}
     curve = label_efficiency(
         y_source, patients_source, y_target, patients_target, arms, {1.0: draws}, resamples, seed, done, on_cell,
         (SOURCE_ONLY,), kind,
@@ -92,6 +107,7 @@ def domain_adaptation(
         pd.DataFrame(_regained(found, truth, chance), columns=_REGAINED),
         _choices(curve.cells),
         oracle,
+        shot_curve(cells, {BOTH: SOURCE_ONLY, ADAPTED: AUTO}, truth, draws, resamples, seed) if shots else None,
     )
 
 

@@ -27,11 +27,13 @@ class Scores(NamedTuple):
         held_out: (n, K) logits of the drawn rows, each from a fit without any row of its patient; None where the arm
             makes none.
         choice: what the arm chose inside the draw, such as "C = 0.1".
+        reason: why there is no result, whatever `test` is; "" where there is one.
     """
 
     test: np.ndarray
     held_out: np.ndarray | None
     choice: str = ""
+    reason: str = ""
 
 
 Arm = Callable[[np.ndarray, int], Scores]
@@ -235,6 +237,8 @@ def _timed(arm: Arm, rows: np.ndarray, seed: int) -> tuple[Scores, float]:
 
 def _filled(cell: Cell, scores: Scores, seconds: float, y_test: np.ndarray, judged: Sequence[bool]) -> Cell:
     cell = replace(cell, seconds=seconds, choice=scores.choice)
+    if scores.reason:
+        return replace(cell, reason=scores.reason)
     test = np.asarray(scores.test, dtype=np.float64)
     if not np.isfinite(test).all():
         return replace(cell, reason="training diverged: scores are not finite")

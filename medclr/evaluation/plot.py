@@ -37,6 +37,15 @@ class Style(NamedTuple):
     filled: bool
 
 
+# Of `draw_shots`. What has no adaptation before it is hollow.
+SHOT_STYLES = {
+    "source+target": Style(*_METHODS["linear"], "-", False),
+    "adapted+target": Style(*_METHODS["full"], "-", True),
+    "target-alone": Style(*_METHODS["pca"], ":", False),
+    "lp-ft": Style(*_METHODS["lp-ft"], "--", True),
+}
+
+
 def arm_styles(arms: Sequence[str]) -> dict[str, Style]:
     """A style for each arm: baselines are dotted, the first group of encoders solid and filled, the second dashed."""
     parts = {arm: group_and_method(arm) for arm in arms}
@@ -73,15 +82,7 @@ def draw_curve(axes: "Axes", points: pd.DataFrame, narrow: bool = False) -> None
     shifts = _shifts(fractions, len(arms))
     for arm, shift in zip(arms, shifts, strict=True):
         rows = known[known["arm"] == arm].sort_values("fraction")
-        colour, marker, dash, filled = styles[arm]
-        x = rows["fraction"].to_numpy(float) * 10**shift
-        y, low, high = (rows[name].to_numpy(float) for name in ("auroc", "low", "high"))
-        axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.5)
-        axes.plot(
-            x, y, color=colour, marker=marker, linestyle=dash, linewidth=1.3, markersize=5, label=arm,
-            markerfacecolor=colour if filled else PAPER, markeredgecolor=PAPER if filled else colour,
-            markeredgewidth=0.5 if filled else 1.1,
-        )  # fmt: skip
+        _line(axes, rows["fraction"].to_numpy(float) * 10**shift, rows, styles[arm], arm)
     _frame(axes, points, known, fractions, narrow)
     if fractions:
         margin = shifts.max() + max(0.04 * np.log10(fractions[-1] / fractions[0]), 0.03)
@@ -93,6 +94,38 @@ def draw_curve(axes: "Axes", points: pd.DataFrame, narrow: bool = False) -> None
             loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=min(max(fits, 1), 4), frameon=False, handlelength=2.6,
             columnspacing=1.5, borderaxespad=0, fontsize=size,
         )  # fmt: skip
+
+
+def draw_shots(axes: "Axes", points: pd.DataFrame, bound: float) -> None:
+    """AUROC against labels per class of the target, one line per method with its 95% intervals, and a legend above.
+
+    axes: empty ones, of their own figure; points: columns method, shots, auroc, low, high (`Shots.points`); bound:
+    AUROC with the labels of a whole half, or NaN.
+    """
+    axes.patch.set_visible(False)
+    known = points.dropna(subset=["auroc"])
+    methods, shots = list(dict.fromkeys(points["method"])), np.array(sorted(set(points["shots"])))
+    # On the logarithm of one label more than there are: there is a point without any.
+    places = np.log10(1 + shots)
+    shifts = _shifts(list(1 + shots), len(methods))
+    for method, shift in zip(methods, shifts, strict=True):
+        rows = known[known["method"] == method].sort_values("shots")
+        _line(axes, np.log10(1 + rows["shots"].to_numpy(float)) + shift, rows, SHOT_STYLES[method], method)
+    if np.isfinite(bound):
+        axes.axhline(bound, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "target-trained", (0, bound), xycoords=("axes fraction", "data"), xytext=(2, 3),
+            textcoords="offset points", fontsize="smaller",
+        )  # fmt: skip
+    axes.set_xticks(places, [str(number) for number in shots])
+    axes.set_xlim(places[0] - shifts.max() - 0.05, places[-1] + shifts.max() + 0.05)
+    axes.set_xlabel("labels per class of the target")
+    axes.set_ylabel("AUROC on the target")
+    _auroc_axis(axes, known)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=2, frameon=False, handlelength=2.6, columnspacing=1.5,
+        borderaxespad=0, fontsize=7.5,
+    )  # fmt: skip
 
 
 def draw_domains(axes: "Axes", domains: pd.DataFrame, dotted: str = "source") -> None:
@@ -152,6 +185,26 @@ def _frame(axes: "Axes", points: pd.DataFrame, known: pd.DataFrame, fractions: S
             textcoords="offset fontsize", ha="center",
         )  # fmt: skip
     axes.minorticks_off()
+    axes.set_xlabel(f"labelled {'' if narrow else 'training '}patients: share and number")
+    axes.xaxis.labelpad = 2 * float(axes.xaxis.label.get_fontsize())  # below the numbers
+    axes.set_ylabel("AUROC on test patients")
+    _auroc_axis(axes, known)
+
+
+def _line(axes: "Axes", x: np.ndarray, rows: pd.DataFrame, style: Style, label: str) -> None:
+    """Points at x, in the order of the rows (columns auroc, low, high), with their intervals."""
+    colour, marker, dash, filled = style
+    y, low, high = (rows[name].to_numpy(float) for name in ("auroc", "low", "high"))
+    axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.5)
+    axes.plot(
+        x, y, color=colour, marker=marker, linestyle=dash, linewidth=1.3, markersize=5, label=label,
+        markerfacecolor=colour if filled else PAPER, markeredgecolor=PAPER if filled else colour,
+        markeredgewidth=0.5 if filled else 1.1,
+    )  # fmt: skip
+
+
+def _auroc_axis(axes: "Axes", known: pd.DataFrame) -> None:
+    """The vertical axis of points that are known, chance, and what frames them."""
     lows = known[["auroc", "low"]].to_numpy(float)
     lowest = float(np.nanmin(lows)) if np.isfinite(lows).any() else 0.5
     # Chance stays in sight: an axis cut off above it makes small gains look large.
@@ -163,9 +216,6 @@ def _frame(axes: "Axes", points: pd.DataFrame, known: pd.DataFrame, fractions: S
     )  # fmt: skip
     if known.empty:
         axes.text(0.5, 0.6, "no point could be computed", transform=axes.transAxes, ha="center")
-    axes.set_xlabel(f"labelled {'' if narrow else 'training '}patients: share and number")
-    axes.xaxis.labelpad = 2 * float(axes.xaxis.label.get_fontsize())  # below the numbers
-    axes.set_ylabel("AUROC on test patients")
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=5)

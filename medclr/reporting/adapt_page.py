@@ -1,5 +1,6 @@
 """What a domain adaptation report says, and its page."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from medclr.reporting.figures import adapt_svg
 from medclr.reporting.findings import ALPHA, Answer
 from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
 from medclr.reporting.numbers import count, listed, number, p_equals, span
+from medclr.reporting.shots_page import Shots, shots_answer, shots_section
 
 SOURCE_ONLY, AUTO, TARGET_TRAINED = "source-only", "auto", "target-trained"
 MEANINGS = {
@@ -52,6 +54,9 @@ class Adaptation(Protocol):
     @property
     def oracle(self) -> str: ...
 
+    @property
+    def shots(self) -> Shots | None: ...
+
 
 def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
     """The domain adaptation report as HTML.
@@ -78,12 +83,14 @@ def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
         meanings=MEANINGS,
         methods=_methods(found, context),
         forest_px=FOREST_PX,
+        shots="" if found.shots is None else shots_section(found.shots, value.get(TARGET_TRAINED, math.nan)),
     )
 
 
 def adapt_findings(found: Adaptation, context: Mapping[str, Any]) -> list[Answer]:
     """Answers to what a reader asks first. No gain is called one that Holm's correction does not leave standing."""
-    return [_gained(found), _regained(found), _chosen(found), _left(found, context), _excluded(context)]
+    few = [] if found.shots is None else [shots_answer(found.shots)]
+    return [_gained(found), _regained(found), _chosen(found), _left(found, context), *few, _excluded(context)]
 
 
 def _gained(found: Adaptation) -> Answer:

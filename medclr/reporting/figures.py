@@ -5,7 +5,7 @@ Nothing here touches matplotlib's global state, and the same points give the sam
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,17 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 from matplotlib.transforms import Affine2D
 
-from medclr.evaluation.plot import INK, PAPER, RULE, arm_styles, draw_curve, draw_domains
+from medclr.evaluation.plot import (
+    INK,
+    PAPER,
+    RULE,
+    SHOT_STYLES,
+    Style,
+    arm_styles,
+    draw_curve,
+    draw_domains,
+    draw_shots,
+)
 from medclr.reporting.run import write_atomic, writing
 
 Draw = Callable[[Axes], None]
@@ -97,6 +107,25 @@ def adapt_svg(points: pd.DataFrame, narrow: bool = False) -> str:
     return _svg(draw, (3.6 if narrow else 7.4, 1.15 * height), narrow, "AUROC of each method on the target")
 
 
+def shots_figure(points: pd.DataFrame, bound: float, title: str, paths: list[Path]) -> None:
+    """AUROC against labels per class of the target, as wide as one column of a paper.
+
+    points, bound: as for `draw_shots`; title, paths: as for `efficiency_figure`.
+    """
+    _write(partial(draw_shots, points=points, bound=bound), title, (_COLUMN, 3.2), paths)
+
+
+def shots_svg(points: pd.DataFrame, bound: float, narrow: bool = False) -> str:
+    """The same figure as an <svg> element for a page, as `efficiency_svg` is; `shot_swatches` are its legend."""
+    draw, size = partial(draw_shots, points=points, bound=bound), (3.6, 3.6) if narrow else (7.4, 4.0)
+    return _svg(draw, size, narrow, "AUROC against labels per class of the target")
+
+
+def shot_swatches(methods: Sequence[str]) -> dict[str, str]:
+    """As `arm_swatches`, of the methods of `shots_svg`."""
+    return _swatches({method: SHOT_STYLES[method] for method in methods})
+
+
 def _methods(points: pd.DataFrame) -> tuple[Draw, float]:
     """How to draw them, and how many inches high."""
     rows = points.rename(columns={"method": "domain"})
@@ -111,8 +140,12 @@ def _height(domains: pd.DataFrame) -> float:
 
 def arm_swatches(arms: Sequence[str]) -> dict[str, str]:
     """Of each arm a piece of its line with its marker, as <svg> for the same page: the legend of `efficiency_svg`."""
+    return _swatches(arm_styles(arms))
+
+
+def _swatches(styles: Mapping[str, Style]) -> dict[str, str]:
     swatches = {}
-    for arm, (colour, marker, dash, filled) in arm_styles(arms).items():
+    for arm, (colour, marker, dash, filled) in styles.items():
         shape = MarkerStyle(marker)
         path = shape.get_path().transformed(shape.get_transform() + Affine2D().scale(7.5, -7.5).translate(18, 6))
         outline = "".join(

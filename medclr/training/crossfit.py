@@ -8,12 +8,25 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from medclr.training.adapt import Choice, Features, Moved, Problem, choose_method, solve, supervised
-from medclr.training.probe import Linear, Scores, inner_folds
+from medclr.training.adapt import (
+    SOURCE_ONLY,
+    Choice,
+    Features,
+    Moved,
+    Problem,
+    choose_method,
+    solve,
+    supervised,
+    taught,
+)
+from medclr.training.probe import Linear, Scores, fit_linear, inner_folds
+from medclr.training.shots import few_shot, shots_in_order
 
 Rows = NDArray[np.intp]
 Anew = Callable[[Rows, Rows, Rows, int], Moved]
 """From positions of source rows, of target rows to adapt to and of those to score, and a seed, to their features."""
+Tune = Callable[[Rows, Linear, Rows, Rows, int], tuple[Scores, Scores]]
+"""Positions of target rows to learn, the head to start from, rows of both halves and a seed, to scores of these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +58,7 @@ class CrossFit:
         self._asked: tuple[int, bytes] | None = None
         self._halves: list[tuple[Rows, Rows, Problem]] = []
         self._solved: dict[tuple[int, str], tuple[Problem, Linear]] = {}
+        self._chosen: dict[tuple[int, tuple[str, ...]], Choice] = {}
 
     def scores(self, method: str, drawn: Rows, seed: int) -> Scores:
         """Scores (m, K) of the target by one of METHODS, from the source rows at the positions `drawn`."""
@@ -55,7 +69,7 @@ class CrossFit:
         choices: list[Choice] = []
 
         def scored(half: int) -> Scores:
-            choices.append(choose_method({name: self._solve(half, name) for name in candidates}))
+            choices.append(self._choose(half, candidates))
             return _scored(*self._solve(half, choices[-1].method))
 
         return self._by_half(drawn, seed, scored), choices
@@ -75,15 +89,74 @@ class CrossFit:
         # All is adapted to, and so nothing is left to score; but one row is easier to have than none.
         return solve(self._of(source, target, target[:1], seed), method)
 
+    def lacking(self, n: int, drawn: Rows, seed: int) -> str:
+        """Why n labels per class cannot be drawn from either half; "" where they can."""
+        self._halve(drawn, seed)
+        there = min(len(of_class) for half in (0, 1) for of_class in self._shots(half, seed))
+        patients = f"{there} patient{'' if there == 1 else 's'}"
+        return "" if there >= n else f"a half of the target has {patients} of a class, and {n} are asked for"
+
+    def with_shots(self, n: int, drawn: Rows, seed: int, candidates: Sequence[str] = (SOURCE_ONLY,)) -> Scores:
+        """Scores (m, K) of the target by heads that learn n labels per class of the other half beside the source's.
+
+        On features as they are moved by the one of `candidates` that `choose_method` takes.
+        """
+        return self._by_half(drawn, seed, lambda half: _scored(*self._few(half, n, seed, candidates)))
+
+    def shots_alone(self, n: int, drawn: Rows, seed: int) -> Scores:
+        """The same by heads that learn these labels alone, on features as they are."""
+
+        def scored(half: int) -> Scores:
+            _, _, problem = self._halves[half]
+            at, y, keys = self._first(half, n, seed)
+            return _scored(problem, fit_linear(problem.target[at], y, keys, seed, exclusive=self._exclusive))
+
+        return self._by_half(drawn, seed, scored)
+
+    def tuned(self, n: int, drawn: Rows, seed: int, tune: Tune) -> Scores:
+        """The same by whole networks that learn these labels, from the head of `with_shots`."""
+
+        def scored(half: int) -> Scores:
+            fit, held, _ = self._halves[half]
+            _, head = self._few(half, n, seed, (SOURCE_ONLY,))
+            return _standardised(*tune(fit[self._first(half, n, seed)[0]], head, fit, held, seed))
+
+        return self._by_half(drawn, seed, scored)
+
+    def _few(self, half: int, n: int, seed: int, candidates: Sequence[str]) -> tuple[Problem, Linear]:
+        """The features as they are moved, and the head."""
+        method = candidates[0] if len(candidates) == 1 else self._choose(half, candidates).method
+        moved, head = self._solve(half, method)
+        at, y, _ = self._first(half, n, seed)
+        rows, labels = taught(moved, method, head, at)
+        return moved, few_shot(rows, labels, moved.target[at], y, self._exclusive, head.strength, seed)
+
+    def _shots(self, half: int, seed: int) -> list[Rows]:
+        """Of each class that the target has."""
+        fit, _, _ = self._halves[half]
+        y, patients = self._target.y, self._target.patients
+        there = (y == 1).any(axis=0) if self._exclusive else (True, True)
+        of_class = shots_in_order(y[fit], patients[fit], self._exclusive, seed)
+        return [rows for rows, known in zip(of_class, there, strict=True) if known]
+
+    def _first(self, half: int, n: int, seed: int) -> tuple[Rows, Scores, NDArray[np.object_]]:
+        """Of n labels per class: positions in the half adapted to, labels and patients."""
+        fit, _, _ = self._halves[half]
+        at = np.concatenate([rows[:n] for rows in self._shots(half, seed)])
+        return at, self._target.y[fit][at], self._target.patients[fit][at]
+
     def _by_half(self, drawn: Rows, seed: int, scored: Callable[[int], Scores]) -> Scores:
-        if self._asked != (seed, drawn.tobytes()):
-            folds = inner_folds(self._target.y, self._target.patients, seed, 2)
-            self._halves = [(fit, held, self._problem(drawn, fit, held, seed)) for fit, held in folds]
-            self._asked, self._solved = (seed, drawn.tobytes()), {}
+        self._halve(drawn, seed)
         scores = np.empty(self._target.y.shape)
         for half, (_, held, _) in enumerate(self._halves):
             scores[held] = scored(half)
         return scores
+
+    def _halve(self, drawn: Rows, seed: int) -> None:
+        if self._asked != (seed, drawn.tobytes()):
+            folds = inner_folds(self._target.y, self._target.patients, seed, 2)
+            self._halves = [(fit, held, self._problem(drawn, fit, held, seed)) for fit, held in folds]
+            self._asked, self._solved, self._chosen = (seed, drawn.tobytes()), {}, {}
 
     def _problem(self, drawn: Rows, fit: Rows, held: Rows, seed: int) -> Problem:
         own = drawn[~np.isin(self._source.patients[drawn], self._target.patients[held])]
@@ -107,12 +180,21 @@ class CrossFit:
             self._solved[half, method] = solve(self._halves[half][2], method)
         return self._solved[half, method]
 
+    def _choose(self, half: int, candidates: Sequence[str]) -> Choice:
+        key = half, tuple(candidates)
+        if key not in self._chosen:
+            self._chosen[key] = choose_method({name: self._solve(half, name) for name in candidates})
+        return self._chosen[key]
+
 
 def _scored(moved: Problem, head: Linear) -> Scores:
+    return _standardised(head.scores(moved.target), head.scores(moved.scored))
+
+
+def _standardised(told: Scores, scores: Scores) -> Scores:
     """Scores in deviations of those that the head gives the half adapted to.
 
     Those of both halves are ranked together, and two heads, or two methods, have no scale in common.
     """
-    told = head.scores(moved.target)
     deviation = told.std(axis=0)
-    return np.asarray((head.scores(moved.scored) - told.mean(axis=0)) / np.where(deviation > 0, deviation, 1))
+    return np.asarray((scores - told.mean(axis=0)) / np.where(deviation > 0, deviation, 1))

@@ -83,6 +83,7 @@ def fit_linear(
     strength: float | None = None,
     exclusive: bool = False,
     balanced: bool = True,
+    weight: Scores | None = None,
 ) -> Linear:
     """Logistic regression on scaled features, its strength chosen by inner patient-grouped cross-validation.
 
@@ -103,12 +104,15 @@ def fit_linear(
         strength: given, so that none is chosen.
         exclusive: the K columns are classes, of which each row has one: a multinomial regression.
         balanced: all classes count the same, however many rows they have; probabilities are of these rows all the same.
+        weight: (n,) of the rows, in place of `balanced`: probabilities are of rows that are as frequent as they weigh.
     """
+    balanced = balanced and weight is None
     mean, scale = features.mean(axis=0), float(features.std(axis=0).max()) or 1.0
     scaled = (features - mean) / scale
 
     def fit(rows: Any, strength: float) -> Linear:
-        return _logistic(scaled[rows], y[rows], strength, exclusive, balanced)
+        own = None if weight is None else weight[rows]
+        return _logistic(scaled[rows], y[rows], strength, exclusive, balanced, own)
 
     def judge(strength: float, own: NDArray[np.intp], held: NDArray[np.intp]) -> Scores:
         return fit(own, strength).scores(scaled[held])
@@ -122,8 +126,8 @@ def fit_linear(
         strength = min(STRENGTHS, key=lambda one: _loss(tried[one], y, judges, exclusive, balanced))
         held_out = tried[strength]
     head = fit(slice(None), FIXED_STRENGTH if strength is None else strength)
-    weight = head.weight / scale
-    return replace(head, weight=weight, bias=head.bias - mean @ weight, chosen=chosen, held_out=held_out)
+    slope = head.weight / scale
+    return replace(head, weight=slope, bias=head.bias - mean @ slope, chosen=chosen, held_out=held_out)
 
 
 def fit_pca(
@@ -253,9 +257,14 @@ def _loss(scores: Scores, y: NDArray[np.floating], judges: NDArray[np.bool_], ex
 
 
 def _logistic(
-    features: NDArray[np.floating], y: NDArray[np.floating], strength: float, exclusive: bool, balanced: bool
+    features: NDArray[np.floating],
+    y: NDArray[np.floating],
+    strength: float,
+    exclusive: bool,
+    balanced: bool,
+    of_rows: Scores | None = None,
 ) -> Linear:
-    """On features as they are: one regression of all classes, or one for each label."""
+    """On features as they are: one regression of all classes, or one for each label. of_rows: (n,) their weights."""
     weight, bias = np.zeros((features.shape[1], y.shape[1])), np.zeros(y.shape[1])
     with warnings.catch_warnings():
         # At the weakest regularisation of separable labels there is no optimum to reach; the ranking is stable.
@@ -266,7 +275,7 @@ def _logistic(
         model = LogisticRegression(C=strength, max_iter=1000, class_weight=weighting, solver=solver)
         if exclusive:
             classes = np.flatnonzero(y.any(axis=0))
-            model.fit(features, y.argmax(axis=1))
+            model.fit(features, y.argmax(axis=1), of_rows)
             if len(classes) == 2:
                 weight[:, classes[1]], bias[classes[1]] = model.coef_[0], model.intercept_[0]
             else:
@@ -277,6 +286,6 @@ def _logistic(
             for label, column in enumerate(y.T):
                 known = ~np.isnan(column)
                 if len(set(column[known])) == 2:
-                    model.fit(features[known], column[known])
+                    model.fit(features[known], column[known], None if of_rows is None else of_rows[known])
                     weight[:, label], bias[label] = model.coef_[0], model.intercept_[0]
     return Linear(weight, bias + log_prior(y, exclusive) * balanced, exclusive, strength)

@@ -132,8 +132,8 @@ def test_the_page_says_what_it_rests_on(within):
     assert Path("runs/within/adapt.png").is_file()
 
 
-def test_nothing_that_may_be_shared_names_a_patient(within, between):
-    for run in ("within", "between"):
+def test_nothing_that_may_be_shared_names_a_patient(within, between, shots):
+    for run in ("within", "between", "shots"):
         for path in Path("runs", run).rglob("*"):
             if path.is_file() and "private" not in path.parts:
                 assert b"CANARY" not in path.read_bytes(), path
@@ -204,6 +204,74 @@ def test_another_archive_is_prepared_as_the_encoder_asks(between):
     assert context["n_both"] == 0
     assert not context["transductive"]
     assert "none of the test patients" in context["leakage"]
+
+
+SHOTS = [*WITHIN, "--target-shots", "4", "2", "60", "--lp-ft", "--steps", "3", "--out", "runs/shots"]
+
+
+@pytest.fixture(scope="module")
+def shots(folder):
+    assert main(SHOTS) == 0
+    return record("runs/shots/report.json")
+
+
+def test_a_few_labels_of_the_target_with_and_without_adaptation(shots, within):
+    kinds = ["source+target", "adapted+target", "target-alone", "lp-ft"]
+    points = {(row["method"], row["shots"]): row for row in shots["shots"]}
+    zero = {("source+target", 0), ("adapted+target", 0)}
+    assert set(points) == zero | {(kind, n) for kind in kinds for n in (2, 4, 60)}
+    main_rows = {row["method"]: row for row in shots["adapt"]}
+    assert shots["adapt"] == within["adapt"]
+    for kind, name in (("source+target", "source-only"), ("adapted+target", "auto")):
+        assert points[kind, 0]["auroc"] == pytest.approx(main_rows[name]["auroc"])
+    scores = {}
+    for (kind, n), row in points.items():
+        if n in (2, 4):
+            cells = [record(f"runs/shots/cells/{kind}-{n}_1_{draw}.json") for draw in (0, 1)]
+            assert row["auroc"] == pytest.approx(np.mean([cell["auroc"] for cell in cells]))
+            assert all(np.isfinite(cell["scores"]).all() for cell in cells)
+            scores[kind, n] = np.array(cells[0]["scores"])[:, 0]
+        elif n == 60:
+            assert "patients of a class, and 60 are asked for" in row["reason"]
+    every = list(scores.values())
+    assert not any(np.allclose(one, two) for i, one in enumerate(every) for two in every[:i])
+    assert shots["worth"]["most"] == 4
+    for name in ("shots", "shot_differences"):
+        assert len(pd.read_csv(f"runs/shots/{name}.csv")) == len(shots[name])
+    page = Path("runs/shots/report.html").read_text()
+    assert "How many labels of the target is adaptation worth?" in page
+    assert "With a few labels of the target" in page
+    assert Path("runs/shots/shots.pdf").is_file()
+    assert "With a few labels" not in Path("runs/within/report.html").read_text()
+
+
+def test_a_curve_that_goes_on_trains_what_is_missing_alone(shots, monkeypatch):
+    trained = []
+    real = module.fit_full
+    monkeypatch.setattr(module, "fit_full", lambda *given: trained.append(len(given[2])) or real(*given))
+    Path("runs/shots/cells/lp-ft-4_1_1.json").unlink()
+    before = Path("runs/shots/shots.csv").read_bytes()
+    assert main(SHOTS) == 0
+    assert trained == [8, 8]  # four of either class, of both halves
+    assert Path("runs/shots/shots.csv").read_bytes() == before
+
+
+def test_without_auto_there_is_no_curve_with_adaptation(folder, capsys):
+    words = [*WITHIN, "--methods", "coral", "--target-shots", "2", "--draws", "1", "--out", "runs/no-auto"]
+    assert main(words) == 0
+    assert "adapted+target is left out: it is as auto chooses, which --methods leaves out" in capsys.readouterr().out
+    found = record("runs/no-auto/report.json")
+    assert {row["method"] for row in found["shots"]} == {"source+target", "target-alone"}
+    assert "worth" not in found
+
+
+def test_several_labels_have_no_n_per_class(capsys):
+    labels = pd.read_csv("phantoms/labels.csv")
+    labels.assign(other=labels["lesion"].sample(frac=1, random_state=0).to_numpy()).to_csv("several.csv", index=False)
+    words = [*WITHIN, "--labels", "several.csv", "--label", "lesion", "other", "--target-shots", "2"]
+    code, line = refused(capsys, *words, "--out", "runs/several")
+    assert code == 2
+    assert line.startswith("--target-shots: lesion, other are labels of which a volume may have several")
 
 
 def test_a_source_is_one_domain_or_all_others_that_are_known():
@@ -320,6 +388,9 @@ def test_what_cannot_be_done_is_said_in_a_line(capsys, words, code, said):
         ({"corruption": "blur", "strength": 6}, "--strength 6: must be from 1 to 5"),
         ({"corruption": "blur", "strength": 0}, "--strength 0: must be from 1 to 5"),
         ({"target": "view=AP", "draws": 0}, "--draws 0"),
+        ({"target": "view=AP", "target_shots": [5, 0]}, "--target-shots 0: must be at least 1"),
+        ({"target": "view=AP", "lp_ft": True}, "--lp-ft: only with --target-shots"),
+        ({"corruption": "blur", "lp_ft": True, "target_shots": [5]}, "--lp-ft: learns from augmented views of what"),
         ({"target": "view=AP", "crops": 0}, "--crops 0"),
         ({"target": "view=AP", "projector_layer": -1}, "--projector-layer -1"),
     ],

@@ -70,6 +70,7 @@ def found(effects, base=0.70, shares=None, choices=(("coral", 10, 0.05),), reaso
             columns=["method", "n", "of", "margin"],
         ),
         oracle=max(known, key=lambda row: row["auroc"])["method"],
+        shots=None,
     )
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from medclr.training import crossfit
-from medclr.training.adapt import Choice, Moved, Problem, solve
+from medclr.training.adapt import SHARES, Choice, Moved, Problem, confident, solve
 from medclr.training.crossfit import CrossFit, Domain
-from medclr.training.probe import inner_folds
+from medclr.training.probe import fit_linear, inner_folds
+from medclr.training.shots import few_shot, shots_in_order
 
 METHODS = ["source-only", "adabn", "coral", "pseudo"]
 
@@ -47,6 +48,25 @@ def sides():
 DRAWN = np.arange(80)
 
 
+def tune(target):
+    """In place of a network: a head of the labels that it is given, added to the one to start from."""
+
+    def tuned(at, head, fit, held, seed):
+        own = fit_linear(target.features[at], target.y[at], target.patients[at], seed)
+        told, scores = (head.scores(target.features[rows]) + own.scores(target.features[rows]) for rows in (fit, held))
+        return told, scores
+
+    return tuned
+
+
+SHOTS = {
+    "shots": lambda fits: fits.with_shots(4, DRAWN, 3),
+    "adapted": lambda fits: fits.with_shots(4, DRAWN, 3, METHODS),
+    "alone": lambda fits: fits.shots_alone(4, DRAWN, 3),
+    "tuned": lambda fits: fits.tuned(4, DRAWN, 3, tune(fits._target)),
+}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_each_half_is_scored_by_adapting_to_the_other(sides, method):
     source, target = sides
@@ -81,7 +101,7 @@ def test_what_is_used_on_new_volumes_has_learned_from_all(sides, method):
     assert moved.network is None
 
 
-@pytest.mark.parametrize("method", [*METHODS, "auto", "target-trained"])
+@pytest.mark.parametrize("method", [*METHODS, "auto", "target-trained", "shots", "adapted", "alone", "tuned"])
 def test_nothing_of_a_scored_patient_is_ever_seen(sides, method):
     """In either domain: with other features and labels, the other patients of its half keep their scores."""
     source, target = sides
@@ -90,6 +110,8 @@ def test_nothing_of_a_scored_patient_is_ever_seen(sides, method):
         fits = cross_fit(source, target)
         if method == "auto":
             return fits.chosen(METHODS, DRAWN, 3)[0]
+        if method in SHOTS:
+            return SHOTS[method](fits)
         return fits.upper_bound(DRAWN, 3) if method == "target-trained" else fits.scores(method, DRAWN, 3)
 
     before = scored(source, target)
@@ -176,3 +198,61 @@ def test_a_head_that_tells_nothing_has_finite_scores(sides):
     source, target = sides
     flat = replace(source, features=np.ones_like(source.features))
     assert np.isfinite(CrossFit(flat, target, False).scores("source-only", DRAWN, 3)).all()
+
+
+@pytest.mark.parametrize("arm", SHOTS)
+def test_no_label_of_the_target_but_the_shots_decides_anything(sides, arm, monkeypatch):
+    source, target = sides
+    halves = inner_folds(target.y, target.patients, 3, 2)
+    of_half = {
+        tuple(target.patients[fit]): shots_in_order(target.y[fit], target.patients[fit], False, 3) for fit, _ in halves
+    }
+    monkeypatch.setattr(crossfit, "inner_folds", lambda *_: halves)
+    monkeypatch.setattr(crossfit, "shots_in_order", lambda y, patients, *_: of_half[tuple(patients)])
+    known = np.concatenate([fit[rows[:4]] for fit, _ in halves for rows in of_half[tuple(target.patients[fit])]])
+    assert len(known) == 2 * 2 * 4
+    y = 1 - target.y
+    y[known] = target.y[known]
+    one, two = (SHOTS[arm](cross_fit(source, side)) for side in (target, replace(target, y=y)))
+    np.testing.assert_array_equal(one, two)
+    y[known] = 1 - target.y[known]
+    assert not np.allclose(SHOTS[arm](cross_fit(source, replace(target, y=y))), one)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shots_go_with_the_features_of_the_method_that_is_chosen(sides, method, monkeypatch):
+    """After self-training, beside the answers of which it was sure, too."""
+    source, target = sides
+    monkeypatch.setattr(crossfit, "choose_method", lambda solved: Choice(method, 0.1))
+    fits = cross_fit(source, target)
+    scores = fits.with_shots(4, DRAWN, 3, METHODS)
+    for half, (fit, held) in enumerate(inner_folds(target.y, target.patients, 3, 2)):
+        moved, head = fits._solve(half, method)
+        order = shots_in_order(target.y[fit], target.patients[fit], False, 3)
+        at = np.concatenate([rows[:4] for rows in order])
+        x, y = moved.source, moved.y
+        if method == "pseudo":
+            told = confident(head.scores(moved.target), SHARES[-1], False)[:, 0]
+            sure = np.setdiff1d(np.flatnonzero(~np.isnan(told)), at)
+            assert len(sure)
+            x, y = np.concatenate([x, moved.target[sure]]), np.concatenate([y, told[sure, None]])
+        few = few_shot(x, y, moved.target[at], target.y[fit][at], False, head.strength, 3)
+        told = few.scores(moved.target)
+        np.testing.assert_allclose(scores[held], (few.scores(moved.scored) - told.mean()) / told.std())
+
+
+def test_halves_that_hold_too_few_of_a_class_say_so(sides):
+    fits = cross_fit(*sides)
+    assert fits.lacking(10, DRAWN, 3) == ""
+    assert fits.lacking(11, DRAWN, 3) == "a half of the target has 10 patients of a class, and 11 are asked for"
+
+
+def test_a_class_that_the_target_has_only_in_one_half_is_lacking_in_the_other():
+    source, target = domain(0, 0), domain(1, 100)
+    classes = np.concatenate([1 - target.y, target.y, np.zeros_like(target.y)], axis=1)
+    nowhere = CrossFit(replace(source, y=classes), replace(target, y=classes), True)
+    assert nowhere.lacking(5, DRAWN, 3) == ""
+    classes = classes.copy()
+    classes[target.patients == "p100"] = (0, 0, 1)
+    once = CrossFit(replace(source, y=classes), replace(target, y=classes), True)
+    assert once.lacking(5, DRAWN, 3) == "a half of the target has 0 patients of a class, and 5 are asked for"
