@@ -112,7 +112,10 @@ def _differences(found: dict[tuple[str, int], Outcome], chance: Chance, n: float
 
 
 def _worth(found: dict[tuple[str, int], Outcome], estimates: dict[tuple[str, int], Estimate]) -> Worth | None:
-    """Where the curve of BOTH reaches ADAPTED at 0, read on the logarithm of 1 + labels, as it has a point at 0."""
+    """Where the curve of BOTH first reaches ADAPTED at 0, read on the logarithm of 1 + labels, as it has a point at 0.
+
+    A curve that falls at first has reached what it was before: nobody has to learn labels that do harm.
+    """
     if (ADAPTED, 0) not in found:
         return None
     shots = [number for method, number in found if method == BOTH]
@@ -126,9 +129,9 @@ def _worth(found: dict[tuple[str, int], Outcome], estimates: dict[tuple[str, int
     goal, curve = estimates[ADAPTED, 0], [estimates[BOTH, number] for number in known]
     needed = labels_needed(
         np.array(known) + 1.0,
-        np.array([one.value for one in curve]),
+        np.maximum.accumulate([one.value for one in curve]),
         goal.value,
-        np.stack([one.resampled for one in curve], axis=1),
+        np.maximum.accumulate(np.stack([one.resampled for one in curve], axis=1), axis=1),
         goal.resampled,
     )
     # Of one more than there are: 0 of them, "the first or fewer", is no label at all.

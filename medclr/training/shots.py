@@ -39,8 +39,8 @@ def few_shot(
 
     Both domains count the same, and within each all classes. Where the rule of the source does not hold in the target
     its labels do harm, however many there are; so the head learns from the target alone where that has the lower
-    cross-entropy on the target's labels, each predicted without its own. One label of a class leaves nothing to choose
-    by: then both count.
+    cross-entropy on the target's labels, each predicted without its own, by more than a standard error (Breiman et al.
+    1984, section 3.4.3): few labels choose badly. One of a class leaves nothing to choose by: then both count.
 
     Args:
         source, y_source: (m, F) and (m, K) of 0, 1 and NaN.
@@ -60,16 +60,17 @@ def few_shot(
     def of_target(x: Features, y: Scores) -> Linear:
         return fit_linear(x, y, keys[: len(y)], seed, alone.strength, exclusive)
 
-    def loss(learn: Callable[[Features, Scores], Linear]) -> float:
+    def losses(learn: Callable[[Features, Scores], Linear]) -> Scores:
         def scores_of(own: Rows, held: Rows) -> Scores:
             return learn(target[own], y_target[own]).scores(target[held])
 
-        return _cross_entropy(out_of_fold(scores_of, y_target, folds), y_target, exclusive)
+        return _cross_entropies(out_of_fold(scores_of, y_target, folds), y_target, exclusive)
 
     fewest = int(min(np.unique(_classes(y_target, exclusive), return_counts=True)[1]))
     if fewest > 1:
         folds = inner_folds(y_target, keys, seed, min(FOLDS, fewest))
-        if loss(of_target) < loss(of_both):
+        less = losses(of_both) - losses(of_target)
+        if less.mean() > less.std(ddof=1) / np.sqrt(len(less)):
             return alone
     return of_both(target, y_target)
 
@@ -84,8 +85,8 @@ def _classes(y: Scores, exclusive: bool) -> NDArray[np.generic]:
     return y.argmax(axis=1) if exclusive else y[:, 0]
 
 
-def _cross_entropy(scores: Scores, y: Scores, exclusive: bool) -> float:
-    """The mean over rows of scores (n, K): log-probabilities of classes, or the logits of one label."""
+def _cross_entropies(scores: Scores, y: Scores, exclusive: bool) -> Scores:
+    """(n,) of scores (n, K): log-probabilities of classes, or the logits of one label."""
     if exclusive:
-        return float(-(scores * y).sum(axis=1).mean())
-    return float(np.logaddexp(0, -(2 * y - 1) * scores).mean())
+        return np.asarray(-(scores * y).sum(axis=1))
+    return np.asarray(np.logaddexp(0, -(2 * y - 1) * scores)[:, 0])

@@ -105,6 +105,11 @@ def test_worth_is_censored_at_nothing_and_at_the_most_labels(auto, labels):
     assert (worth.labels, worth.low, worth.high) == (labels, labels, labels)
 
 
+def test_a_curve_that_falls_at_first_has_reached_what_it_was():
+    worth = found(CURVE | {("source+target", 5): 0.1}, ARMS | {"source-only": 0.5, "auto": 0.4}).shots.worth
+    assert (worth.labels, worth.low, worth.high) == (0, 0, 0)
+
+
 def test_without_auto_there_is_no_worth():
     arms = {name: signal for name, signal in ARMS.items() if name != "auto"}
     curve = {key: signal for key, signal in CURVE.items() if key[0] != "adapted+target"}

@@ -80,6 +80,17 @@ def test_a_source_whose_rule_is_the_other_way_round_is_left_out():
     assert head.weight[0, 0] > 0
 
 
+def test_chance_does_not_leave_the_source_out():
+    """Of ten labels under the same rule, in nineteen of twenty draws."""
+    x, y = rows(200, 0)
+    kept = 0
+    for seed in range(1, 21):
+        xt, yt = rows(10, seed)
+        new = np.random.default_rng(2).normal(size=(50, 4))
+        kept += np.allclose(few_shot(x, y, xt, yt, False, 0.1, 0).scores(new)[:, 0], naive(x, y, xt, yt, 0.1)(new))
+    assert kept >= 19
+
+
 def test_one_label_of_a_class_leaves_nothing_to_choose_by():
     x, y = rows(200, 0, sign=-1)
     xt, yt = rows(2, 1)
