@@ -22,6 +22,7 @@ Arm = Literal["scratch", "pca", "linear", "knn", "attention", "lp-ft", "full", "
 Corruption = Literal["noise", "blur", "contrast", "resolution", "motion", "bias"]
 AdaptMethod = Literal[
     "adabn",
+    "adabn-coral",
     "coral",
     "pseudo",
     "histogram",
@@ -654,11 +655,11 @@ class AdaptConfig(LabelledConfig):
         default_factory=list,
         metadata={
             "help": "on the encoder as it is: statistics of batch norm from the target (adabn), features of the source "
-            "as the target's are distributed (coral), self-training (pseudo), the source's images with the "
-            "grey values (histogram) or amplitudes (fourier) of the target's too; by training it: more SimCLR on the "
-            "target (simclr-target) or on both (simclr-both), fine-tuning on the source's labels alone (finetuned) or "
-            "with features that become alike (deep-coral mmd dann); or the one that is chosen without labels of the "
-            "target (auto) (default: all that leave a suitable encoder as it is, and auto)"
+            "as the target's are distributed (coral), both (adabn-coral), self-training (pseudo), the source's images "
+            "with the grey values (histogram) or amplitudes (fourier) of the target's too; by training it: more SimCLR "
+            "on the target (simclr-target) or on both (simclr-both), fine-tuning on the source's labels alone "
+            "(finetuned) or with features that become alike (deep-coral mmd dann); or the one that is chosen without "
+            "labels of the target (auto) (default: all that leave a suitable encoder as it is, and auto)"
         },
     )
     draws: int = _say(5, "random halvings of the target's patients: each half is scored by adapting to the other")

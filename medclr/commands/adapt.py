@@ -60,6 +60,8 @@ from medclr.transforms.presets import build_views
 
 _OF_TRAINING = ("steps", "batch_size", "lr", "weight_decay", "alignment", "negatives")
 
+_NORMED = ("adabn", "adabn-coral")  # they take statistics of batch norm
+
 Rows = NDArray[np.intp]
 
 
@@ -93,6 +95,8 @@ def adapt(config: AdaptConfig) -> Adaptation:
     for side in (source, target):
         side.part.check_stock(side.at)
         say(f"{side.name}: {counted(len(side.at), 'labelled volume')} of {counted(side.n_patients, 'patient')}")
+    y = pd.DataFrame(target.y, columns=[f"y {name}" for name in task.outputs])
+    run.write_frame("private/target.csv", target.rows[["volume_id", "patient_key"]].join(y))  # behind all scores
     fits = [_cross_fit(config, run, encoder, source, target, task) for encoder in encoders]
     arms = {name: [partial(_cell, fit, name, methods) for fit in fits] for name in methods}
     shots = _shots(config, methods, encoders, fits, target, task)
@@ -160,9 +164,9 @@ class _Side:
 def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
     """All that run, in order: between the baseline and the upper bound those that were asked for, or that can be."""
     normed = all(has_batch_norm(encoder.bundle.middle(config.projector_layer)) for encoder in encoders)
-    if "adabn" in config.methods and not normed:
+    if not normed and (asked := [name for name in config.methods if name in _NORMED]):
         raise UsageError(
-            "--methods adabn: the encoder has no batch norm whose statistics could be the target's; leave it out"
+            f"--methods {asked[0]}: the encoder has no batch norm whose statistics could be the target's; leave it out"
         )
     if config.corruption and (trained := [name for name in config.methods if name in TRAINED]):
         raise UsageError(
@@ -170,8 +174,8 @@ def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
             "change; leave one out"
         )
     if not config.methods and not normed:
-        say("adabn is left out: the encoder has no batch norm")
-    every = [name for name in get_args(AdaptMethod) if name not in TRAINED and (normed or name != "adabn")]
+        say(f"{listed(_NORMED)} are left out: the encoder has no batch norm")
+    every = [name for name in get_args(AdaptMethod) if name not in TRAINED and (normed or name not in _NORMED)]
     between: list[str] = list(dict.fromkeys(config.methods)) or every
     # auto is last, as it uses what the others have computed.
     return [SOURCE_ONLY, *sorted(between, key=lambda name: name == AUTO), TARGET_TRAINED]

@@ -20,7 +20,7 @@ SOURCE_ONLY, AUTO, TARGET_TRAINED = "source-only", "auto", "target-trained"
 LEAST_GAP = 0.03  # of AUROC, below which there is too little to regain for a share of it to mean anything
 
 _REGAINED = ["method", "gap", "gap_low", "gap_high", "share", "low", "high", "reason"]
-_CHOICES = ["method", "n", "of", "margin"]
+_CHOICES = ["method", "n", "of", "left"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,8 @@ class Adaptation:
     `regained`: by method, the share of that gap which it closes: (method - source-only) / (target-trained -
     source-only), of AUROCs averaged over draws and encoders. None where the gap is below LEAST_GAP.
 
-    `choices`: what auto chose: in how many of all halves, and its mean margin in reverse validation there.
+    `choices`: what auto chose: in how many of all halves, and the distance of the domains that it left there, on
+    average, as a multiple of what chance makes.
 
     `oracle`: the method with the highest AUROC on the target, which nobody knows without its labels.
 
@@ -112,16 +113,16 @@ def domain_adaptation(
 
 
 def choice_text(chosen: Sequence[tuple[str, float]]) -> str:
-    """Methods and margins, one pair for each half, as a cell's `choice` has them."""
-    return ", ".join(f"{method} by {margin:.4f}" for method, margin in chosen)
+    """Methods and what they left, one pair for each half, as a cell's `choice` has them."""
+    return ", ".join(f"{method} left {left:.4f}" for method, left in chosen)
 
 
 def _choices(cells: Sequence[Cell]) -> pd.DataFrame:
     """From most to least often."""
     texts = [cell.choice for cell in cells if cell.arm == AUTO]
-    pairs = [pair for text in texts for pair in re.findall(r"(\S+) by (\S+?)(?:,|$)", text)]
-    frame = pd.DataFrame(pairs, columns=["method", "margin"]).astype({"margin": float})
-    counted = frame.groupby("method", sort=False)["margin"].agg(n="size", margin="mean").reset_index()
+    pairs = [pair for text in texts for pair in re.findall(r"(\S+) left (\S+?)(?:,|$)", text)]
+    frame = pd.DataFrame(pairs, columns=["method", "left"]).astype({"left": float})
+    counted = frame.groupby("method", sort=False)["left"].agg(n="size", left="mean").reset_index()
     return counted.assign(of=len(pairs)).sort_values("n", ascending=False, kind="stable")[_CHOICES]
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from medclr.metrics import discrepancy
+
 MOST_ROWS = 1000  # of each domain, as a distance takes the square of their number
-REGROUPINGS = 200  # of patients, at random
-WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernels, times the median squared distance
 
 
 def distances_of(
@@ -41,9 +41,7 @@ def distances_of(
         of_source = np.arange(len(both)) < len(at[source])
         row = {"domain": name, "versus": source, "mmd": math.nan, "noise": math.nan, "coral": math.nan}
         if min(len(np.unique(patients[at[each]])) for each in (source, name)) > 1:
-            kernel, regrouped = _kernel(scaled[both]), _regrouped(patients[both], of_source, rng)
-            row["mmd"] = float(_mmd(kernel, of_source[:, None])[0])
-            row["noise"] = float(np.quantile(_mmd(kernel, regrouped), 0.95))
+            row["mmd"], row["noise"] = discrepancy(scaled[both], of_source, patients[both], rng)
             row["coral"] = _coral(scaled[at[source]], scaled[at[name]])
         rows.append(row)
     return pd.DataFrame(rows)
@@ -51,47 +49,6 @@ def distances_of(
 
 def _at_most(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rows if len(rows) <= MOST_ROWS else np.sort(rng.choice(rows, MOST_ROWS, replace=False))
-
-
-def _regrouped(patients: np.ndarray, of_source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Which rows (n, REGROUPINGS) would be of the source if it did not matter which patients are: as many of them.
-
-    Of a patient who is in both domains, the rows change places or stay.
-    """
-    names, code = np.unique(patients, return_inverse=True)
-    in_source, in_other = (np.isin(names, patients[rows]) for rows in (of_source, ~of_source))
-    one = in_source ^ in_other
-    groups = np.empty((len(patients), REGROUPINGS), dtype=bool)
-    for column in groups.T:
-        drawn = rng.random(len(names)) < 0.5
-        drawn[one] = rng.permutation(in_source[one])
-        column[:] = np.where(one[code], drawn[code], of_source ^ drawn[code])
-    return groups
-
-
-def _kernel(x: np.ndarray) -> np.ndarray:
-    """The mean of Gaussian kernels of several widths (Gretton et al. 2012; Long et al. 2015)."""
-    length = np.sum(x**2, axis=1)
-    squared = np.maximum(length[:, None] + length - 2 * x @ x.T, 0)
-    median = float(np.median(squared[np.triu_indices(len(x), 1)])) or 1.0
-    kernel: np.ndarray = np.mean([np.exp(-squared / (width * median)) for width in WIDTHS], axis=0)
-    return kernel
-
-
-def _mmd(kernel: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, equation 3) of some rows from the others.
-
-    first: (n, G), a column for each way of taking some. Returns (G,).
-    """
-    a = first.astype(np.float64)
-    n, m, own = a.sum(axis=0), (1 - a).sum(axis=0), np.diag(kernel)
-    to_a = kernel @ a
-    within = np.sum(a * to_a, axis=0)
-    between = np.sum((1 - a) * to_a, axis=0)
-    others = kernel.sum() - within - 2 * between
-    of_a, of_b = (within - own @ a) / (n * (n - 1)), (others - own @ (1 - a)) / (m * (m - 1))
-    squared: np.ndarray = of_a + of_b - 2 * between / (n * m)
-    return squared
 
 
 def _coral(first: np.ndarray, second: np.ndarray) -> float:

@@ -19,6 +19,7 @@ from medclr.metrics.delong import (
     hanley_mcneil_se,
     paired_difference,
 )
+from medclr.metrics.discrepancy import discrepancy
 from medclr.metrics.embedding import alignment, knn_scores, rankme, similarities, uniformity
 from medclr.metrics.ranking import (
     LabelAurocs,
@@ -57,6 +58,7 @@ __all__ = [
     "calibration",
     "delong",
     "detectable",
+    "discrepancy",
     "fit_temperature",
     "hanley_mcneil_se",
     "holm",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 
 import numpy as np
@@ -172,7 +172,8 @@ class CrossFit:
             target.features[held],
             self._exclusive,
             seed,
-            {name: partial(make, own, fit, held, seed) for name, make in self._anew.items()},
+            {name: cache(partial(make, own, fit, held, seed)) for name, make in self._anew.items()},
+            others=target.patients[fit],
         )
 
     def _solve(self, half: int, method: str) -> tuple[Problem, Linear]:
@@ -183,7 +184,7 @@ class CrossFit:
     def _choose(self, half: int, candidates: Sequence[str]) -> Choice:
         key = half, tuple(candidates)
         if key not in self._chosen:
-            self._chosen[key] = choose_method({name: self._solve(half, name) for name in candidates})
+            self._chosen[key] = choose_method(candidates, partial(self._solve, half))
         return self._chosen[key]
 
 

@@ -112,17 +112,17 @@ def test_choices_are_counted_over_halves_and_draws():
     arms = {**ARMS, "auto": [lambda drawn, seed: Scores(Y, None, choice_text(next(halves)))]}
     rows = found(arms).choices.to_dict("records")
     assert rows == [
-        {"method": "coral", "n": 6, "of": 8, "margin": pytest.approx(0.1)},
-        {"method": "pseudo", "n": 2, "of": 8, "margin": pytest.approx(0.04)},
+        {"method": "coral", "n": 6, "of": 8, "left": pytest.approx(0.1)},
+        {"method": "pseudo", "n": 2, "of": 8, "left": pytest.approx(0.04)},
     ]
     assert found().choices.empty
 
 
-def test_a_choice_of_one_has_no_margin():
+def test_what_a_choice_left_may_not_be_known():
     arms = {**ARMS, "auto": [lambda drawn, seed: Scores(Y, None, choice_text([("source-only", math.nan)] * 2))]}
     (row,) = found(arms).choices.to_dict("records")
     assert (row["n"], row["of"]) == (8, 8)
-    assert math.isnan(row["margin"])
+    assert math.isnan(row["left"])
 
 
 def test_finished_cells_are_not_run_again():

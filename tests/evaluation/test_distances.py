@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 from medclr.evaluation import distances as module
-from medclr.evaluation.distances import WIDTHS, distances_of
+from medclr.evaluation.distances import distances_of
+from medclr.metrics.discrepancy import WIDTHS, _regrouped
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_of_patients_who_are_in_both_domains_what_changes_within_them_counts(
     features = np.concatenate([anatomy, anatomy + change]) + 0.2 * rng.normal(size=(80, 4))
     row = distances_of(features, np.repeat(["a", "b"], 40).astype(object), both, "a", ["b"], 0).loc[0]
     assert (row["mmd"] > row["noise"]) == far
-    groups = module._regrouped(both, np.arange(80) < 40, rng)
+    groups = _regrouped(both, np.arange(80) < 40, rng)
     assert (groups[:40] ^ groups[40:]).all()  # each patient stays in both
     assert 0.4 < groups[:40].mean() < 0.6
 

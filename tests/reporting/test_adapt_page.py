@@ -42,7 +42,7 @@ Effects = dict[str, tuple[float, float] | str]  # difference from source-only an
 
 
 def found(effects, base=0.70, shares=None, choices=(("coral", 10, 0.05),), reason=""):
-    """Intervals of AUROCs are ± .03; shares: by method with low and high; choices: method, halves, margin."""
+    """Intervals of AUROCs are ± .03; shares: by method with low and high; choices: method, halves, left."""
     points, differences = [{"method": "source-only", **around(base), "reason": ""}], []
     for method, effect in effects.items():
         if isinstance(effect, str):
@@ -66,8 +66,8 @@ def found(effects, base=0.70, shares=None, choices=(("coral", 10, 0.05),), reaso
         differences=pd.DataFrame(differences),
         regained=pd.DataFrame(regained, columns=["method", *gap, "share", "low", "high", "reason"]),
         choices=pd.DataFrame(
-            [{"method": m, "n": n, "of": sum(c[1] for c in choices), "margin": margin} for m, n, margin in choices],
-            columns=["method", "n", "of", "margin"],
+            [{"method": m, "n": n, "of": sum(c[1] for c in choices), "left": left} for m, n, left in choices],
+            columns=["method", "n", "of", "left"],
         ),
         oracle=max(known, key=lambda row: row["auroc"])["method"],
         shots=None,
@@ -146,12 +146,13 @@ def test_the_choice_of_auto_stands_beside_that_of_the_oracle():
     same = answer(2, effects)
     assert same.short == "coral, in all 10 halves."
     assert same.more[0] == "The oracle's choice, which takes labels of the target, is coral with 0.760; auto has 0.750."
-    split = answer(2, effects, choices=(("coral", 7, 0.004), ("source-only", 3, math.nan)))
+    split = answer(2, effects, choices=(("coral", 7, 0.84), ("source-only", 3, 0.6)))
     assert split.short == "coral, but only in 7 of 10 halves."
     assert split.more[1:] == [
-        "coral in 7 of 10 halves, by a mean margin of 0.004 AUROC in reverse validation.",
-        "source-only in 3 of 10 halves.",
+        "coral in 7 of 10 halves, where the domains are then 0.8 times what chance makes apart.",
+        "source-only in 3 of 10 halves, where the domains are then 0.6 times what chance makes apart.",
     ]
+    assert answer(2, effects, choices=(("coral", 10, 3.2),)).more[-1].endswith("and the choice is less sure.")
     assert answer(2, {"coral": (0.06, 0.01), **BOUND}, choices=()).short == "Not known: auto was not run."
 
 
@@ -243,5 +244,5 @@ def test_a_page_without_auto_or_a_gap():
     )
     page = adapt_page(result, CONTEXT)
     assert "What auto chose" not in page
-    assert "reverse validation" not in page
+    assert "grouped at random" not in page
     assert not re.search(r"\bnan\b", page)

@@ -10,17 +10,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from medclr.training import adapt
 from medclr.training.adapt import (
-    METHODS,
     SHARES,
     Moved,
     Problem,
     choose_method,
     confident,
     decided,
+    distance,
     recoloured,
-    reverse_auroc,
     solve,
     supervised,
 )
@@ -202,62 +200,61 @@ def test_several_classes_are_told_by_one_head(method):
     given = Problem(x, np.eye(3)[kinds], np.arange(150).astype(str).astype(object), target, scored, True, 0)
     _, head = solve(given, method)
     assert (head.scores(scored).argmax(axis=1) == kinds).mean() > 0.95
-    assert reverse_auroc(given, METHODS[method][1], head.strength) > 0.95
 
 
-def test_reverse_validation_is_there_and_back_by_source_patients_left_out():
-    given, _ = problem(lambda x: x + FIRST * 0.5, gap=1.5)
-    seen = []
-
-    def learn(part, strength):
-        seen.append(set(part.patients))
-        assert strength == 0.1
-        return adapt._linear(part, strength)
-
-    found = reverse_auroc(given, learn, 0.1)
-    folds = adapt.inner_folds(given.y, given.patients, given.seed)
-
-    def fit(x, y):
-        scale = x.std(axis=0).max()
-        model = LogisticRegression(C=0.1, class_weight="balanced", solver="newton-cholesky")
-        model.fit((x - x.mean(0)) / scale, y)
-        return lambda new: model.decision_function((new - x.mean(0)) / scale)
-
-    expected = []
-    for own, held in folds:
-        told = fit(given.source[own], given.y[own, 0])(given.target) > 0
-        back = fit(given.target, told)(given.source[held])
-        expected.append(roc_auc_score(given.y[held, 0], back))
-    assert found == pytest.approx(np.mean(expected))
-    assert seen == [set(given.patients[own]) for own, _ in folds]
+def choice_of(given, *names):
+    solved = {name: solve(given, name) for name in names}
+    return choose_method(names, solved.__getitem__)
 
 
-@pytest.mark.parametrize("exclusive", [False, True])
-def test_no_way_back_from_a_single_class_is_chance(exclusive):
-    given, _ = problem(lambda x: x + FIRST * 100)
-    if exclusive:
-        given = replace(given, y=np.hstack([1 - given.y, given.y]), exclusive=True)
-    assert reverse_auroc(given, METHODS["source-only"][1], 0.1) == 0.5
-
-
-def test_auto_chooses_what_brings_the_target_back_and_says_by_how_much():
-    """Seen from the source the target is all of one class: only coral finds two there."""
-    given, truth = problem(lambda x: x + FIRST * 30)
-    solved = {name: solve(given, name) for name in ("source-only", "coral", "pseudo")}
-    choice = choose_method(solved)
-    quality = {name: reverse_auroc(moved, METHODS[name][1], head.strength) for name, (moved, head) in solved.items()}
+def test_auto_takes_the_least_change_that_brings_the_domains_together():
+    given, _ = problem(lambda x: x + FIRST * 30)
+    choice = choice_of(given, "source-only", "coral", "pseudo")
     assert choice.method == "coral"
-    assert choice.margin == pytest.approx(quality["coral"] - max(quality["source-only"], quality["pseudo"]))
-    assert choice.margin > 0.2
-    assert auroc(solved["coral"], truth) > 0.9
+    apart, noise = distance(solve(given, "coral")[0])
+    assert choice.left == pytest.approx(max(apart, 0) / noise)
+    assert choice.left <= 1 < distance(given)[0] / distance(given)[1]
+    alike, _ = problem()
+    assert choice_of(alike, "source-only", "coral", "pseudo").method == "source-only"
 
 
-def test_of_equals_auto_keeps_the_first_and_one_alone_has_no_margin():
+def test_methods_after_the_first_that_suffices_are_not_asked_for():
     given, _ = problem()
-    same = solve(given, "source-only")
-    choice = choose_method({"source-only": same, "adabn": same})
-    assert choice == ("source-only", 0)
-    assert np.isnan(choose_method({"source-only": same}).margin)
+    asked = []
+    choose_method(["coral", "source-only"], lambda name: asked.append(name) or solve(given, name))
+    assert asked == ["source-only"]
+
+
+def test_where_nothing_suffices_the_least_distance_is_taken():
+    given, _ = problem(lambda x: x + FIRST * 3)
+    anew = {
+        "adabn": lambda: Moved(given.source, given.target - FIRST * 2, given.scored),
+        "simclr-both": lambda: Moved(given.source, given.target - FIRST, given.scored),
+    }
+    choice = choice_of(replace(given, anew=anew), "source-only", "adabn", "simclr-both")
+    assert choice.method == "adabn"
+    assert choice.left > 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_features_that_have_lost_the_source_are_not_taken_for_alike(known):
+    """Constant ones are no distance apart; with few patients too, of whom no strength is chosen by."""
+    given, _ = problem(lambda x: x + FIRST * 3, n=200 if known else 16)
+    flat = Moved(0 * given.source, 0 * given.target, 0 * given.scored)
+    given = replace(given, anew={"adabn": lambda: flat})
+    assert (solve(given, "adabn")[1].held_out is not None) == known
+    assert choice_of(given, "source-only", "adabn").method == "source-only"
+
+
+def test_distance_is_of_scaled_features_with_patients_kept_together():
+    given, _ = problem(lambda x: x * 1.5 + FIRST)
+    units = np.array([1e-3, 1.0, 1e3])
+    scaled = replace(given, source=given.source * units, target=given.target * units)
+    assert distance(scaled) == pytest.approx(distance(given))
+    apart, noise = distance(given)
+    few = replace(given, others=np.array([f"q{i % 10}" for i in range(200)], dtype=object))
+    assert distance(few)[0] == apart
+    assert distance(few)[1] > 1.2 * noise
 
 
 def test_the_upper_bound_learns_the_targets_labels_alone():
@@ -276,4 +273,4 @@ def test_nothing_is_learned_from_rows_to_be_scored(method):
     poisoned = replace(given, scored=given.scored * np.nan)
     one, other = (solve(p, method)[1] for p in (given, poisoned))
     np.testing.assert_array_equal(one.weight, other.weight)
-    assert choose_method({method: solve(poisoned, method)}).method == method
+    assert distance(solve(poisoned, method)[0]) == distance(solve(given, method)[0])

@@ -11,7 +11,7 @@ from medclr.training.crossfit import CrossFit, Domain
 from medclr.training.probe import fit_linear, inner_folds
 from medclr.training.shots import few_shot, shots_in_order
 
-METHODS = ["source-only", "adabn", "coral", "pseudo"]
+METHODS = ["source-only", "adabn", "adabn-coral", "coral", "pseudo"]
 
 
 def domain(seed, first, patients=40, shift=0.0):
@@ -148,7 +148,7 @@ def test_auto_has_the_scores_of_what_it_chose_in_each_half(sides, monkeypatch):
     source, target = sides
     fits, answers = cross_fit(source, target), [Choice("coral", 0.1), Choice("adabn", 0.2)]
     left = list(answers)
-    monkeypatch.setattr(crossfit, "choose_method", lambda solved: left.pop(0))
+    monkeypatch.setattr(crossfit, "choose_method", lambda *_: left.pop(0))
     scores, choices = fits.chosen(METHODS, DRAWN, 3)
     assert choices == answers
     for (_, held), choice in zip(inner_folds(target.y, target.patients, 3, 2), answers, strict=True):
@@ -189,7 +189,7 @@ def test_halves_by_two_methods_are_ranked_on_one_scale(sides, monkeypatch):
 
     monkeypatch.setattr(crossfit, "solve", louder)
     left = [Choice("coral", 0.1), Choice("source-only", 0.1)]
-    monkeypatch.setattr(crossfit, "choose_method", lambda solved: left.pop(0))
+    monkeypatch.setattr(crossfit, "choose_method", lambda *_: left.pop(0))
     scores, _ = cross_fit(source, target).chosen(["source-only", "coral"], DRAWN, 3)
     np.testing.assert_allclose(scores, plain)
 

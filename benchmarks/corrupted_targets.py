@@ -1,0 +1,96 @@
+"""What `medclr adapt` regains where the target is a worse scanner: six corruptions, pooled over data sets.
+
+    python benchmarks/corrupted_targets.py OUT STRENGTH --set NAME LABELS.csv ENCODER [--set …] [flags of medclr adapt]
+
+LABELS.csv has a split, and ENCODER was pre-trained without its val and test patients (--holdout). Labels are learned
+from train patients; the others are the target, through one corruption at a time, so no patient is on both sides and
+none of the target was seen in pre-training. `home` is source-only on these very volumes as they are, and the drop is
+from there.
+
+Pooled is the sum of (method - source-only) over that of (target-trained - source-only), over the conditions with a drop
+of at least .03, each a mean over draws and encoders. Its interval is from resamples of the patients of each set, the
+same for all of its conditions; which conditions count is not resampled.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+
+from medclr.cli import main as medclr
+from medclr.config import Corruption
+from medclr.evaluation.cells import Cell
+from medclr.metrics import Resamples, auroc, bootstrap_mean_auroc, interval
+
+LEAST_DROP = 0.03
+RESAMPLES = 2000
+HELD = ["--source", "held=no", "--target", "held=yes"]
+
+
+def main(out: Path, strength: int, sets: list[list[str]], flags: list[str]) -> None:
+    """Run what has not been run yet, then print a row for each condition, and the pooled ratios."""
+    rows, gains = [], []
+    for name, labels, encoder in sets:
+        (out / name).mkdir(parents=True, exist_ok=True)
+        table = pd.read_csv(labels, dtype=str, keep_default_na=False)
+        table = table.assign(held=np.where(table["split"] == "train", "no", "yes"))
+        own = out / name / "labels.csv"
+        table.to_csv(own, index=False)
+        words = ["adapt", "--labels", str(own), "--encoder", encoder, *HELD, *flags]
+        home = _of(words, out / name / "clean")
+        for corruption in get_args(Corruption):
+            changed = ["--corruption", corruption, "--strength", str(strength)]
+            found = _of([*words, *changed], out / name / f"{corruption}-{strength}")
+            means = {method: float(np.mean(by_cell)) for method, (by_cell, _) in found.items()}
+            before = float(np.mean(home["source-only"][0]))
+            counts = before - means["source-only"] >= LEAST_DROP
+            rows.append({"set": name, "corruption": corruption, "home": before, **means, "counts": counts})
+            if counts:
+                gains.append(found)
+    result = pd.DataFrame(rows)
+    result.to_csv(out / f"conditions-{strength}.csv", index=False)
+    print(result.round(3).to_string(index=False))
+    methods = [name for name in gains[0] if name not in ("source-only", "target-trained")] if gains else []
+    for method in methods:
+        value, resampled = _ratio(gains, method)
+        low, high = interval(resampled, 0.95)
+        print(f"pooled over {len(gains)} conditions, {method}: {value:.2f} ({low:.2f} to {high:.2f})")
+
+
+Found = dict[str, tuple[np.ndarray, np.ndarray]]
+"""By method, AUROCs of its cells and their mean over cells in each resample."""
+
+
+def _of(words: list[str], run: Path) -> Found:
+    if not (run / "report.json").is_file() and (code := medclr([*words, "--out", str(run)])):
+        sys.exit(code)
+    judged = pd.read_csv(run / "private" / "target.csv", keep_default_na=False)
+    y, patients = judged.filter(like="y ").to_numpy(float)[:, 0], judged["patient_key"].to_numpy()
+    resamples = Resamples(patients, y, RESAMPLES, np.random.default_rng(0))
+    cells = [Cell.from_dict(json.loads(path.read_text())) for path in sorted((run / "cells").glob("*.json"))]
+    found = {}
+    for row in json.loads((run / "report.json").read_text())["adapt"]:
+        scores = np.stack([cell.scores[:, 0] for cell in cells if cell.arm == row["method"]])
+        found[row["method"]] = np.array([auroc(y, one) for one in scores]), bootstrap_mean_auroc(y, scores, resamples)
+    return found
+
+
+def _ratio(gains: list[Found], method: str) -> tuple[float, np.ndarray]:
+    values, resampled = [], []
+    for name in (method, "target-trained"):
+        values.append(sum(float(one[name][0].mean() - one["source-only"][0].mean()) for one in gains))
+        resampled.append(np.sum([one[name][1] - one["source-only"][1] for one in gains], axis=0))
+    return values[0] / values[1], resampled[0] / resampled[1]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("strength", type=int)
+    parser.add_argument("--set", nargs=3, action="append", required=True, dest="sets")
+    given, others = parser.parse_known_args()
+    main(given.out, given.strength, given.sets, others)
