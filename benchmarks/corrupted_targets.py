@@ -7,9 +7,9 @@ from train patients; the others are the target, through one corruption at a time
 none of the target was seen in pre-training. `home` is source-only on these very volumes as they are, and the drop is
 from there.
 
-Pooled is the sum of (method - source-only) over that of (target-trained - source-only), over the conditions with a drop
-of at least .03, each a mean over draws and encoders. Its interval is from resamples of the patients of each set, the
-same for all of its conditions; which conditions count is not resampled.
+Pooled over the conditions with a drop of at least .03 are the sum of (method - source-only), each a mean over draws and
+encoders, and its share of the sum of (target-trained - source-only). Their intervals are from resamples of the patients
+of each set, the same for all of its conditions; which conditions count is not resampled.
 """
 
 import argparse
@@ -56,9 +56,11 @@ def main(out: Path, strength: int, sets: list[list[str]], flags: list[str]) -> N
     print(result.round(3).to_string(index=False))
     methods = [name for name in gains[0] if name not in ("source-only", "target-trained")] if gains else []
     for method in methods:
-        value, resampled = _ratio(gains, method)
-        low, high = interval(resampled, 0.95)
-        print(f"pooled over {len(gains)} conditions, {method}: {value:.2f} ({low:.2f} to {high:.2f})")
+        gain, bound = (_sum(gains, name) for name in (method, "target-trained"))
+        shares = gain[0] / bound[0], *interval(gain[1] / bound[1], 0.95)
+        gained = gain[0], *interval(gain[1], 0.95)
+        line = "{}, {} conditions: gained {:+.3f} ({:+.3f} to {:+.3f}) in all, a share of {:.2f} ({:.2f} to {:.2f})"
+        print(line.format(method, len(gains), *gained, *shares))
 
 
 Found = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -79,12 +81,10 @@ def _of(words: list[str], run: Path) -> Found:
     return found
 
 
-def _ratio(gains: list[Found], method: str) -> tuple[float, np.ndarray]:
-    values, resampled = [], []
-    for name in (method, "target-trained"):
-        values.append(sum(float(one[name][0].mean() - one["source-only"][0].mean()) for one in gains))
-        resampled.append(np.sum([one[name][1] - one["source-only"][1] for one in gains], axis=0))
-    return values[0] / values[1], resampled[0] / resampled[1]
+def _sum(gains: list[Found], method: str) -> tuple[float, np.ndarray]:
+    """Of the differences of a method from source-only, over conditions; and on each resample."""
+    value = sum(float(one[method][0].mean() - one["source-only"][0].mean()) for one in gains)
+    return value, np.sum([one[method][1] - one["source-only"][1] for one in gains], axis=0)
 
 
 if __name__ == "__main__":
