@@ -408,4 +408,7 @@ def test_figures_are_those_of_the_scores(within):
     rows = manifest[manifest["manufacturer"] == "Borealis"]
     truth = rows["series_key"].map(raw).map(labels.set_index("series_uid")["lesion"])
     cell = record("runs/within/cells/coral_1_1.json")
+    judged = pd.read_csv("runs/within/private/target.csv")
+    assert list(judged["volume_id"]) == list(rows["volume_id"])
+    assert list(judged.filter(like="y ").iloc[:, 0]) == list(truth.astype(float))
     assert cell["auroc"] == pytest.approx(roc_auc_score(truth, np.array(cell["scores"])[:, 0]))
