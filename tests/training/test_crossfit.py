@@ -223,7 +223,7 @@ def test_no_label_of_the_target_but_the_shots_decides_anything(sides, arm, monke
 def test_shots_go_with_the_features_of_the_method_that_is_chosen(sides, method, monkeypatch):
     """After self-training, beside the answers of which it was sure, too."""
     source, target = sides
-    monkeypatch.setattr(crossfit, "choose_method", lambda solved: Choice(method, 0.1))
+    monkeypatch.setattr(crossfit, "choose_method", lambda candidates, solved: Choice(method, 0.1))
     fits = cross_fit(source, target)
     scores = fits.with_shots(4, DRAWN, 3, METHODS)
     for half, (fit, held) in enumerate(inner_folds(target.y, target.patients, 3, 2)):
