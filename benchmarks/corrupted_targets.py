@@ -1,11 +1,15 @@
 """What `medclr adapt` regains where the target is a worse scanner: six corruptions, pooled over data sets.
 
-    python benchmarks/corrupted_targets.py OUT STRENGTH --set NAME LABELS.csv ENCODER [--set …] [flags of medclr adapt]
+    python benchmarks/corrupted_targets.py OUT STRENGTH --set NAME LABELS.csv ENCODER [--set …] [--held] [flags of
+    medclr adapt]
 
-LABELS.csv has a split, and ENCODER was pre-trained without its val and test patients (--holdout). Labels are learned
-from train patients; the others are the target, through one corruption at a time, so no patient is on both sides and
-none of the target was seen in pre-training. `home` is source-only on these very volumes as they are, and the drop is
-from there.
+The target is the source's own archive, through one corruption at a time. Its patients are halved: from the one half
+are learned the labels, on images as they are, by source-only, and on corrupted ones by target-trained, so that both
+have as many; the other half is scored, and of that nobody has learned. Pre-training may have seen the images as they
+are, without labels. `home` is source-only on the volumes as they are, and the drop is from there.
+
+With --held, labels are learned from the train split, and the target is the rest, which pre-training must not have seen
+(--holdout). There target-trained may have far fewer labels than source-only, and is no upper bound then.
 
 Pooled over the conditions with a drop of at least .03 are the sum of (method - source-only), each a mean over draws and
 encoders, and its share of the sum of (target-trained - source-only). Their intervals are from resamples of the patients
@@ -29,19 +33,21 @@ from medclr.metrics import Resamples, auroc, bootstrap_mean_auroc, interval
 LEAST_DROP = 0.03
 RESAMPLES = 2000
 HELD = ["--source", "held=no", "--target", "held=yes"]
+AS_SCANNED = ["--corruption", "noise", "--strength", "0"]
 
 
-def main(out: Path, strength: int, sets: list[list[str]], flags: list[str]) -> None:
+def main(out: Path, strength: int, sets: list[list[str]], held: bool, flags: list[str]) -> None:
     """Run what has not been run yet, then print a row for each condition, and the pooled ratios."""
     rows, gains = [], []
     for name, labels, encoder in sets:
         (out / name).mkdir(parents=True, exist_ok=True)
-        table = pd.read_csv(labels, dtype=str, keep_default_na=False)
-        table = table.assign(held=np.where(table["split"] == "train", "no", "yes"))
-        own = out / name / "labels.csv"
-        table.to_csv(own, index=False)
-        words = ["adapt", "--labels", str(own), "--encoder", encoder, *HELD, *flags]
-        home = _of(words, out / name / "clean")
+        words = ["adapt", "--labels", labels, "--encoder", encoder, "--transductive", *flags]
+        if held:
+            table = pd.read_csv(labels, dtype=str, keep_default_na=False)
+            own = str(out / name / "labels.csv")
+            table.assign(held=np.where(table["split"] == "train", "no", "yes")).to_csv(own, index=False)
+            words = ["adapt", "--labels", own, "--encoder", encoder, *HELD, *flags]
+        home = _of([*words, *AS_SCANNED], out / name / "clean")
         for corruption in get_args(Corruption):
             changed = ["--corruption", corruption, "--strength", str(strength)]
             found = _of([*words, *changed], out / name / f"{corruption}-{strength}")
@@ -92,5 +98,6 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("strength", type=int)
     parser.add_argument("--set", nargs=3, action="append", required=True, dest="sets")
+    parser.add_argument("--held", action="store_true")
     given, others = parser.parse_known_args()
-    main(given.out, given.strength, given.sets, others)
+    main(given.out, given.strength, given.sets, given.held, others)

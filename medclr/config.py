@@ -643,7 +643,7 @@ class AdaptConfig(LabelledConfig):
     corruption: Corruption | None = _say(
         None, "show the target through this corruption; without --target and --target-data it is the source, corrupted"
     )
-    strength: int = _say(3, "of --corruption: 1, hardly seen, to 5, severe")
+    strength: int = _say(3, "of --corruption: 1, hardly seen, to 5, severe; 0 leaves the volumes as they are")
     encoder: list[Path] = field(
         default_factory=list,
         metadata={
@@ -701,8 +701,8 @@ class AdaptConfig(LabelledConfig):
                 "name what to adapt to: a domain with --target COLUMN=VALUE, or an archive --target-data, or with "
                 "--corruption what the source becomes by it"
             )
-        if not 1 <= self.strength <= 5:
-            raise UsageError(f"--strength {self.strength}: must be from 1 to 5")
+        if not 0 <= self.strength <= 5:
+            raise UsageError(f"--strength {self.strength}: must be from 0 to 5")
         if any(shots < 1 for shots in self.target_shots):
             raise UsageError(f"--target-shots {min(self.target_shots)}: must be at least 1; 0 is always there")
         if self.lp_ft and not self.target_shots:

@@ -184,7 +184,7 @@ def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
 def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tuple[_Side, _Side]:
     """Source and target: two domains of one archive, two archives, or one archive and what a corruption makes of it."""
     source, target = _named(config, run, encoder, spec)
-    if config.corruption is None:
+    if config.corruption is None or config.strength == 0:
         return source, target
     change = corrupting(config.corruption, config.strength, target.part.spec.spatial_dims, config.seed)
     return source, replace(target, name=f"{target.name}, {config.corruption} {config.strength}", change=change)
