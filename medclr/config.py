@@ -635,9 +635,14 @@ class AdaptConfig(LabelledConfig):
 
     labels: Path = _need("label table of the source; without --target-data, of both domains")
     target: str | None = _say(
-        None, "domain to adapt to, as COLUMN=VALUE of --labels or of the manifest, such as view=AP manufacturer=GE"
+        None,
+        "domain to adapt to, as COLUMN=VALUE of --labels or of the manifest, such as view=AP manufacturer=GE; a COLUMN "
+        "alone leaves out each of its values in turn, learned from all others",
     )
     source: str | None = _say(None, "domain with labels to learn from (default: all other values of that column)")
+    balance: bool = _say(
+        False, "all domains of the source count the same: volumes of the smaller ones are drawn several times"
+    )
     target_data: Path | None = _say(None, "folder of scans of another archive, to which is adapted")
     target_labels: Path | None = _say(None, "label table of --target-data: no method sees it, but the figures need it")
     corruption: Corruption | None = _say(
@@ -722,8 +727,18 @@ class AdaptConfig(LabelledConfig):
         if self.data is not None and self.target_data is not None:
             raise UsageError("--data with --target-data: the source is the archive that the encoder is from")
         for name, given in (("target", self.target), ("source", self.source)):
-            if given is not None and not all(given.partition("=")):
+            alone = name == "target" and self.each and given
+            if given is not None and not all(given.partition("=")) and not alone:
                 raise UsageError(f"--{name} {given}: must be COLUMN=VALUE, such as view=AP")
+        if self.source is not None and self.each:
+            raise UsageError(
+                f"--source {self.source}: with --target {self.target}, a column alone, each domain is learned from all "
+                f"others; name one, --target {self.target}=VALUE, or leave --source out"
+            )
+        if self.balance and (self.target is None or self.source is not None):
+            raise UsageError(
+                "--balance: the source is one domain; it takes several, as with --target COLUMN=VALUE without --source"
+            )
         if self.source is not None and self.source.partition("=")[0] != self.column:
             raise UsageError(f"--source {self.source}: must be of the column of --target, {self.column}")
         if self.source is not None and self.source == self.target:
@@ -733,6 +748,11 @@ class AdaptConfig(LabelledConfig):
     def column(self) -> str:
         """By which source and target are told apart; "" where they are archives."""
         return (self.target or "").partition("=")[0]
+
+    @property
+    def each(self) -> bool:
+        """Each value of the column is the target in turn."""
+        return self.target is not None and "=" not in self.target
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """`medclr adapt`: carry a classifier to another domain without its labels, and measure what that gained."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +24,7 @@ from medclr.commands.finetune import (
     load_encoders,
     named_or_newest,
 )
+from medclr.commands.leave_one_out import each_left_out
 from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig, LabelsConfig
 from medclr.data.identity import Seen, Verdict, check_leakage
 from medclr.data.labels import Task, labels_hash, read_keyed
@@ -39,6 +40,7 @@ from medclr.evaluation.adaptation import (
     domain_adaptation,
 )
 from medclr.evaluation.cells import LEAST_PATIENTS, Arm, Cell, Scores, unjudged
+from medclr.evaluation.leave_one_out import LeaveOneOut
 from medclr.evaluation.shots import ADAPTED, ALONE, BOTH, LP_FT, shot_name
 from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, load_classifier, save_classifier
@@ -48,9 +50,9 @@ from medclr.reporting.console import counted, progress, say
 from medclr.reporting.figures import adapt_figure, shots_figure
 from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, hardware, read_paths, versions
-from medclr.training.adapt import Moved
+from medclr.training.adapt import Features, Moved
 from medclr.training.classify import fit_full
-from medclr.training.crossfit import Anew, CrossFit, Domain, Tune
+from medclr.training.crossfit import Anew, CrossFit, Domain, Tune, equal_draws
 from medclr.training.encode import Change, Encoder, Volumes, has_batch_norm, head_logits, training_device
 from medclr.training.probe import Linear, fit_linear
 from medclr.training.realign import ALIGNMENTS, CONTINUED, FINETUNED, TRAINED, align, continue_simclr
@@ -65,11 +67,12 @@ _NORMED = ("adabn", "adabn-coral")  # they take statistics of batch norm
 Rows = NDArray[np.intp]
 
 
-def adapt(config: AdaptConfig) -> Adaptation:
+def adapt(config: AdaptConfig) -> Adaptation | LeaveOneOut:
     """Adapt linear heads on frozen encoders to a target without its labels, and judge each method by them.
 
     Returns:
-        The tables: `.frame()` is the one of adapt.csv.
+        The tables: `.frame()` is the one of adapt.csv. Where each domain of a column is the target in turn, they have a
+        column `domain`.
     """
     run = Run.open("adapt", config, config.out)
     say(f"run folder: {run.folder}")
@@ -88,7 +91,26 @@ def adapt(config: AdaptConfig) -> Adaptation:
     run.pin({
         "encoder": " ".join(map(fingerprint, paths)), "labels": " ".join(map(labels_hash, tables))
     })  # fmt: skip
-    source, target = _sides(config, run, paths[0], encoders[0].spec)
+    if config.each:
+        home = labelled_part(config, run, HOME, config.labels, paths[0], encoders[0].spec, [config.column])
+        return _each(config, run, paths[0], encoders, methods, home)
+    found = _adapted(config, run, paths[0], encoders, methods, _sides(config, run, paths[0], encoders[0].spec))
+    say(f"wrote {run.folder}: report.html, report.json, adapt.png, .svg and .pdf, a .csv of each table, classifier/")
+    say(f"next: open {run.folder / 'report.html'} in a browser, or medclr predict --classifier {run.folder}")
+    return found
+
+
+def _adapted(
+    config: AdaptConfig,
+    run: Run,
+    path: Path,
+    encoders: Sequence[Encoder],
+    methods: Sequence[str],
+    sides: "tuple[_Side, _Side]",
+    known: Callable[[], Sequence[Features]] | None = None,
+) -> Adaptation:
+    """One target. path: of the first encoder; known: of each the features of all volumes, where they are to be had."""
+    source, target = sides
     task = source.part.table.task
     _check_classes(source, target, task)
     verdicts = _refuse_seen(config, encoders, target)
@@ -97,7 +119,11 @@ def adapt(config: AdaptConfig) -> Adaptation:
         say(f"{side.name}: {counted(len(side.at), 'labelled volume')} of {counted(side.n_patients, 'patient')}")
     y = pd.DataFrame(target.y, columns=[f"y {name}" for name in task.outputs])
     run.write_frame("private/target.csv", target.rows[["volume_id", "patient_key"]].join(y))  # behind all scores
-    fits = [_cross_fit(config, run, encoder, source, target, task) for encoder in encoders]
+    features = known() if known else [None] * len(encoders)
+    fits = [
+        _cross_fit(config, run, encoder, source, target, task, own)
+        for encoder, own in zip(encoders, features, strict=True)
+    ]
     arms = {name: [partial(_cell, fit, name, methods) for fit in fits] for name in methods}
     shots = _shots(config, methods, encoders, fits, target, task)
     n_cells, done = (len(arms) + len(shots)) * len(fits) * config.draws, finished_cells(run)
@@ -124,26 +150,29 @@ def adapt(config: AdaptConfig) -> Adaptation:
         )
     kept = _kept_method(methods, found)
     say(f"classifier: {kept}, adapted to all of {target.name}")
-    _save_classifier(config, run, paths[0], encoders[0], fits[0], kept, source, target)
+    _save_classifier(config, run, path, encoders[0], fits[0], kept, source, target)
     _write(config, run, found, _context(config, run, encoders, source, target, verdicts) | {"classifier": kept})
     return found
 
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """One domain: a name to call it by, and the positions of its volumes in the labels of an archive.
+    """One domain, or several: a name, and the positions of its volumes in the labels of an archive.
 
-    change: what makes of their images those that it has.
+    change: what makes of their images those that it has; domains: of each volume the one that it is of, where these are
+    to count the same.
     """
 
     name: str
     part: Part
     at: Rows
     change: Change | None = None
+    domains: NDArray[np.object_] | None = None
 
     @property
     def rows(self) -> pd.DataFrame:
-        return self.part.table.rows.iloc[self.at].reset_index(drop=True)
+        rows = self.part.table.rows.iloc[self.at].reset_index(drop=True)
+        return rows if self.domains is None else rows.assign(domain=self.domains)  # for batches that are to be balanced
 
     @property
     def y(self) -> NDArray[np.float64]:
@@ -183,7 +212,10 @@ def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
 
 def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tuple[_Side, _Side]:
     """Source and target: two domains of one archive, two archives, or one archive and what a corruption makes of it."""
-    source, target = _named(config, run, encoder, spec)
+    return _corrupted(config, *_named(config, run, encoder, spec))
+
+
+def _corrupted(config: AdaptConfig, source: _Side, target: _Side) -> tuple[_Side, _Side]:
     if config.corruption is None or config.strength == 0:
         return source, target
     change = corrupting(config.corruption, config.strength, target.part.spec.spatial_dims, config.seed)
@@ -208,13 +240,43 @@ def _whole(part: Part) -> _Side:
     return _Side(f"{ARCHIVE} {part.name}", part, np.arange(len(part.table.rows)))
 
 
-def _within(config: AdaptConfig, home: Part) -> tuple[_Side, _Side]:
+def _each(
+    config: AdaptConfig, run: Run, path: Path, encoders: Sequence[Encoder], methods: Sequence[str], home: Part
+) -> LeaveOneOut:
+    """Each domain of a column in turn, in a folder of its own; features of the encoder as it is are computed once."""
+    values = _values(config, home)
+    everyone = _Side(config.column, home, np.flatnonzero(values != ""))
+
+    @cache
+    def features() -> list[NDArray[np.float32]]:
+        found, volumes = [], everyone.volumes(config.crops)
+        for encoder in encoders:
+            network = encoder.bundle.middle(config.projector_layer).to(training_device(config.device))
+            own = kept_features(run, network, everyone.rows, partial(volumes.embed, network))
+            found.append(np.zeros((len(values), own.shape[1]), dtype=own.dtype))
+            found[-1][everyone.at] = own
+        return found
+
+    def one(own: AdaptConfig, within: Run) -> Adaptation:
+        return _adapted(own, within, path, encoders, methods, _corrupted(own, *_within(own, home)), features)
+
+    verdicts = _refuse_seen(config, encoders, everyone)  # now, not after the domains before
+    context = _context(config, run, encoders, everyone, everyone, verdicts)
+    return each_left_out(config, run, home.table, values, methods, context, one)
+
+
+def _values(config: AdaptConfig, home: Part) -> NDArray[np.object_]:
+    """Of each labelled volume, in which domain it is; "" where that is unknown."""
     known = known_of(*joined([home]))
-    column, _, asked = (config.target or "").partition("=")
-    if column not in known:
+    if config.column not in known:
         columns = listed([*known])
         raise UsageError(f"--target {config.target}: no such column in the labels or the manifest; there are {columns}")
-    values, given = known[column].to_numpy(), (config.source or "").partition("=")[2]
+    return known[config.column].to_numpy()
+
+
+def _within(config: AdaptConfig, home: Part) -> tuple[_Side, _Side]:
+    column, _, asked = (config.target or "").partition("=")
+    values, given = _values(config, home), (config.source or "").partition("=")[2]
     there = sorted(set(values) - {""})
     for flag, name in (("target", asked), ("source", given)):
         if name and name not in there:
@@ -224,10 +286,14 @@ def _within(config: AdaptConfig, home: Part) -> tuple[_Side, _Side]:
             )
     if len(there) < 2:
         raise DataError(f"--target {column}={asked}: there is no other {column} to learn from; name another column")
+    if config.balance and len(there) < 3:
+        raise DataError(f"--balance: {column} {listed(there)} are all, so that the source is one domain; leave it out")
     of_source = values == given if given else (values != asked) & (values != "")
     name = given or listed([value for value in there if value != asked])
     return (
-        _Side(f"{column} {name}", home, np.flatnonzero(of_source)),
+        _Side(
+            f"{column} {name}", home, np.flatnonzero(of_source), domains=values[of_source] if config.balance else None
+        ),
         _Side(f"{column} {asked}", home, np.flatnonzero(values == asked)),
     )
 
@@ -257,21 +323,37 @@ def _refuse_seen(config: AdaptConfig, encoders: Sequence[Encoder], target: _Side
     return verdicts
 
 
-def _cross_fit(config: AdaptConfig, run: Run, encoder: Encoder, source: _Side, target: _Side, task: Task) -> CrossFit:
-    """Of one encoder: what every cell of it is made from."""
+def _cross_fit(
+    config: AdaptConfig,
+    run: Run,
+    encoder: Encoder,
+    source: _Side,
+    target: _Side,
+    task: Task,
+    features: Features | None,
+) -> CrossFit:
+    """Of one encoder: what every cell of it is made from. features: of all volumes of the archive, if known."""
     network = encoder.bundle.middle(config.projector_layer).to(training_device(config.device))
     here, there = (side.volumes(config.crops) for side in (source, target))
     domains = [
-        Domain(side.y, side.patients, kept_features(run, network, own.rows, partial(own.embed, network), _how(side)))
+        Domain(
+            side.y,
+            side.patients,
+            kept_features(run, network, own.rows, partial(own.embed, network), _how(side))
+            if features is None or side.change is not None
+            else features[side.at],
+        )
         for side, own in ((source, here), (target, there))
     ]
     # Statistics of patients who are in the source alone serve all halves at once, and none of them is ever scored.
     alone = np.flatnonzero(~np.isin(source.patients, target.patients))
+    if source.domains is not None and 2 * len(alone) >= len(source.at):
+        alone = alone[equal_draws(source.domains[alone], config.seed)]
     anew = {"adabn": _renormalised(config, run, network, here, there, alone)}
     anew |= {style: _styled(network, here, there, domains[1].features, style) for style in STYLES}
     anew |= {name: _aligned(name, config, network, domains[0], here, there, task) for name in (FINETUNED, *ALIGNMENTS)}
     anew |= {name: _continued(name, config, encoder, here, there) for name in CONTINUED}
-    return CrossFit(domains[0], domains[1], task.kind == "multiclass", anew)
+    return CrossFit(domains[0], domains[1], task.kind == "multiclass", anew, source.domains)
 
 
 def _how(side: _Side) -> str:
@@ -518,6 +600,7 @@ def _context(
         "transductive": any(verdict.status == "leak" for verdict in verdicts),
         "known": known,
         "training": {name: getattr(config, name) for name in _OF_TRAINING},
+        "balance": config.balance,
         "draws": config.draws,
         "resamples": config.resamples,
         "versions": versions(),
@@ -558,5 +641,3 @@ def _write(config: AdaptConfig, run: Run, found: Adaptation, context: Mapping[st
     run.finish({"findings": [answer.short for answer in answers]})
     for answer in answers:
         say(answer.short)
-    say(f"wrote {run.folder}: report.html, report.json, adapt.png, .svg and .pdf, a .csv of each table, classifier/")
-    say(f"next: open {run.folder / 'report.html'} in a browser, or medclr predict --classifier {run.folder}")

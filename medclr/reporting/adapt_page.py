@@ -32,7 +32,7 @@ MEANINGS = {
     AUTO: "the one of these that was chosen without a label of the target",
     TARGET_TRAINED: "the upper bound: a linear head that learned the target's own labels",
 }
-_PREVALENCE = 0.1  # difference in the share of positives from which a reader is told
+PREVALENCE = 0.1  # difference in the share of positives from which a reader is told
 
 Row = Mapping[Any, Any]
 
@@ -64,7 +64,7 @@ def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
 
     found: its tables. context: title, command_line, phantoms, transductive, leakage, task (kind, columns, outputs),
     source and target (each name, n, n_patients, n_positive, shares), n_both, encoders (each method, seed, fingerprint),
-    training (steps, batch_size, lr, weight_decay, alignment, negatives), known, draws, resamples, versions and
+    training (steps, batch_size, lr, weight_decay, alignment, negatives), balance, known, draws, resamples, versions and
     hardware. Nothing in it may name a patient.
     """
     value = found.points.set_index("method")["auroc"]
@@ -82,7 +82,7 @@ def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
         regained={str(name): row.to_dict() for name, row in share.iterrows()},
         choices=found.choices.to_dict("records"),
         meanings=MEANINGS,
-        methods=_methods(found, context),
+        methods=methods_of(found.points, context),
         forest_px=FOREST_PX,
         shots="" if found.shots is None else shots_section(found.shots, value.get(TARGET_TRAINED, math.nan)),
     )
@@ -220,7 +220,7 @@ def _prevalences(context: Mapping[str, Any]) -> list[str]:
         f"Of the target {share:.0%} are {_called(output, context)}, of the source {source['shares'][output]:.0%}: the "
         "label may mean something else there, or other patients are scanned."
         for output, share in target["shares"].items()
-        if output in source["shares"] and abs(share - source["shares"][output]) > _PREVALENCE
+        if output in source["shares"] and abs(share - source["shares"][output]) > PREVALENCE
     ]
 
 
@@ -229,8 +229,9 @@ def _called(output: str, context: Mapping[str, Any]) -> str:
     return "positive" if context["task"]["kind"] == "binary" else output
 
 
-def _methods(found: Adaptation, context: Mapping[str, Any]) -> list[str]:
-    n, methods = len(context["encoders"]), set(found.points["method"])
+def methods_of(points: pd.DataFrame, context: Mapping[str, Any]) -> list[str]:
+    """How it was done, in sentences. points: of `Adaptation`; context: as for `adapt_page`."""
+    n, methods = len(context["encoders"]), set(points["method"])
     over = "patients, halvings and encoders together" if n > 1 else "patients and halvings together"
     said = [f"All figures are means over {n} encoders."] if n > 1 else ["All is conditional on one encoder."]
     said += [
@@ -242,6 +243,11 @@ def _methods(found: Adaptation, context: Mapping[str, Any]) -> list[str]:
         "chosen by patient-grouped cross-validation in the source. Scores are in deviations of those that a head gives "
         "the half adapted to, so that both halves are ranked together.",
     ]
+    if context["balance"]:
+        said.append(
+            "Domains of the source count the same in all that is learned from it: volumes of the smaller ones are "
+            "drawn several times."
+        )
     if methods & _TRAINED:
         said.append(_training(context["training"], methods))
     said += [sentence for name, sentence in _HOW.items() if name in methods]

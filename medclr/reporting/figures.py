@@ -51,7 +51,7 @@ _PAGE_COLOURS = {
 }
 _COLUMN, _PAGE = 3.5, 7.2  # inches: one and two columns of most journals
 _MOST_IN_COLUMN = 6  # arms
-_SOURCE_ONLY = "source-only"
+_SOURCE_ONLY, _AUTO, _TARGET_TRAINED = "source-only", "auto", "target-trained"
 
 
 def efficiency_figure(points: pd.DataFrame, title: str, paths: list[Path]) -> None:
@@ -124,6 +124,31 @@ def shots_svg(points: pd.DataFrame, bound: float, narrow: bool = False) -> str:
 def shot_swatches(methods: Sequence[str]) -> dict[str, str]:
     """As `arm_swatches`, of the methods of `shots_svg`."""
     return _swatches({method: SHOT_STYLES[method] for method in methods})
+
+
+def left_out_figure(points: pd.DataFrame, title: str, paths: list[Path]) -> None:
+    """AUROC on each domain, left out in turn, by source-only and what it is to be compared with.
+
+    points: `LeaveOneOut.points`; title, paths: as for `efficiency_figure`.
+    """
+    draw, height = _left_out(points)
+    _write(draw, title, (_COLUMN, height), paths)
+
+
+def left_out_svg(points: pd.DataFrame, narrow: bool = False) -> str:
+    """The same figure as an <svg> element for a page, as `efficiency_svg` is."""
+    draw, height = _left_out(points)
+    return _svg(draw, (3.6 if narrow else 7.4, 1.15 * height), narrow, "AUROC on each domain, left out in turn")
+
+
+def _left_out(points: pd.DataFrame) -> tuple[Draw, float]:
+    """How to draw them, and how many inches high: all methods, or of those between the one that was chosen."""
+    known = points[points["reason"] == ""]
+    if _AUTO in set(known["method"]):
+        known = known[known["method"].isin([_SOURCE_ONLY, _AUTO, _TARGET_TRAINED])]
+    rows = pd.DataFrame({"column": known["domain"], "domain": known["method"]}).join(known[["auroc", "low", "high"]])
+    rows["is_source"] = rows["domain"] == _SOURCE_ONLY
+    return partial(draw_domains, domains=rows, dotted=_SOURCE_ONLY), _height(rows)
 
 
 def _methods(points: pd.DataFrame) -> tuple[Draw, float]:

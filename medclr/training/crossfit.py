@@ -48,11 +48,18 @@ class CrossFit:
         source, target: the domains; labels of the target serve `upper_bound` alone.
         exclusive: the K columns are classes, of which each row has one.
         anew: for each method that does not work on the features of the domains, what makes its own.
+        domains: (n,) of the source's rows, where it has several that are to count the same; see `equal_draws`.
     """
 
     def __init__(
-        self, source: Domain, target: Domain, exclusive: bool, anew: Mapping[str, Anew] = MappingProxyType({})
+        self,
+        source: Domain,
+        target: Domain,
+        exclusive: bool,
+        anew: Mapping[str, Anew] = MappingProxyType({}),
+        domains: NDArray[np.object_] | None = None,
     ) -> None:
+        self._domains = domains
         self._source, self._target = source, target
         self._exclusive, self._anew = exclusive, anew
         self._asked: tuple[int, bytes] | None = None
@@ -164,6 +171,8 @@ class CrossFit:
 
     def _of(self, own: Rows, fit: Rows, held: Rows, seed: int) -> Problem:
         source, target = self._source, self._target
+        if self._domains is not None:
+            own = own[equal_draws(self._domains[own], seed)]
         return Problem(
             source.features[own],
             source.y[own],
@@ -186,6 +195,21 @@ class CrossFit:
         if key not in self._chosen:
             self._chosen[key] = choose_method(candidates, partial(self._solve, half))
         return self._chosen[key]
+
+
+def equal_draws(domains: NDArray[np.object_], seed: int) -> Rows:
+    """Positions of rows among which each domain has as many as the largest: all rows, those of others several times.
+
+    Within a domain each row comes as often as any other, or once more; which do is drawn by the seed. So whatever
+    learns from them, or takes a mean of them, sees domains in equal shares, and loses no row.
+
+    Args:
+        domains: (n,) of each row.
+    """
+    names, of = np.unique(domains, return_inverse=True)
+    rng, most = np.random.default_rng(seed), int(np.bincount(of).max())
+    drawn = [np.resize(rng.permutation(np.flatnonzero(of == place)), most) for place in range(len(names))]
+    return np.sort(np.concatenate(drawn))
 
 
 def _scored(moved: Problem, head: Linear) -> Scores:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from medclr.config import AdaptConfig
 from medclr.data.loader import Batch, Blocks, Steps, train_loader
@@ -78,7 +79,7 @@ def align(
     weight = class_weights(labels, exclusive)
     between = ALIGNMENTS[method](len(head.weight)).to(device) if method in ALIGNMENTS else None
     both = nn.ModuleList([classifier, between] if between else [classifier])
-    loader = train_loader(Blocks(rows, source.store, source.spec, views, 1, seed), config.batch_size, 0, seed)
+    loader = _loader(rows, source, views, 1, config.batch_size, seed)
     # Its own random numbers: of one seed, the first volumes of both domains would be augmented alike.
     others = _endless(target, views, 1, config.batch_size, seed + 1, device)
     done = count()
@@ -127,7 +128,7 @@ def continue_simclr(
     ends = np.cumsum([len(one) for one in rows])
     patients = [torch.from_numpy(part).to(device) for part in np.split(keys, ends[:-1])]
     first = domains[0]
-    loader = train_loader(Blocks(rows[0], first.store, first.spec, views, 2, seed), share, 0, seed)
+    loader = _loader(rows[0], first, views, 2, share, seed)
     others = [_endless(volumes, views, 2, share, seed + 1 + place, device) for place, volumes in enumerate(domains[1:])]
 
     def loss(images: Tensor, batch: Batch) -> Tensor:
@@ -184,6 +185,20 @@ F^2 pairs, nearly all of which differ little; times F it is about as large as th
 """
 
 TRAINED = (FINETUNED, *ALIGNMENTS, *CONTINUED)
+
+
+def _loader(
+    rows: pd.DataFrame, volumes: Volumes, views: Views, n_views: int, size: int, seed: int
+) -> "DataLoader[Batch]":
+    """Batches of rows; where these have a column "domain", with as many of each domain.
+
+    A batch is then as large as that allows: the domains have as many rows, as `equal_draws` gives them.
+    """
+    of = pd.factorize(rows["domain"])[0] if "domain" in rows else None
+    each = 1 if of is None else int(of.max()) + 1
+    blocks = Blocks(rows, volumes.store, volumes.spec, views, n_views, seed, domains=of)
+    most = max(1, min(size, len(rows)) // each) * each
+    return train_loader(blocks, most, 0, seed, balance=of is not None)
 
 
 def _endless(

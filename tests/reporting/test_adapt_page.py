@@ -33,6 +33,7 @@ CONTEXT = {
         "negatives": "within",
     },
     "known": True,
+    "balance": False,
     "draws": 5,
     "resamples": 2000,
     "versions": {"medclr": "0"},

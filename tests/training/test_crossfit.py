@@ -7,7 +7,7 @@ import pytest
 
 from medclr.training import crossfit
 from medclr.training.adapt import SHARES, Choice, Moved, Problem, confident, solve
-from medclr.training.crossfit import CrossFit, Domain
+from medclr.training.crossfit import CrossFit, Domain, equal_draws
 from medclr.training.probe import fit_linear, inner_folds
 from medclr.training.shots import few_shot, shots_in_order
 
@@ -256,3 +256,35 @@ def test_a_class_that_the_target_has_only_in_one_half_is_lacking_in_the_other():
     classes[target.patients == "p100"] = (0, 0, 1)
     once = CrossFit(replace(source, y=classes), replace(target, y=classes), True)
     assert once.lacking(5, DRAWN, 3) == "a half of the target has 0 patients of a class, and 5 are asked for"
+
+
+def test_equal_draws_have_all_rows_and_as_many_of_each_domain():
+    domains = np.array(["b"] * 7 + ["a"] * 3 + ["b"] * 2 + ["c"], dtype=object)
+    rows = equal_draws(domains, 5)
+    assert list(rows) == sorted(rows)
+    times = np.bincount(rows, minlength=len(domains))
+    assert all(times[domains == name].sum() == 9 for name in "abc")
+    assert set(times[domains == "b"]) == {1}
+    assert set(times[domains == "a"]) == {3}
+    assert times[domains == "c"] == [9]
+    uneven = np.array(["a"] * 3 + ["b"] * 4, dtype=object)
+    some = [tuple(np.bincount(equal_draws(uneven, seed), minlength=7)[:3]) for seed in range(20)]
+    assert set(some) == {(2, 1, 1), (1, 2, 1), (1, 1, 2)}
+    np.testing.assert_array_equal(equal_draws(uneven, 3), equal_draws(uneven, 3))
+
+
+def test_a_domain_counts_as_much_as_another_however_few_rows_it_has(sides):
+    """A head learned with --balance is that of rows repeated by hand."""
+    source, target = sides
+    domains = np.where(np.arange(80) < 20, "few", "many").astype(object)
+    fits = CrossFit(source, target, False, {}, domains)
+    scores = fits.scores("source-only", DRAWN, 3)
+    for fit, held in inner_folds(target.y, target.patients, 3, 2):
+        own = np.flatnonzero(~np.isin(source.patients, target.patients[held]))
+        own = own[equal_draws(domains[own], 3)]
+        assert (domains[own] == "few").mean() == 0.5
+        x, y, keys = source.features[own], source.y[own], source.patients[own]
+        moved, head = solve(Problem(x, y, keys, target.features[fit], target.features[held], False, 3), "source-only")
+        told = head.scores(moved.target)
+        np.testing.assert_allclose(scores[held], (head.scores(moved.scored) - told.mean()) / told.std())
+    assert not np.allclose(scores, cross_fit(source, target).scores("source-only", DRAWN, 3))

@@ -170,6 +170,31 @@ def test_each_domain_has_the_same_share_of_a_batch(network, source, target, monk
     assert len(of_target) == 12  # pass after pass: all of them come
 
 
+@pytest.mark.parametrize("kind", ["simclr", "align"])
+def test_domains_of_the_source_have_the_same_share_of_every_batch(material, source, network, monkeypatch, kind):
+    """Of a batch of eight, of three domains: two each."""
+    domains = np.resize(["a", "b", "c"], len(source.rows) // 3 * 3)
+    own = source.at(np.arange(len(domains)))
+    own = replace(own, rows=own.rows.assign(domain=domains))
+    seen, real = [], realign.train_loader
+
+    def train_loader(blocks, *given, **named):
+        loader = real(blocks, *given, **named)
+        seen.extend([row for _, row in batch] for batch in loader.batch_sampler)
+        return loader
+
+    monkeypatch.setattr(realign, "train_loader", train_loader)
+    if kind == "simclr":
+        simclr(network, [own], batch_size=8, steps=1)
+    else:
+        y = material.y[: len(domains)]
+        head = fit_linear(own.embed(network), y, own.rows["patient_key"].to_numpy(), 0)
+        align(FINETUNED, network, head, own, y, own, VIEWS, config(steps=1), 0, False)
+    assert seen
+    for rows in seen:
+        assert sorted(domains[rows]) == ["a", "a", "b", "b", "c", "c"]
+
+
 def test_a_patient_of_both_domains_is_never_told_apart(network, source, monkeypatch):
     seen = []
 
