@@ -1,6 +1,5 @@
 """`medclr adapt`: carry a classifier to another domain without its labels, and measure what that gained."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache, partial
@@ -9,7 +8,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -25,7 +23,7 @@ from medclr.commands.finetune import (
     named_or_newest,
 )
 from medclr.commands.leave_one_out import each_left_out
-from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig, LabelsConfig
+from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig
 from medclr.data.identity import Seen, Verdict, check_leakage
 from medclr.data.labels import Task, labels_hash, read_keyed
 from medclr.data.phantoms import SCANNERS
@@ -44,21 +42,16 @@ from medclr.evaluation.leave_one_out import LeaveOneOut
 from medclr.evaluation.shots import ADAPTED, ALONE, BOTH, LP_FT, shot_name
 from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, load_classifier, save_classifier
-from medclr.models.projector import build_projector, hidden_layers
 from medclr.reporting.adapt_page import adapt_findings, adapt_page
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.figures import adapt_figure, shots_figure
 from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, hardware, read_paths, versions
 from medclr.training.adapt import Features, Moved
-from medclr.training.classify import fit_full
 from medclr.training.crossfit import Anew, CrossFit, Domain, Tune, equal_draws
-from medclr.training.encode import Change, Encoder, Volumes, has_batch_norm, head_logits, training_device
-from medclr.training.probe import Linear, fit_linear
-from medclr.training.realign import ALIGNMENTS, CONTINUED, FINETUNED, TRAINED, align, continue_simclr
-from medclr.training.shown import STYLES, corrupting, styled
-from medclr.training.trainer import TEMPERATURES
-from medclr.transforms.presets import build_views
+from medclr.training.encode import Change, Encoder, Volumes, has_batch_norm, training_device
+from medclr.training.realign import ALIGNMENTS, CONTINUED, FINETUNED, TRAINED, aligned, continued, fine_tuned
+from medclr.training.shown import STYLES, corrupting, in_style
 
 _OF_TRAINING = ("steps", "batch_size", "lr", "weight_decay", "alignment", "negatives")
 
@@ -350,10 +343,12 @@ def _cross_fit(
     if source.domains is not None and 2 * len(alone) >= len(source.at):
         alone = alone[equal_draws(source.domains[alone], config.seed)]
     anew = {"adabn": _renormalised(config, run, network, here, there, alone)}
-    anew |= {style: _styled(network, here, there, domains[1].features, style) for style in STYLES}
-    anew |= {name: _aligned(name, config, network, domains[0], here, there, task) for name in (FINETUNED, *ALIGNMENTS)}
-    anew |= {name: _continued(name, config, encoder, here, there) for name in CONTINUED}
-    return CrossFit(domains[0], domains[1], task.kind == "multiclass", anew, source.domains)
+    anew |= {style: in_style(style, network, here, there, domains[1].features) for style in STYLES}
+    exclusive, views = task.kind == "multiclass", classifier_views(here.spec)
+    for name in (FINETUNED, *ALIGNMENTS):
+        anew[name] = aligned(name, network, domains[0], here, there, views, config, exclusive)
+    anew |= {name: continued(name, encoder, here, there, config) for name in CONTINUED}
+    return CrossFit(domains[0], domains[1], exclusive, anew, source.domains)
 
 
 def _how(side: _Side) -> str:
@@ -374,65 +369,6 @@ def _renormalised(
         there = target.at(fit).renormalised(network, config.seed)
         features = of_source(tuple(alone if 2 * len(alone) >= len(source.rows) else own))[own]
         return Moved(features, target.at(fit).embed(there), target.at(held).embed(there), there)
-
-    return anew
-
-
-def _styled(network: nn.Module, source: Volumes, target: Volumes, features: NDArray[np.floating], style: str) -> Anew:
-    """The source's images in the style of those to which is adapted, one drawn for each; the target as it is."""
-
-    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Moved:
-        there = replace(source.at(own), change=styled(style, target.at(fit), seed))
-        return Moved(there.embed(network), features[fit], features[held])
-
-    return anew
-
-
-def _aligned(
-    method: str,
-    config: AdaptConfig,
-    network: nn.Sequential,
-    known: Domain,
-    source: Volumes,
-    target: Volumes,
-    task: Task,
-) -> Anew:
-    """Of a network that is fine-tuned: the logits of its own head."""
-    views, exclusive = classifier_views(source.spec), task.kind == "multiclass"
-
-    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Moved:
-        y = known.y[own]
-        head = fit_linear(known.features[own], y, known.patients[own], seed, exclusive=exclusive)
-        there, start = target.at(fit), copy.deepcopy(network)
-        trained = align(method, start, head, source.at(own), y, there, views, config, seed, exclusive)
-        scored = (source.at(own), there, target.at(held))
-        a, b, c = (head_logits(trained, volumes.embed(trained.network)) for volumes in scored)
-        return Moved(a, b, c, trained)
-
-    return anew
-
-
-def _continued(method: str, config: AdaptConfig, encoder: Encoder, source: Volumes, target: Volumes) -> Anew:
-    """Of an encoder that goes on with SimCLR: its features."""
-    spec, learned = encoder.spec, encoder.bundle.details["hyperparameters"]
-    smallest, largest = learned.get("crop_scale", (0.3, 1.0))
-    scale, without = (smallest, largest), learned.get("without", ())
-    views = build_views(spec.preset, spec.spatial_dims, spec.laterality, scale, without)
-    temperature = learned.get("temperature") if encoder.bundle.details["method"] == "simclr" else None
-    width = encoder.bundle.architecture.feature_dim
-
-    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Moved:
-        torch.manual_seed(seed)
-        start, projector = copy.deepcopy(encoder.bundle.encoder), copy.deepcopy(encoder.bundle.projector)
-        if not len(projector):  # weights from elsewhere come without one
-            projector = build_projector(width, width)
-        start.to(training_device(config.device))
-        there = target.at(fit)
-        domains = [there] if method == "simclr-target" else [source.at(own), there]
-        continue_simclr(start, projector, domains, views, temperature or TEMPERATURES["simclr"], config, seed)
-        network = nn.Sequential(start, *hidden_layers(projector, config.projector_layer))
-        a, b, c = (volumes.embed(network) for volumes in (source.at(own), there, target.at(held)))
-        return Moved(a, b, c, network)
 
     return anew
 
@@ -518,7 +454,11 @@ def _shots(
     if AUTO not in methods:
         say(f"{ADAPTED} is left out: it is as auto chooses, which --methods leaves out")
     kinds = [BOTH, *([ADAPTED] if AUTO in methods else []), ALONE, *([LP_FT] if config.lp_ft else [])]
-    tunes = [_fine_tuning(config, encoder, target, task) for encoder in encoders]
+    volumes, views = target.volumes(config.crops), classifier_views(target.part.spec)
+    tunes = [
+        fine_tuned(encoder.bundle.middle(config.projector_layer), volumes, target.y, views, config, task)
+        for encoder in encoders
+    ]
     if config.lp_ft:
         trainings = 2 * config.draws * len(fits) * len(set(config.target_shots))
         say(f"{LP_FT}: {counted(trainings, 'training')} of {counted(config.steps, 'step')}")
@@ -529,32 +469,6 @@ def _shots(
         for n in sorted(set(config.target_shots))
         for kind in kinds
     }
-
-
-def _fine_tuning(config: AdaptConfig, encoder: Encoder, target: _Side, task: Task) -> Tune:
-    """Of LP-FT: the whole network learns labels of the target, for as many steps as were asked for."""
-    device = training_device(config.device)
-    volumes, views = target.volumes(config.crops), classifier_views(target.part.spec)
-
-    def tune(
-        at: Rows, head: Linear, fit: Rows, held: Rows, seed: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        network = copy.deepcopy(encoder.bundle.middle(config.projector_layer)).to(device)
-        settings = LabelsConfig(
-            labels=config.labels, device=config.device, crops=config.crops, batch_size=config.batch_size, lr=config.lr,
-            weight_decay=config.weight_decay, min_steps=config.steps, max_steps=config.steps,
-        )  # fmt: skip
-        own = volumes.at(at)
-        tuned = fit_full(
-            network, len(head.weight), own.rows, target.y[at], own.store, own.spec, views, settings, seed,
-            task.kind == "multiclass", head,
-        )  # fmt: skip
-        told, scores = (
-            task.scores(head_logits(tuned, one.embed(tuned.network))) for one in map(volumes.at, (fit, held))
-        )
-        return told, scores
-
-    return tune
 
 
 def _shot_cell(

@@ -1,5 +1,6 @@
 """Networks that learn from two domains at once, of which one has no labels."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from medclr.config import AdaptConfig
+from medclr.config import AdaptConfig, LabelsConfig
+from medclr.data.labels import Task
 from medclr.data.loader import Batch, Blocks, Steps, train_loader
 from medclr.data.slices import by_slice
 from medclr.losses import (
@@ -24,11 +26,16 @@ from medclr.losses import (
     reverse_gradient,
 )
 from medclr.models.classifier import Classifier
-from medclr.training.encode import Volumes
+from medclr.models.projector import build_projector, hidden_layers
+from medclr.training.adapt import Moved
+from medclr.training.classify import fit_full
+from medclr.training.crossfit import Anew, Domain, Rows, Tune
+from medclr.training.encode import Encoder, Volumes, head_logits, training_device
 from medclr.training.optim import adamw
-from medclr.training.probe import Linear, log_prior
+from medclr.training.probe import Linear, fit_linear, log_prior
 from medclr.training.steps import shown, take_steps
-from medclr.transforms.presets import Views
+from medclr.training.trainer import TEMPERATURES
+from medclr.transforms.presets import Views, build_views
 
 FINETUNED = "finetuned"  # what ALIGNMENTS are compared with: the same training, of which the source is all
 CONTINUED = ("simclr-target", "simclr-both")
@@ -144,6 +151,86 @@ def continue_simclr(
     optimizer = adamw(both, config.lr, config.weight_decay)
     take_steps(both, loader, views, optimizer, config.steps, seed, loss)
     both.eval()
+
+
+def aligned(
+    method: str,
+    network: nn.Sequential,
+    known: Domain,
+    source: Volumes,
+    target: Volumes,
+    views: Views,
+    config: AdaptConfig,
+    exclusive: bool,
+) -> Anew:
+    """Of a network that `align` fine-tunes: the logits of its own head.
+
+    network: that starts; known: what is known of the source by it; the others as for `align`.
+    """
+
+    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Moved:
+        y, there, start = known.y[own], target.at(fit), copy.deepcopy(network)
+        head = fit_linear(known.features[own], y, known.patients[own], seed, exclusive=exclusive)
+        trained = align(method, start, head, source.at(own), y, there, views, config, seed, exclusive)
+        scored = (source.at(own), there, target.at(held))
+        a, b, c = (head_logits(trained, volumes.embed(trained.network)) for volumes in scored)
+        return Moved(a, b, c, trained)
+
+    return anew
+
+
+def continued(method: str, encoder: Encoder, source: Volumes, target: Volumes, config: AdaptConfig) -> Anew:
+    """Of an encoder that `continue_simclr` takes further, by the views and the temperature that it learned with."""
+    spec, learned = encoder.spec, encoder.bundle.details["hyperparameters"]
+    smallest, largest = learned.get("crop_scale", (0.3, 1.0))
+    scale, without = (smallest, largest), learned.get("without", ())
+    views = build_views(spec.preset, spec.spatial_dims, spec.laterality, scale, without)
+    # Of MoCo, and of weights from elsewhere, it is none of SimCLR's.
+    own_temperature = learned.get("temperature") if encoder.bundle.details["method"] == "simclr" else None
+    temperature = own_temperature or TEMPERATURES["simclr"]
+    width = encoder.bundle.architecture.feature_dim
+
+    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Moved:
+        torch.manual_seed(seed)
+        start, projector = copy.deepcopy(encoder.bundle.encoder), copy.deepcopy(encoder.bundle.projector)
+        if not len(projector):  # weights from elsewhere come without one
+            projector = build_projector(width, width)
+        start.to(training_device(config.device))
+        there = target.at(fit)
+        domains = [there] if method == "simclr-target" else [source.at(own), there]
+        continue_simclr(start, projector, domains, views, temperature, config, seed)
+        network = nn.Sequential(start, *hidden_layers(projector, config.projector_layer))
+        a, b, c = (volumes.embed(network) for volumes in (source.at(own), there, target.at(held)))
+        return Moved(a, b, c, network)
+
+    return anew
+
+
+def fine_tuned(
+    network: nn.Sequential, target: Volumes, y: NDArray[np.float64], views: Views, config: AdaptConfig, task: Task
+) -> Tune:
+    """Of LP-FT: the whole network learns labels of the target, for as many steps as are asked for.
+
+    network: that starts; y: (n, K) of the target.
+    """
+    settings = LabelsConfig(
+        labels=config.labels, device=config.device, crops=config.crops, batch_size=config.batch_size, lr=config.lr,
+        weight_decay=config.weight_decay, min_steps=config.steps, max_steps=config.steps,
+    )  # fmt: skip
+
+    def tune(
+        at: Rows, head: Linear, fit: Rows, held: Rows, seed: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        own, start = target.at(at), copy.deepcopy(network).to(training_device(config.device))
+        tuned = fit_full(
+            start, len(head.weight), own.rows, y[at], own.store, own.spec, views, settings, seed,
+            task.kind == "multiclass", head,
+        )  # fmt: skip
+        there = (target.at(fit), target.at(held))
+        told, scores = (task.scores(head_logits(tuned, volumes.embed(tuned.network))) for volumes in there)
+        return told, scores
+
+    return tune
 
 
 class _Distance(nn.Module):

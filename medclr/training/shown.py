@@ -1,16 +1,20 @@
 """What a network is shown in the place of an image: the image in the style of another, or as a worse scanner has it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from medclr.config import Corruption
 from medclr.data.crops import parts_of
 from medclr.data.loader import Blocks
+from medclr.training.adapt import Moved
+from medclr.training.crossfit import Anew, Rows
 from medclr.training.encode import Change, Volumes, changed, images
 from medclr.transforms.corruption import CORRUPTIONS
 from medclr.transforms.style import fourier_matched, histogram_matched
@@ -57,3 +61,16 @@ def _generators(parts: pd.DataFrame, seed: int) -> list[np.random.Generator]:
     names = ["store_key", *(name for name in ("slice", "start") if name in parts)]
     keys = (repr(place).encode() for place in parts[names].astype(str).itertuples(index=False, name=None))
     return [np.random.default_rng([seed, int.from_bytes(blake2b(key, digest_size=8).digest())]) for key in keys]
+
+
+def in_style(style: str, network: nn.Module, source: Volumes, target: Volumes, features: NDArray[np.floating]) -> Anew:
+    """The source's images in the style of those to which is adapted, one drawn for each; the target as it is.
+
+    features: (n, F) of all of the target, by the network.
+    """
+
+    def anew(own: Rows, fit: Rows, held: Rows, seed: int) -> Moved:
+        there = replace(source.at(own), change=styled(style, target.at(fit), seed))
+        return Moved(there.embed(network), features[fit], features[held])
+
+    return anew

@@ -24,6 +24,7 @@ from medclr.data.phantoms import write_phantoms
 from medclr.errors import UsageError
 from medclr.models.classifier import Classifier, load_classifier
 from medclr.models.encoder import build_encoder
+from medclr.training import realign
 from medclr.training.encode import load_encoder
 from medclr.training.probe import Linear
 
@@ -247,8 +248,8 @@ def test_a_few_labels_of_the_target_with_and_without_adaptation(shots, within):
 
 def test_a_curve_that_goes_on_trains_what_is_missing_alone(shots, monkeypatch):
     trained = []
-    real = module.fit_full
-    monkeypatch.setattr(module, "fit_full", lambda *given: trained.append(len(given[2])) or real(*given))
+    real = realign.fit_full
+    monkeypatch.setattr(realign, "fit_full", lambda *given: trained.append(len(given[2])) or real(*given))
     Path("runs/shots/cells/lp-ft-4_1_1.json").unlink()
     before = Path("runs/shots/shots.csv").read_bytes()
     assert main(SHOTS) == 0
