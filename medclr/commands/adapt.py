@@ -176,6 +176,10 @@ class _Side:
         return self.rows["patient_key"].to_numpy()
 
     @property
+    def pixels(self) -> NDArray[np.object_]:
+        return self.rows["pixel_hash"].to_numpy()
+
+    @property
     def n_patients(self) -> int:
         return len(set(self.patients))
 
@@ -335,11 +339,12 @@ def _cross_fit(
             kept_features(run, network, own.rows, partial(own.embed, network), _how(side))
             if features is None or side.change is not None
             else features[side.at],
+            side.pixels,
         )
         for side, own in ((source, here), (target, there))
     ]
     # Statistics of patients who are in the source alone serve all halves at once, and none of them is ever scored.
-    alone = np.flatnonzero(~np.isin(source.patients, target.patients))
+    alone = domains[0].apart(np.arange(len(source.at)), domains[1], np.arange(len(target.at)))
     if source.domains is not None and 2 * len(alone) >= len(source.at):
         alone = alone[equal_draws(source.domains[alone], config.seed)]
     anew = {"adabn": _renormalised(config, run, network, here, there, alone)}
@@ -502,6 +507,7 @@ def _context(
         "source": _counts(source, task),
         "target": _counts(target, task),
         "n_both": len(set(source.patients) & set(target.patients)),
+        "n_copies": int((np.isin(source.pixels, target.pixels) & ~np.isin(source.patients, target.patients)).sum()),
         "encoders": [
             {
                 "method": METHODS.get(encoder.bundle.details["method"], "weights from elsewhere"),

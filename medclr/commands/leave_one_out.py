@@ -23,7 +23,7 @@ from medclr.reporting.leave_one_out_page import left_out_findings, left_out_page
 from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run
 
-_LEFT_OUT = ("source", "target", "n_both")  # of a context of one target
+_LEFT_OUT = ("source", "target", "n_both", "n_copies")  # of a context of one target
 
 
 def each_left_out(

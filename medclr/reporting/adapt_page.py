@@ -63,9 +63,9 @@ def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
     """The domain adaptation report as HTML.
 
     found: its tables. context: title, command_line, phantoms, transductive, leakage, task (kind, columns, outputs),
-    source and target (each name, n, n_patients, n_positive, shares), n_both, encoders (each method, seed, fingerprint),
-    training (steps, batch_size, lr, weight_decay, alignment, negatives), balance, known, draws, resamples, versions and
-    hardware. Nothing in it may name a patient.
+    source and target (each name, n, n_patients, n_positive, shares), n_both, n_copies, encoders (each method, seed,
+    fingerprint), training (steps, batch_size, lr, weight_decay, alignment, negatives), balance, known, draws,
+    resamples, versions and hardware. Nothing in it may name a patient.
     """
     value = found.points.set_index("method")["auroc"]
     points = forest(found.points.assign(base=value.get(SOURCE_ONLY)), "auroc", zero="base")
@@ -202,6 +202,12 @@ def _excluded(context: Mapping[str, Any]) -> Answer:
         more.append(
             f"{counted(context['n_both'], 'patient')} of the target {'has' if context['n_both'] == 1 else 'have'} "
             "volumes in the source too, which were left out wherever that patient was scored."
+        )
+    if context["n_copies"]:
+        copies = counted(context["n_copies"], "volume")
+        more.append(
+            f"{copies} of the source {'has' if context['n_copies'] == 1 else 'have'} the very pixels of one of the "
+            "target under another patient's name, and were left out wherever that one was scored."
         )
     if not context["known"]:
         more.append("Not every file names its patient: intervals are image-level, and may be too narrow.")

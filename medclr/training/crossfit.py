@@ -31,18 +31,30 @@ Tune = Callable[[Rows, Linear, Rows, Rows, int], tuple[Scores, Scores]]
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Labelled volumes of one domain: y (n, K), patients (n,) keys, features (n, F) by the encoder as it is."""
+    """Labelled volumes of one domain: y (n, K), patients (n,) keys, features (n, F) by the encoder as it is.
+
+    pixels: (n,) hashes, which volumes share that are the same whoever they are said to be of; None where none are.
+    """
 
     y: Scores
     patients: NDArray[np.object_]
     features: Features
+    pixels: NDArray[np.object_] | None = None
+
+    def apart(self, rows: Rows, other: "Domain", held: Rows) -> Rows:
+        """Those of some rows that are neither of a patient of rows of another domain, nor copies of one of these."""
+        same = np.isin(self.patients[rows], other.patients[held])
+        if self.pixels is not None and other.pixels is not None:
+            same |= np.isin(self.pixels[rows], other.pixels[held])
+        return rows[~same]
 
 
 class CrossFit:
     """Scores of all volumes of a target, each by an adaptation to the half of its patients that they are not of.
 
     Halves are drawn by the seed, stratified by class, so that each can be judged; source volumes of patients who are
-    scored are left out. What was computed is kept until other rows or another seed are asked for: methods share it.
+    scored are left out, and so are copies, in either domain, of a volume that is scored. What was computed is kept
+    until other rows or another seed are asked for: methods share it.
 
     Args:
         source, target: the domains; labels of the target serve `upper_bound` alone.
@@ -161,13 +173,15 @@ class CrossFit:
 
     def _halve(self, drawn: Rows, seed: int) -> None:
         if self._asked != (seed, drawn.tobytes()):
-            folds = inner_folds(self._target.y, self._target.patients, seed, 2)
+            target = self._target
+            folds = [
+                (target.apart(fit, target, held), held) for fit, held in inner_folds(target.y, target.patients, seed, 2)
+            ]
             self._halves = [(fit, held, self._problem(drawn, fit, held, seed)) for fit, held in folds]
             self._asked, self._solved, self._chosen = (seed, drawn.tobytes()), {}, {}
 
     def _problem(self, drawn: Rows, fit: Rows, held: Rows, seed: int) -> Problem:
-        own = drawn[~np.isin(self._source.patients[drawn], self._target.patients[held])]
-        return self._of(own, fit, held, seed)
+        return self._of(self._source.apart(drawn, self._target, held), fit, held, seed)
 
     def _of(self, own: Rows, fit: Rows, held: Rows, seed: int) -> Problem:
         source, target = self._source, self._target

@@ -313,6 +313,31 @@ def test_a_corrupted_target_is_the_source_shown_otherwise(within, capsys):
     assert of["source-only"] != within["adapt"][0]["auroc"]
 
 
+def test_a_copy_of_a_scored_volume_under_another_name_is_told_and_left_out(within, monkeypatch):
+    real = module.labelled_part
+
+    def with_a_copy(*given):
+        part = real(*given)
+        rows = part.table.rows
+        makers, patients = rows["manufacturer"], rows["patient_key"]
+        copy = np.flatnonzero((makers == "Acme") & ~patients.isin(patients[makers == "Borealis"]))[0]
+        rows.loc[copy, "pixel_hash"] = rows.loc[makers == "Borealis", "pixel_hash"].iloc[0]
+        return part
+
+    monkeypatch.setattr(module, "labelled_part", with_a_copy)
+    assert main([*WITHIN, "--methods", "coral", "--out", "runs/copied"]) == 0
+    found = record("runs/copied/report.json")
+    assert (found["context"]["n_copies"], within["context"]["n_copies"]) == (1, 0)
+    assert (
+        "1 volume of the source has the very pixels of one of the target" in Path("runs/copied/report.html").read_text()
+    )
+    without, one = (
+        np.array(record(f"runs/{run}/cells/source-only_1_0.json")["scores"]) for run in ("within", "copied")
+    )
+    assert (without == one).any()
+    assert (without != one).any()
+
+
 def test_what_trains_a_network_has_no_corrupted_target(capsys):
     words = [*BASE, "--corruption", "blur", "--transductive", "--methods", "coral", "dann"]
     code, line = refused(capsys, *words, "--out", "runs/untrained")

@@ -23,6 +23,7 @@ CONTEXT = {
     "leakage": "No test patient was seen.",
     "task": {"kind": "binary", "columns": ["pneumonia"], "outputs": ["1"]},
     "n_both": 42,
+    "n_copies": 0,
     "encoders": [{"method": "SimCLR", "seed": 0, "fingerprint": "abcd"}],
     "training": {
         "steps": 200,

@@ -241,6 +241,32 @@ def test_shots_go_with_the_features_of_the_method_that_is_chosen(sides, method, 
         np.testing.assert_allclose(scores[held], (few.scores(moved.scored) - told.mean()) / told.std())
 
 
+@pytest.mark.parametrize("arm", [*METHODS, "target-trained", "alone"])
+def test_copies_of_a_scored_volume_under_another_name_are_not_learned_from(sides, arm):
+    """Whatever a copy shows, in the source or in the other half of the target, the volume's score is the same."""
+    source, target = sides
+    fit, held = inner_folds(target.y, target.patients, 3, 2)[0]
+    alone = np.flatnonzero(~np.isin(source.patients, target.patients))
+    pixels = [np.arange(80).astype(object), np.arange(100, 180).astype(object)]
+    pixels[0][alone[:4]] = pixels[1][fit[:4]] = pixels[1][held[:4]]
+    arms = {"target-trained": lambda fits: fits.upper_bound(DRAWN, 3), "alone": SHOTS["alone"]}
+    score = arms.get(arm, lambda fits: fits.scores(arm, DRAWN, 3))
+
+    def scores(known, at_source, at_target):
+        x, there = source.features.copy(), target.features.copy()
+        x[alone[:4]] += at_source
+        there[fit[:4]] += at_target
+        one, two = (
+            replace(side, features=features, pixels=own if known else None)
+            for side, features, own in ((source, x, pixels[0]), (target, there, pixels[1]))
+        )
+        return score(cross_fit(one, two))[held]
+
+    for changed in ((9, 0), (0, 9)):
+        np.testing.assert_array_equal(scores(True, *changed), scores(True, 0, 0))
+    assert not np.allclose(scores(False, 0, 9), scores(False, 0, 0))
+
+
 def test_halves_that_hold_too_few_of_a_class_say_so(sides):
     fits = cross_fit(*sides)
     assert fits.lacking(10, DRAWN, 3) == ""
