@@ -1,5 +1,6 @@
 """Weights from elsewhere: read without running code, and all of them or none."""
 
+import struct
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         )
     except SafetensorError as error:
         raise BundleError(f"--weights {path}: not a safetensors file; copy it again") from error
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    # Of a damaged file each of these may be the first thing that the unpickler meets.
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, struct.error) as error:
         raise BundleError(
             f"--weights {path}: not a checkpoint of tensors alone, and others can run code when they are read; where "
             "you trust it, save its state_dict() with safetensors.torch.save_file"

@@ -140,6 +140,13 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path, monkeypat
     assert not (tmp_path / "trapped").exists()
 
 
+@pytest.mark.parametrize("content", [b"\x80\x02s", b"\x80\x02h\x09.", b"\x80\x02J\x01", b"\x80\x02c_codecs\nencode\n."])
+def test_a_damaged_checkpoint_is_named_whatever_the_unpickler_meets_first(tmp_path, content):
+    (tmp_path / "damaged.pt").write_bytes(content)
+    with pytest.raises(BundleError, match=r"damaged\.pt: (not a checkpoint of tensors alone|holds no tensors)"):
+        read_weights(tmp_path / "damaged.pt")
+
+
 def test_a_file_without_tensors_and_none_at_all_are_named(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "a.pt")
     torch.save([torch.rand(2)], tmp_path / "list.pt")
