@@ -199,6 +199,11 @@ def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
             f"--methods {trained[0]}: learns from augmented views of what is stored, which --corruption does not "
             "change; leave one out"
         )
+    if AUTO in config.methods and not set(_candidates(config.methods)) - {"pseudo"}:
+        raise UsageError(
+            "--methods auto: has nothing to choose, as pseudo moves no features, and what is fine-tuned on all labels "
+            "of the source cannot be judged by these; name others beside it, or leave --methods out"
+        )
     if not config.methods and not normed:
         say(f"{listed(_NORMED)} are left out: the encoder has no batch norm")
     every = [name for name in get_args(AdaptMethod) if name not in TRAINED and (normed or name not in _NORMED)]

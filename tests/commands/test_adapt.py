@@ -344,6 +344,12 @@ def test_what_trains_a_network_has_no_corrupted_target(capsys):
     assert (code, line[:15]) == (2, "--methods dann:")
 
 
+@pytest.mark.parametrize("others", [[], ["pseudo"], ["finetuned", "dann"]])
+def test_auto_alone_has_nothing_to_choose(capsys, others):
+    code, line = refused(capsys, *WITHIN, "--methods", "auto", *others, "--out", f"runs/alone-{len(others)}")
+    assert (code, line[:37]) == (2, "--methods auto: has nothing to choose")
+
+
 def refused(capsys, *words):
     capsys.readouterr()
     code = main(list(words))
