@@ -132,20 +132,6 @@ def distance(problem: Problem) -> tuple[float, float]:
     return discrepancy(np.concatenate(features), of_source, np.concatenate(patients), rng)
 
 
-def taught(moved: Problem, method: str, head: Linear, known: NDArray[np.intp]) -> tuple[Features, Scores]:
-    """Features and labels that a head learns beside labels of the target: the source's, as a method has moved them.
-
-    After self-training also its surest answers on the target, but for the rows `known`, whose labels are no guess.
-    moved, head: what `solve` gave.
-    """
-    if METHODS[method][1] is not _self_trained:
-        return moved.source, moved.y
-    told = confident(head.scores(moved.target), SHARES[-1], moved.exclusive)
-    told[known] = np.nan
-    sure = ~np.isnan(told).all(axis=1)
-    return np.concatenate([moved.source, moved.target[sure]]), np.concatenate([moved.y, told[sure]])
-
-
 def supervised(problem: Problem, y: Scores, patients: NDArray[np.object_]) -> Linear:
     """The upper bound: a head that has learned the target's own labels, y (m, K)."""
     return _linear(replace(problem, source=problem.target, y=y, patients=patients))

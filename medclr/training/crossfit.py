@@ -17,7 +17,6 @@ from medclr.training.adapt import (
     choose_method,
     solve,
     supervised,
-    taught,
 )
 from medclr.training.probe import Linear, Scores, fit_linear, inner_folds
 from medclr.training.shots import few_shot, shots_in_order
@@ -147,8 +146,7 @@ class CrossFit:
         method = candidates[0] if len(candidates) == 1 else self._choose(half, candidates).method
         moved, head = self._solve(half, method)
         at, y, _ = self._first(half, n, seed)
-        rows, labels = taught(moved, method, head, at)
-        return moved, few_shot(rows, labels, moved.target[at], y, self._exclusive, head.strength, seed)
+        return moved, few_shot(moved.source, moved.y, moved.target[at], y, self._exclusive, head.strength, seed)
 
     def _shots(self, half: int, seed: int) -> list[Rows]:
         """Of each class that the target has."""
