@@ -34,6 +34,7 @@ from medclr.evaluation.adaptation import (
     SOURCE_ONLY,
     TARGET_TRAINED,
     Adaptation,
+    at_home_text,
     choice_text,
     domain_adaptation,
 )
@@ -389,7 +390,9 @@ def _cell(fit: CrossFit, method: str, methods: Sequence[str], drawn: Rows, seed:
     if method == AUTO:
         scores, choices = fit.chosen(_candidates(methods), drawn, seed)
         return Scores(scores, None, choice_text(choices))
-    return Scores(fit.scores(method, drawn, seed), None)
+    scores = fit.scores(method, drawn, seed)
+    judged = method in _candidates(methods)  # in the source, by patients held out
+    return Scores(scores, None, at_home_text(fit.at_home(method, drawn, seed)) if judged else "")
 
 
 def _kept_method(methods: Sequence[str], found: Adaptation) -> str:

@@ -27,7 +27,9 @@ _CHOICES = ["method", "n", "of", "left"]
 class Adaptation:
     """What was found. Where a row has a `reason`, there is no number, and it says why. Intervals are of 95%.
 
-    `points`: a row for each method: AUROC on the target's volumes, each scored by an adaptation to other patients.
+    `points`: a row for each method: AUROC on the target's volumes, each scored by an adaptation to other patients; and
+    `at_home`, that in the source by patients held out, by which source validation chooses; NaN of a method that cannot
+    be judged there.
 
     `differences`: of each method from source-only, with p, and p after Holm over all of these rows. That of
     target-trained, the upper bound, is the gap that there is.
@@ -95,13 +97,14 @@ def domain_adaptation(
     points = curve.points.rename(columns={"arm": "method"}).drop(
         columns=["fraction", "n_patients", "n_positive", "n_negative"]
     )
+    points["at_home"] = [_at_home(curve.cells, method) for method in points["method"]]
     differences = curve.differences[curve.differences["versus"] == SOURCE_ONLY]
     differences = differences.rename(columns={"arm": "method"}).drop(columns=["fraction", "baseline"])
     truth = Truth.of(y_target, patients_target, kind)
     chance = Chance(draws, max(map(len, arms.values())), resamples, seed)
     found = {one.arm: one for one in outcomes(curve.cells, truth, chance)}
     known = points[(points["reason"] == "") & ~points["method"].isin([AUTO, TARGET_TRAINED])]
-    oracle = str(known.sort_values("auroc", kind="stable")["method"].iloc[-1]) if len(known) else ""
+    oracle = str(known.sort_values("auroc", ascending=False, kind="stable")["method"].iloc[0]) if len(known) else ""
     return Adaptation(
         points,
         differences.reset_index(drop=True),
@@ -115,6 +118,17 @@ def domain_adaptation(
 def choice_text(chosen: Sequence[tuple[str, float]]) -> str:
     """Methods and what they left, one pair for each half, as a cell's `choice` has them."""
     return ", ".join(f"{method} left {left:.4f}" for method, left in chosen)
+
+
+def at_home_text(auroc: float) -> str:
+    """The AUROC of a method in the source, as a cell's `choice` has it."""
+    return f"at home {auroc:.4f}"
+
+
+def _at_home(cells: Sequence[Cell], method: str) -> float:
+    """The mean over cells; NaN where there is none."""
+    found = [re.fullmatch(r"at home (.+)", cell.choice) for cell in cells if cell.arm == method]
+    return float(np.mean([float(one[1]) for one in found if one])) if any(found) else math.nan
 
 
 def _choices(cells: Sequence[Cell]) -> pd.DataFrame:

@@ -152,6 +152,14 @@ def _chosen(found: Adaptation) -> Answer:
         its = f"is {found.oracle} with {number(points[found.oracle]['auroc'])}"
         own = f"; auto has {number(points[AUTO]['auroc'])}" if AUTO in points else ""
         more.append(f"The oracle's choice, which takes labels of the target, {its}{own}.")
+    at_home = {name: row["at_home"] for name, row in points.items() if row["at_home"] == row["at_home"]}
+    if at_home:
+        best = max(at_home, key=lambda name: at_home[name])
+        there, here = number(at_home[best]), number(points[best]["auroc"])
+        more.append(
+            f"The source-validation choice, by patients of the source alone, is {best}: {there} there, {here} on the "
+            "target."
+        )
     if not rows:
         return Answer(question, "Not known: auto was not run.", more)
     first, n = rows[0], rows[0]["of"]

@@ -101,7 +101,7 @@ def choose_method(candidates: Sequence[str], solved: Callable[[str], tuple[Probl
         if name not in candidates or (move is _as_it_is and name != SOURCE_ONLY):
             continue
         moved, head = solved(name)
-        kept = _held_out_auroc(moved, head)
+        kept = held_out_auroc(moved, head)
         at_home = kept if name == SOURCE_ONLY else at_home
         if kept < at_home - MOST_LOST:
             continue
@@ -248,7 +248,7 @@ def _scale(source: Features, target: Features) -> Features:
     return np.where(scale > 0, scale, 1)
 
 
-def _held_out_auroc(moved: Problem, head: Linear) -> float:
+def held_out_auroc(moved: Problem, head: Linear) -> float:
     """Of the source as it was moved, each row scored by a head that did not learn from its patient."""
 
     def scores_of(own: NDArray[np.intp], held: NDArray[np.intp]) -> Scores:

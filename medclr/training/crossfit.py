@@ -15,6 +15,7 @@ from medclr.training.adapt import (
     Moved,
     Problem,
     choose_method,
+    held_out_auroc,
     solve,
     supervised,
 )
@@ -81,6 +82,12 @@ class CrossFit:
     def scores(self, method: str, drawn: Rows, seed: int) -> Scores:
         """Scores (m, K) of the target by one of METHODS, from the source rows at the positions `drawn`."""
         return self._by_half(drawn, seed, lambda half: _scored(*self._solve(half, method)))
+
+    def at_home(self, method: str, drawn: Rows, seed: int) -> float:
+        """The AUROC of one of METHODS in the source, each row scored by a head that left its patient out; of both
+        halves the mean. A network that was trained on these labels has not left it out."""
+        self._halve(drawn, seed)
+        return float(np.mean([held_out_auroc(*self._solve(half, method)) for half in range(len(self._halves))]))
 
     def chosen(self, candidates: Sequence[str], drawn: Rows, seed: int) -> tuple[Scores, list[Choice]]:
         """The same by whichever of METHODS `choose_method` takes in each half; and what that was."""

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from medclr.evaluation.adaptation import LEAST_GAP, choice_text, domain_adaptation
+from medclr.evaluation.adaptation import LEAST_GAP, at_home_text, choice_text, domain_adaptation
 from medclr.evaluation.cells import Scores
 from medclr.metrics import auroc
 
@@ -99,6 +99,13 @@ def test_differences_are_from_source_only_with_holm_over_all_of_them():
     assert set(rows["versus"]) == {"source-only"}
     assert rows.loc["target-trained", "p_holm"] == pytest.approx(3 * rows.loc["target-trained", "p"])
     assert rows.loc["pseudo", "p_holm"] == pytest.approx(rows.loc["pseudo", "p"])
+
+
+def test_what_each_method_has_at_home_stands_beside_what_it_has_on_the_target():
+    arms = {"source-only": method(0.3, at_home_text(0.9)), "coral": method(1.0, at_home_text(0.8127))}
+    points = found({**arms, "target-trained": 2.0}).points.set_index("method")["at_home"]
+    assert points[["source-only", "coral"]].tolist() == [0.9, 0.8127]
+    assert math.isnan(points["target-trained"])
 
 
 def test_the_oracle_is_the_highest_method_and_never_auto_or_the_upper_bound():

@@ -45,7 +45,7 @@ Effects = dict[str, tuple[float, float] | str]  # difference from source-only an
 
 def found(effects, base=0.70, shares=None, choices=(("coral", 10, 0.05),), reason=""):
     """Intervals of AUROCs are ± .03; shares: by method with low and high; choices: method, halves, left."""
-    points, differences = [{"method": "source-only", **around(base), "reason": ""}], []
+    points, differences = [{"method": "source-only", **around(base), "reason": "", "at_home": 0.91}], []
     for method, effect in effects.items():
         if isinstance(effect, str):
             nothing = dict.fromkeys(("auroc", "low", "high"), math.nan)
@@ -54,7 +54,7 @@ def found(effects, base=0.70, shares=None, choices=(("coral", 10, 0.05),), reaso
             differences.append({"method": method, **row, "reason": effect})
             continue
         value, p = effect
-        points.append({"method": method, **around(base + value), "reason": ""})
+        points.append({"method": method, **around(base + value), "reason": "", "at_home": math.nan})
         row = {"difference": value, "low": value - 0.02, "high": value + 0.02, "p_holm": p, "detectable": 0.031}
         differences.append({"method": method, **row, "reason": ""})
     gap = {"gap": 0.1, "gap_low": 0.06, "gap_high": 0.14}
@@ -150,7 +150,11 @@ def test_the_choice_of_auto_stands_beside_that_of_the_oracle():
     assert same.more[0] == "The oracle's choice, which takes labels of the target, is coral with 0.760; auto has 0.750."
     split = answer(2, effects, choices=(("coral", 7, 0.84), ("source-only", 3, 0.6)))
     assert split.short == "coral, but only in 7 of 10 halves."
-    assert split.more[1:] == [
+    assert same.more[1] == (
+        "The source-validation choice, by patients of the source alone, is source-only: 0.910 there, 0.700 on the "
+        "target."
+    )
+    assert split.more[2:] == [
         "coral in 7 of 10 halves, where the domains are then 0.8 times what chance makes apart.",
         "source-only in 3 of 10 halves, where the domains are then 0.6 times what chance makes apart.",
     ]
