@@ -51,7 +51,7 @@ def test_one_crop_is_the_centre_to_the_bit(families):
 def test_features_are_the_mean_over_crops(families, monkeypatch):
     # Several batches, whose edges are not those of the volumes.
     loader = encode.eval_loader
-    monkeypatch.setattr(encode, "eval_loader", lambda blocks, workers: loader(blocks, workers, batch_size=5))
+    monkeypatch.setattr(encode, "eval_loader", lambda blocks, workers, _: loader(blocks, workers, batch_size=5))
     network, rows = encoder(), families.rows  # 15 × 15, and the patch is 12 × 12
     each = [seen(network, families, rows, start) for start in ((0, 0), (0, 3), (3, 0), (3, 3))]
     found = embed_rows(network, rows, families.store, families.spec, crops=4)
