@@ -387,6 +387,8 @@ def _renormalised(
 def _cell(fit: CrossFit, method: str, methods: Sequence[str], drawn: Rows, seed: int) -> Scores:
     if method == TARGET_TRAINED:
         return Scores(fit.upper_bound(drawn, seed), None)
+    if reason := fit.unlearnable(drawn, seed):
+        return Scores(np.empty(0), None, reason=reason)
     if method == AUTO:
         scores, choices = fit.chosen(_candidates(methods), drawn, seed)
         return Scores(scores, None, choice_text(choices))
@@ -487,7 +489,7 @@ def _shots(
 def _shot_cell(
     fit: CrossFit, kind: str, n: int, candidates: Sequence[str], tune: Tune, drawn: Rows, seed: int
 ) -> Scores:
-    if reason := fit.lacking(n, drawn, seed):
+    if reason := fit.lacking(n, drawn, seed) or (kind != ALONE and fit.unlearnable(drawn, seed)):
         return Scores(np.empty(0), None, reason=reason)
     if kind == ALONE:
         return Scores(fit.shots_alone(n, drawn, seed), None)

@@ -66,7 +66,8 @@ def each_left_out(
         within.pin(json.loads((run.folder / "inputs.json").read_text()))
         found[name] = adapted(own, within)
     result = left_out_in_turn(found, methods)
-    _write(run, result, _context(column, table, values, names, folders, judged, context))
+    shown = f", through {config.corruption} {config.strength}" if config.corruption else ""
+    _write(run, result, _context(column, table, values, names, folders, judged, context, shown))
     return result
 
 
@@ -113,10 +114,11 @@ def _context(
     folders: Mapping[str, str],
     judged: Sequence[str],
     context: Mapping[str, Any],
+    shown: str,
 ) -> dict[str, Any]:
     shared = {name: value for name, value in context.items() if name not in _LEFT_OUT}
     return shared | {
-        "title": f"Leave one domain out: {table.task.name} by {column}",
+        "title": f"Leave one domain out: {table.task.name} by {column}{shown}",
         "column": column,
         "domains": {
             name: _counts(table, values == name)

@@ -103,6 +103,8 @@ def _worth(worth: Worth | None) -> str:
         return "None: without any label, adaptation is not above source-only."
     ends = [_labels(end, worth.most) for end in (worth.low, worth.high) if not math.isnan(end)]
     interval = f" ({listed(ends, 'to')})" if ends else ""
+    if math.isinf(worth.labels) and not worth.low > 0:
+        return f"Not known: it may be none, or {_labels(worth.labels, worth.most)} per class."
     if not worth.labels:
         return f"None is shown: without any label, adaptation is not above source-only{interval}."
     short = f"{'' if math.isinf(worth.labels) else 'about '}{_labels(worth.labels, worth.most)} per class{interval}."

@@ -114,6 +114,12 @@ class CrossFit:
         # All is adapted to, and so nothing is left to score; but one row is easier to have than none.
         return solve(self._of(source, target, target[:1], seed), method)
 
+    def unlearnable(self, drawn: Rows, seed: int) -> str:
+        """Why nothing can be learned from the source without the patients who are scored; "" where it can."""
+        self._halve(drawn, seed)
+        both = [any({0.0, 1.0} <= set(column) for column in problem.y.T) for _, _, problem in self._halves]
+        return "" if all(both) else "without the patients who are scored, the source is of one class"
+
     def lacking(self, n: int, drawn: Rows, seed: int) -> str:
         """Why n labels per class cannot be drawn from either half; "" where they can."""
         self._halve(drawn, seed)

@@ -45,7 +45,7 @@ def curve(effects=None, its_worth=None, missing=()):
         (worth(7.2, 2.0, math.inf), "About 8 per class (2 to more than 50)."),
         (worth(7.2, 0.0, 21.5), "None is shown: about 8 per class (none to 22)."),
         (worth(math.inf, 21.5, math.inf), "More than 50 per class (22 to more than 50)."),
-        (worth(math.inf, 0.0, math.inf), "None is shown: more than 50 per class (none to more than 50)."),
+        (worth(math.inf, 0.0, math.inf), "Not known: it may be none, or more than 50 per class."),
         (worth(0.0, 0.0, 3.0), "None is shown: without any label, adaptation is not above source-only (none to 3)."),
         (worth(0.0, 0.0, 0.0), "None: without any label, adaptation is not above source-only."),
         (worth(7.2, math.nan, math.nan), "None is shown: about 8 per class."),

@@ -87,6 +87,17 @@ def test_each_half_is_scored_by_adapting_to_the_other(sides, method):
         np.testing.assert_allclose(scores[held], (head.scores(moved.scored) - told.mean()) / told.std())
 
 
+def test_a_source_that_is_of_one_class_without_those_who_are_scored_is_said_to_be():
+    """Else all would have one score, and an AUROC of .5 that nobody has earned."""
+    source, target = domain(0, 0), domain(1, 30)
+    assert cross_fit(source, target).unlearnable(DRAWN, 3) == ""
+    ill = np.isin(source.patients, target.patients) & (source.y[:, 0] == 1)
+    few = replace(source, y=np.where(ill[:, None], 1.0, 0.0))  # all positives are in the target too
+    half = set(target.patients[inner_folds(target.y, target.patients, 3, 2)[0][1]])
+    kept = np.flatnonzero(~ill | np.isin(source.patients, list(half)))
+    assert "one class" in cross_fit(few, target).unlearnable(kept, 3)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_used_on_new_volumes_has_learned_from_all(sides, method):
     """Of patients in both domains too, since none of them is scored."""
