@@ -68,8 +68,6 @@ def adapt(config: AdaptConfig) -> Adaptation | LeaveOneOut:
         The tables: `.frame()` is the one of adapt.csv. Where each domain of a column is the target in turn, they have a
         column `domain`.
     """
-    run = Run.open("adapt", config, config.out)
-    say(f"run folder: {run.folder}")
     paths = named_or_newest(config.encoder)
     encoders = load_encoders(paths, config.projector_layer)
     if len(encoder_groups(encoders)) > 1:
@@ -77,18 +75,21 @@ def adapt(config: AdaptConfig) -> Adaptation | LeaveOneOut:
             "--encoder: these differ in more than their seed; results are means over encoders that differ in that "
             "alone: run medclr adapt for each"
         )
-    config = replace(config, key_file=config.key_file or read_paths(paths[0]).get("key_file"))
+    given, config = config, replace(config, key_file=config.key_file or read_paths(paths[0]).get("key_file"))
     methods = _methods(config, encoders)
     tables = [config.labels, *([config.target_labels] if config.target_labels else [])]
     for table in tables:  # now, not after hours of preparing volumes
         read_keyed(table, label_layout(config, encoders[0].spec))
+    run = Run.open("adapt", given, config.out)  # what is refused before leaves no folder
+    say(f"run folder: {run.folder}")
     run.pin({
         "encoder": " ".join(map(fingerprint, paths)), "labels": " ".join(map(labels_hash, tables))
     })  # fmt: skip
     if config.each:
         home = labelled_part(config, run, HOME, config.labels, paths[0], encoders[0].spec, [config.column])
         return _each(config, run, paths[0], encoders, methods, home)
-    found = _adapted(config, run, paths[0], encoders, methods, _sides(config, run, paths[0], encoders[0].spec))
+    sides = _corrupted(config, *_sides(config, run, paths[0], encoders[0].spec))
+    found = _adapted(config, run, paths[0], encoders, methods, sides)
     say(f"wrote {run.folder}: report.html, report.json, adapt.png, .svg and .pdf, a .csv of each table, classifier/")
     say(f"next: open {run.folder / 'report.html'} in a browser, or medclr predict --classifier {run.folder}")
     return found
@@ -213,19 +214,16 @@ def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
     return [SOURCE_ONLY, *sorted(between, key=lambda name: name == AUTO), TARGET_TRAINED]
 
 
-def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tuple[_Side, _Side]:
-    """Source and target: two domains of one archive, two archives, or one archive and what a corruption makes of it."""
-    return _corrupted(config, *_named(config, run, encoder, spec))
-
-
 def _corrupted(config: AdaptConfig, source: _Side, target: _Side) -> tuple[_Side, _Side]:
+    """The same, with the target as a corruption shows it, if one is asked for."""
     if config.corruption is None or config.strength == 0:
         return source, target
     change = corrupting(config.corruption, config.strength, target.part.spec.spatial_dims, config.seed)
     return source, replace(target, name=f"{target.name}, {config.corruption} {config.strength}", change=change)
 
 
-def _named(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tuple[_Side, _Side]:
+def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tuple[_Side, _Side]:
+    """Source and target: two domains of one archive, two archives, or one archive twice, for a corruption."""
     home = labelled_part(config, run, HOME, config.labels, encoder, spec, [config.column] if config.column else [])
     if config.target is not None:
         return _within(config, home)

@@ -344,6 +344,7 @@ def test_what_trains_a_network_has_no_corrupted_target(capsys):
     words = [*BASE, "--corruption", "blur", "--transductive", "--methods", "coral", "dann"]
     code, line = refused(capsys, *words, "--out", "runs/untrained")
     assert (code, line[:15]) == (2, "--methods dann:")
+    assert not Path("runs/untrained").exists()  # so the same --out may be used when that is mended
 
 
 @pytest.mark.parametrize("others", [[], ["pseudo"], ["finetuned", "dann"]])
