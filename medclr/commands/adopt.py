@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from medclr import __version__
-from medclr.commands.finetune import home_of
+from medclr.commands.finetune import encoder_seen, home_of
 from medclr.commands.prepare import stocked
 from medclr.commands.pretrain import axis_order
-from medclr.commands.start import record_of, seen_before
+from medclr.commands.start import record_of
 from medclr.config import ADOPTED, AdoptConfig
 from medclr.data.identity import Seen
 from medclr.data.spec import SLICE_AXES, DataSpec, load_spec
@@ -66,7 +66,7 @@ def adopt(config: AdoptConfig) -> Encoder:
     )
     on = f"“{config.trained_on}”, it is said" if config.trained_on else "data that nobody named"
     unrecorded = f"{config.title} (weights from elsewhere, trained on {on})"
-    seen = seen_before(start) if start else Seen("", frozenset(), frozenset(), 0, unrecorded)
+    seen = encoder_seen(start) if start else Seen("", frozenset(), frozenset(), 0, unrecorded)
     details = {
         "spec": spec.to_dict(),
         "axis_order": axis_order(spec),

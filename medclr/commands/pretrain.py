@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from medclr import __version__
 from medclr.commands.batches import coded, domains_of, lonely
+from medclr.commands.finetune import encoder_seen
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
 from medclr.commands.scan import check_inputs, check_skipped
-from medclr.commands.start import doubts, record_of, seen_before, spec_of
+from medclr.commands.start import doubts, record_of, spec_of
 from medclr.config import METHODS, PretrainConfig, paths_of
 from medclr.data.candidate import Skipped
 from medclr.data.identity import Pseudonymiser, Seen, load_key
@@ -227,7 +228,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
     last = measures.rows[-1]
     seen = Seen.of(names.fingerprint, rows)
     if start:
-        seen = seen.union(seen_before(start))
+        seen = seen.union(encoder_seen(start))
     details = {
         "spec": spec.to_dict(),
         "axis_order": axis_order(spec),

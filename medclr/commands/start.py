@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from medclr.data.identity import Seen
+from medclr.commands.finetune import encoder_seen
 from medclr.data.spec import DataSpec
 from medclr.errors import UsageError
 from medclr.reporting.console import counted
@@ -53,11 +53,6 @@ def record_of(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def seen_before(encoder: Encoder) -> Seen:
-    """What it was trained on, and what that which it went on from was trained on."""
-    return Seen.from_dict(encoder.bundle.details["seen"])
-
-
 def doubts(encoder: Encoder, fingerprint: str, held: pd.DataFrame) -> list[str]:
     """Warnings where nobody can be tested on volumes that are held out, since the encoder had seen their patients; or
     where that is not known.
@@ -66,7 +61,7 @@ def doubts(encoder: Encoder, fingerprint: str, held: pd.DataFrame) -> list[str]:
         encoder: that is gone on from.
         fingerprint: of the key that made the pseudonyms of `held`, manifest rows.
     """
-    seen = seen_before(encoder)
+    seen = encoder_seen(encoder)
     n_seen = int((seen.holds(fingerprint, held) == "yes").sum()) if len(held) else 0
     if n_seen:
         return [

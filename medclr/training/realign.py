@@ -292,7 +292,7 @@ def _endless(
     volumes: Volumes, views: Views, n_views: int, size: int, seed: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Augmented views (B * V, C, *patch) of batch after batch, and the batch that they are of."""
-    loader = train_loader(Blocks(_units(volumes), volumes.store, volumes.spec, views, n_views, seed), size, 0, seed)
+    loader = _loader(_units(volumes), volumes, views, n_views, size, seed)
     order = loader.batch_sampler
     assert isinstance(order, Steps)
     for epoch in count():
