@@ -22,11 +22,11 @@ import torch
 from medclr.cli import main as medclr
 from medclr.commands import adapt
 from medclr.commands.demo import PATCH_SPEC
-from medclr.config import AdaptMethod
+from medclr.config import AdaptMethod, Trained
 from medclr.data.phantoms import write_phantoms
 from medclr.training.crossfit import CrossFit
 from medclr.training.encode import Volumes
-from medclr.training.realign import FINETUNED, TRAINED
+from medclr.training.realign import FINETUNED
 
 PATIENTS, TARGET, HALVES = 100, 2.0, 2
 
@@ -76,7 +76,7 @@ def main(flags: list[str]) -> None:
     print(f"  a pass over the target is {whole:.1f} s; fine-tuning on the source, {fine:.1f} s")
     for name, seconds in by_method.items():
         cost = f"    {name:16}{seconds / fine:6.2f} of fine-tuning"
-        if name not in TRAINED:
+        if name not in get_args(Trained):
             there, home = (reading.get((name, side), 0.0) for side in (True, False))
             kept = "kept" if there < TARGET * whole else "MISSED"
             cost += f"; {there / whole:.2f} passes over the target ({kept}: {TARGET:g}), {home / whole:.2f} over the "

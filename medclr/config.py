@@ -20,21 +20,9 @@ _WITHOUT = "augmentations to leave out, such as blur noise; a wrong name lists t
 Method = Literal["linear", "knn", "attention", "lp-ft", "full", "distill", "auto"]
 Arm = Literal["scratch", "pca", "linear", "knn", "attention", "lp-ft", "full", "distill", "auto"]
 Corruption = Literal["noise", "blur", "contrast", "resolution", "motion", "bias"]
-AdaptMethod = Literal[
-    "adabn",
-    "adabn-coral",
-    "coral",
-    "pseudo",
-    "histogram",
-    "fourier",
-    "simclr-target",
-    "simclr-both",
-    "finetuned",
-    "deep-coral",
-    "mmd",
-    "dann",
-    "auto",
-]
+Alignment = Literal["deep-coral", "mmd", "dann"]
+Trained = Literal["simclr-target", "simclr-both", "finetuned", Alignment]  # ways of adapting that train a network
+AdaptMethod = Literal["adabn", "adabn-coral", "coral", "pseudo", "histogram", "fourier", Trained, "auto"]
 Tunable = Literal["scratch", "lp-ft", "full"]  # arms that train the whole network by one rate
 
 
@@ -708,6 +696,7 @@ class AdaptConfig(LabelledConfig):
             )
         if not 0 <= self.strength <= 5:
             raise UsageError(f"--strength {self.strength}: must be from 0 to 5")
+        self._refuse_idle()
         if any(shots < 1 for shots in self.target_shots):
             raise UsageError(f"--target-shots {min(self.target_shots)}: must be at least 1; 0 is always there")
         if self.lp_ft and not self.target_shots:
@@ -743,6 +732,22 @@ class AdaptConfig(LabelledConfig):
             raise UsageError(f"--source {self.source}: must be of the column of --target, {self.column}")
         if self.source is not None and self.source == self.target:
             raise UsageError(f"--target {self.target}: is the source too; name another domain")
+
+    def _refuse_idle(self) -> None:
+        """Raise UsageError where a setting would change nothing, though whoever gave it expects that it does."""
+        aligning, training = f"--methods {' '.join(get_args(Alignment))}", f"--methods {' '.join(get_args(Trained))}"
+        aligns, trains = ({*get_args(kind)} & {*self.methods} for kind in (Alignment, Trained))
+        of_training = (trains or self.lp_ft, f"{training}, or with --lp-ft")
+        takes = {
+            "strength": (self.corruption, "--corruption"),
+            "negatives": ("simclr-both" in self.methods, "--methods simclr-both"),
+            "alignment": (aligns, aligning),
+            **dict.fromkeys(("steps", "batch_size", "lr", "weight_decay"), of_training),
+        }
+        defaults = {setting.name: setting.default for setting in fields(self)}
+        for name, (taken, by) in takes.items():
+            if not taken and (value := getattr(self, name)) != defaults[name]:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: changes nothing here, it is only for {by}")
 
     @property
     def column(self) -> str:

@@ -23,7 +23,7 @@ from medclr.commands.finetune import (
     named_or_newest,
 )
 from medclr.commands.leave_one_out import each_left_out
-from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig
+from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig, Trained
 from medclr.data.identity import Seen, Verdict, check_leakage
 from medclr.data.labels import Task, labels_hash, read_keyed
 from medclr.data.phantoms import SCANNERS
@@ -51,12 +51,13 @@ from medclr.reporting.run import Run, hardware, read_paths, versions
 from medclr.training.adapt import Features, Moved
 from medclr.training.crossfit import Anew, CrossFit, Domain, Tune, equal_draws
 from medclr.training.encode import Change, Encoder, Volumes, has_batch_norm, training_device
-from medclr.training.realign import ALIGNMENTS, CONTINUED, FINETUNED, TRAINED, aligned, continued, fine_tuned
+from medclr.training.realign import ALIGNMENTS, CONTINUED, FINETUNED, aligned, continued, fine_tuned
 from medclr.training.shown import STYLES, corrupting, in_style
 
 _OF_TRAINING = ("steps", "batch_size", "lr", "weight_decay", "alignment", "negatives")
 
 _NORMED = ("adabn", "adabn-coral")  # they take statistics of batch norm
+_TRAINED = get_args(Trained)
 
 Rows = NDArray[np.intp]
 
@@ -196,7 +197,7 @@ def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
         raise UsageError(
             f"--methods {asked[0]}: the encoder has no batch norm whose statistics could be the target's; leave it out"
         )
-    if config.corruption and (trained := [name for name in config.methods if name in TRAINED]):
+    if config.corruption and (trained := [name for name in config.methods if name in _TRAINED]):
         raise UsageError(
             f"--methods {trained[0]}: learns from augmented views of what is stored, which --corruption does not "
             "change; leave one out"
@@ -208,7 +209,7 @@ def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
         )
     if not config.methods and not normed:
         say(f"{listed(_NORMED)} are left out: the encoder has no batch norm")
-    every = [name for name in get_args(AdaptMethod) if name not in TRAINED and (normed or name not in _NORMED)]
+    every = [name for name in get_args(AdaptMethod) if name not in _TRAINED and (normed or name not in _NORMED)]
     between: list[str] = list(dict.fromkeys(config.methods)) or every
     # auto is last, as it uses what the others have computed.
     return [SOURCE_ONLY, *sorted(between, key=lambda name: name == AUTO), TARGET_TRAINED]
@@ -347,11 +348,7 @@ def _cross_fit(
         )
         for side, own in ((source, here), (target, there))
     ]
-    # Statistics of patients who are in the source alone serve all halves at once, and none of them is ever scored.
-    alone = domains[0].apart(np.arange(len(source.at)), domains[1], np.arange(len(target.at)))
-    if source.domains is not None and 2 * len(alone) >= len(source.at):
-        alone = alone[equal_draws(source.domains[alone], config.seed)]
-    anew = {"adabn": _renormalised(config, run, network, here, there, alone)}
+    anew = {"adabn": _renormalised(config, run, network, here, there, _for_all_halves(config, source, *domains))}
     anew |= {style: in_style(style, network, here, there, domains[1].features) for style in STYLES}
     exclusive, views = task.kind == "multiclass", classifier_views(here.spec)
     for name in (FINETUNED, *ALIGNMENTS):
@@ -360,14 +357,31 @@ def _cross_fit(
     return CrossFit(domains[0], domains[1], exclusive, anew, source.domains)
 
 
+def _for_all_halves(config: AdaptConfig, side: _Side, source: Domain, target: Domain) -> Rows | None:
+    """Rows of patients who are in the source alone: their statistics serve all halves, as none of them is ever scored.
+
+    None where they are too few to stand for the source, or lack one of the domains that are to count the same.
+    """
+    alone = source.apart(np.arange(len(source.y)), target, np.arange(len(target.y)))
+    if 2 * len(alone) < len(source.y):
+        return None
+    if side.domains is None:
+        return alone
+    whole = set(side.domains[alone]) == set(side.domains)
+    return alone[equal_draws(side.domains[alone], config.seed)] if whole else None
+
+
 def _how(side: _Side) -> str:
     return side.name if side.change is not None else ""
 
 
 def _renormalised(
-    config: AdaptConfig, run: Run, network: nn.Module, source: Volumes, target: Volumes, alone: Rows
+    config: AdaptConfig, run: Run, network: nn.Module, source: Volumes, target: Volumes, lasting: Rows | None
 ) -> Anew:
-    """Of AdaBN: each domain by an encoder whose batch-norm statistics are of that domain."""
+    """Of AdaBN: each domain by an encoder whose batch-norm statistics are of that domain.
+
+    lasting: rows of the source whose statistics are taken for every half; None: of those that a half learns from.
+    """
 
     @lru_cache(maxsize=2)
     def of_source(positions: tuple[int, ...]) -> NDArray[np.float32]:
@@ -376,7 +390,7 @@ def _renormalised(
 
     def anew(own: Rows, fit: Rows, held: Rows, _: int) -> Moved:
         there = target.at(fit).renormalised(network, config.seed)
-        features = of_source(tuple(alone if 2 * len(alone) >= len(source.rows) else own))[own]
+        features = of_source(tuple(own if lasting is None else lasting))[own]
         return Moved(features, target.at(fit).embed(there), target.at(held).embed(there), there)
 
     return anew

@@ -234,7 +234,11 @@ def fine_tuned(
 
 
 class _Distance(nn.Module):
-    """A distance of two sets of features, each in units of its standard deviation over both."""
+    """A distance of two sets of features, each in units of its standard deviation over both.
+
+    The gradient goes through that unit too. Without, it could always lower the distance by making all features smaller,
+    which the next unit takes back, step after step, until nothing is left of them.
+    """
 
     def __init__(self, distance: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -242,7 +246,7 @@ class _Distance(nn.Module):
 
     def forward(self, own: Tensor, there: Tensor, _: float) -> Tensor:
         """Features (n, F) and (m, F), and the share of the training that is done."""
-        scale = torch.cat([own, there]).detach().std(dim=0).clamp(min=_LEAST_SPREAD)
+        scale = torch.cat([own, there]).std(dim=0).clamp(min=_LEAST_SPREAD)
         return self.distance(own / scale, there / scale)
 
 
@@ -270,8 +274,6 @@ ALIGNMENTS: dict[str, Callable[[int], nn.Module]] = {
 Deep CORAL (Sun and Saenko 2016) leaves the weight of its loss to be found. Of standardised features it is a mean over
 F^2 pairs, nearly all of which differ little; times F it is about as large as the loss of the label.
 """
-
-TRAINED = (FINETUNED, *ALIGNMENTS, *CONTINUED)
 
 
 def _loader(

@@ -25,6 +25,7 @@ from medclr.errors import UsageError
 from medclr.models.classifier import Classifier, load_classifier
 from medclr.models.encoder import build_encoder
 from medclr.training import realign
+from medclr.training.crossfit import Domain
 from medclr.training.encode import load_encoder
 from medclr.training.probe import Linear
 
@@ -297,6 +298,28 @@ def test_a_source_is_one_domain_or_all_others_that_are_known():
         assert found["choices"] == []
 
 
+def test_statistics_for_all_halves_are_of_every_domain_that_is_to_count():
+    """Those of AdaBN are of patients who are never scored, if that leaves no domain out."""
+
+    def rows(patients, of_target, domains):
+        n, m = len(patients), len(of_target)
+        empty = np.zeros((max(n, m), 1))
+        source, target = (
+            Domain(empty[: len(keys)], np.array([*keys], dtype=object), empty[: len(keys)], np.array([*keys], object))
+            for keys in (patients, of_target)
+        )
+        side = SimpleNamespace(domains=None if domains is None else np.array([*domains], dtype=object))
+        config = AdaptConfig(labels=Path("labels.csv"), target="room=x")
+        found = module._for_all_halves(config, side, source, target)
+        return None if found is None else found.tolist()
+
+    assert rows("abcdef", "fx", None) == [0, 1, 2, 3, 4]
+    assert rows("abcdef", "abcd", None) is None
+    assert rows("abcdef", "x", "ppppqq") == [0, 1, 2, 3, 4, 4, 5, 5]
+    assert rows("abcdef", "fx", "ppppqq") == [0, 1, 2, 3, 4, 4, 4, 4]
+    assert rows("abcdef", "ef", "ppppqq") is None
+
+
 def test_a_corrupted_target_is_the_source_shown_otherwise(within, capsys):
     words = [*BASE, "--corruption", "contrast", "--strength", "5", "--transductive"]
     assert main([*words, "--methods", "histogram", "adabn", "--out", "runs/corrupted"]) == 0
@@ -427,6 +450,21 @@ def test_what_cannot_be_done_is_said_in_a_line(capsys, words, code, said):
         ({"target": "view=AP", "target_data": Path("d"), "corruption": "blur"}, "name what to adapt to"),
         ({"corruption": "blur", "strength": 6}, "--strength 6: must be from 0 to 5"),
         ({"corruption": "blur", "strength": -1}, "--strength -1: must be from 0 to 5"),
+        ({"target": "view=AP", "strength": 2}, "--strength 2: changes nothing here, it is only for --corruption"),
+        (
+            {"target": "view=AP", "alignment": 2.0},
+            "--alignment 2.0: changes nothing here, it is only for --methods deep-",
+        ),
+        ({"target": "view=AP", "alignment": 2.0, "methods": ["finetuned"]}, "--alignment 2.0: changes nothing here"),
+        (
+            {"target": "view=AP", "negatives": "within", "methods": ["simclr-target"]},
+            "--negatives within: changes noth",
+        ),
+        (
+            {"target": "view=AP", "batch_size": 8, "methods": ["coral"]},
+            "--batch-size 8: changes nothing here, it is onl",
+        ),
+        ({"target": "view=AP", "target_shots": [5], "steps": 8}, "--steps 8: changes nothing .* or with --lp-ft"),
         ({"target": "view=AP", "draws": 0}, "--draws 0"),
         ({"target": "view=AP", "target_shots": [5, 0]}, "--target-shots 0: must be at least 1"),
         ({"target": "view=AP", "lp_ft": True}, "--lp-ft: only with --target-shots"),
@@ -438,6 +476,13 @@ def test_what_cannot_be_done_is_said_in_a_line(capsys, words, code, said):
 def test_a_config_that_asks_for_nothing_is_refused(given, said):
     with pytest.raises(UsageError, match=said):
         AdaptConfig(labels=Path("labels.csv"), **given)
+
+
+def test_settings_of_a_training_are_taken_where_there_is_one():
+    given = {"labels": Path("labels.csv"), "target": "view=AP", "steps": 8, "lr": 0.01, "weight_decay": 0.1}
+    assert AdaptConfig(**given, batch_size=8, target_shots=[5], lp_ft=True).steps == 8
+    assert AdaptConfig(**given, methods=["auto", "dann"], alignment=2.0).alignment == 2
+    assert AdaptConfig(**given, methods=["simclr-both"], negatives="within").negatives == "within"
 
 
 def test_figures_are_those_of_the_scores(within):

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from medclr.config import AdaptConfig
+from medclr.config import AdaptConfig, Trained
 from medclr.data.store import Store
 from medclr.losses import coral_loss, mmd
 from medclr.metrics import auroc
@@ -49,6 +50,7 @@ def network():
 
 def config(**settings):
     defaults = {"target": "view=AP", "device": "cpu", "steps": 6, "batch_size": 8, "lr": 3e-3}
+    defaults["methods"] = list(get_args(Trained))
     return AdaptConfig(labels="labels.csv", **defaults | settings)
 
 
@@ -100,6 +102,22 @@ def test_domains_become_alike_by_the_weight_of_the_loss(aligned, source, target,
     """In eval mode, on images without augmentation."""
     weak, strong = (distance(by, aligned(method, steps=60, alignment=weight), source, target) for weight in (0.0, 10.0))
     assert strong < 0.6 * weak
+
+
+@pytest.mark.parametrize("method", ["deep-coral", "mmd"])
+def test_nothing_is_gained_by_smaller_features(method):
+    """The gradient has no share along the features themselves; one that never varies has none at all."""
+    torch.manual_seed(0)
+    own = torch.randn(16, 6, dtype=torch.float64)
+    there = 2 * torch.randn(12, 6, dtype=torch.float64)
+    own[:, 3] = there[:, 3] = 0.5
+    both = torch.cat([own - own.mean(0), there - there.mean(0)]).requires_grad_()
+    value = ALIGNMENTS[method](6)(both[:16], both[16:], 0.0)
+    (gradient,) = torch.autograd.grad(value, both)
+    assert value > 0.01
+    assert gradient.norm() > 0.01
+    assert abs(float((gradient * both.detach()).sum())) < 1e-9
+    assert not gradient[:, 3].any()
 
 
 def test_a_critic_cannot_tell_domains_apart(aligned, monkeypatch):
