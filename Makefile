@@ -6,7 +6,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 INSTALLED := .venv/.installed
-NEED_DATA := $(addprefix benchmarks/,ablation.py beside_peers.py corrupted_targets.py five_folds.py label_grid.py \
+NEED_DATA := $(addprefix benchmarks/,ablation.py beside_peers.py corrupted_arms.py corrupted_targets.py five_folds.py label_grid.py \
                regularisation.py)
 
 .PHONY: demo test lint bench clean
