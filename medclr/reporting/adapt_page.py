@@ -65,7 +65,7 @@ def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
     found: its tables. context: title, command_line, phantoms, transductive, leakage, task (kind, columns, outputs),
     source and target (each name, n, n_patients, n_positive, shares), n_both, n_copies, encoders (each method, seed,
     fingerprint), training (steps, batch_size, lr, weight_decay, alignment, negatives), balance, known, draws,
-    resamples, versions and hardware. Nothing in it may name a patient.
+    resamples, classifier (the method that it is made by), versions and hardware. Nothing in it may name a patient.
     """
     value = found.points.set_index("method")["auroc"]
     points = forest(found.points.assign(base=value.get(SOURCE_ONLY)), "auroc", zero="base")
@@ -91,10 +91,17 @@ def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
 def adapt_findings(found: Adaptation, context: Mapping[str, Any]) -> list[Answer]:
     """Answers to what a reader asks first. No gain is called one that Holm's correction does not leave standing."""
     few = [] if found.shots is None else [shots_answer(found.shots)]
-    return [_gained(found), _regained(found), _chosen(found), _left(found, context), *few, _excluded(context)]
+    return [
+        _gained(found, context["classifier"]),
+        _regained(found),
+        _chosen(found),
+        _left(found, context),
+        *few,
+        _excluded(context),
+    ]
 
 
-def _gained(found: Adaptation) -> Answer:
+def _gained(found: Adaptation, kept: str) -> Answer:
     question = "Did any method gain over source-only?"
     rows = [row for row in found.differences.to_dict("records") if row["method"] != TARGET_TRAINED]
     tested = [row for row in rows if not row["reason"]]
@@ -113,6 +120,8 @@ def _gained(found: Adaptation) -> Answer:
     if not tested:
         return Answer(question, "Not known: no method could be compared.", more)
     fell = f" Worse than source-only: {listed([row['method'] for row in worse])}." if worse else ""
+    if any(row["method"] == (AUTO if len(found.choices) else kept) for row in worse):
+        fell += f" classifier/ is made by {kept}: rather take one of medclr finetune."
     if better:
         best = max(better, key=lambda row: row["difference"])
         names, own = [row["method"] for row in better], _by_method(found.points)[best["method"]]

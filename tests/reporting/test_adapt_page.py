@@ -37,6 +37,7 @@ CONTEXT = {
     "balance": False,
     "draws": 5,
     "resamples": 2000,
+    "classifier": "coral",
     "versions": {"medclr": "0"},
     "hardware": {"cores": 2},
 }
@@ -102,6 +103,17 @@ def test_a_loss_is_said_too_and_the_upper_bound_is_no_method():
     lost = answer(0, {"coral": (-0.06, 0.01), **BOUND})
     assert lost.short == "No gain is shown. Worse than source-only: coral."
     assert "target-trained" not in str(lost)
+
+
+def test_a_classifier_that_is_worse_than_none_is_not_commended():
+    """It is made by what auto chose, or without auto by what was asked for; no figure of the target decides that."""
+    warned = " classifier/ is made by coral: rather take one of medclr finetune."
+    effects = {"coral": (-0.06, 0.01), "auto": (-0.05, 0.01), **BOUND}
+    assert answer(0, effects).short == f"No gain is shown. Worse than source-only: coral and auto.{warned}"
+    assert warned not in answer(0, effects | {"auto": (-0.05, 0.2)}).short
+    alone = {"coral": (-0.06, 0.01), "pseudo": (-0.06, 0.01), **BOUND}
+    assert answer(0, alone, choices=()).short.endswith(f"coral and pseudo.{warned}")
+    assert warned not in answer(0, alone, choices=(), context={"classifier": "histogram"}).short
 
 
 def test_a_gain_that_stays_at_chance_is_called_that():
