@@ -14,6 +14,7 @@ from torch import nn
 from medclr import __version__
 from medclr.commands.finetune import (
     UNTESTED,
+    apart,
     can_judge,
     check_classes,
     check_task,
@@ -35,7 +36,7 @@ from medclr.commands.finetune import (
 )
 from medclr.commands.prepare import check_stock, named_source
 from medclr.config import DistillConfig
-from medclr.data.identity import Seen, check_leakage, load_key
+from medclr.data.identity import Seen, check_leakage, known_names, load_key
 from medclr.data.labels import LabelTable, check_labels, held_out, labels_hash
 from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
@@ -193,6 +194,7 @@ def _gather(config: DistillConfig, run: Run, teacher: LoadedClassifier, encoder:
         say("no label table: nobody is left out, and nothing will be known of how good the student is")
     else:
         manifest, table = join_labels(config.labels, config, run, manifest, names, spec)
+        table = apart(table)
         say_split(table)
         check_task(config.labels, table.task, teacher.task, "teacher")
         held = held_out(config.labels, manifest, names, label_layout(config, spec)).volumes(manifest)
@@ -257,11 +259,11 @@ def _check_seen(
     """
     assert config.labels
     test = table.rows.iloc[table.of("test")]
-    taught = check_leakage(teacher.trained_on, seen.fingerprint, test["patient_key"], test["pixel_hash"])
+    taught = check_leakage(teacher.trained_on, seen.fingerprint, known_names(test), test["pixel_hash"])
     if taught.status == "leak":
         raise LeakageError(
             f"--teacher was fine-tuned on {taught.n_patients:,} patients and {taught.n_images:,} images of the test "
-            f"split of {config.labels.name}; give the label table that it was fine-tuned by"
+            f"split of {config.labels.name}; give the table that it was fine-tuned by, or fine-tune it on this one"
         )
     verdict = refuse_seen(config.labels, config, table, seen, seen.fingerprint)
     near = None if seen.unrecorded else nearly_seen(run, table, [(manifest, seen.pixels | teacher.trained_on.pixels)])

@@ -33,7 +33,7 @@ from medclr.reporting.examples_page import Example, Section, examples_page
 from medclr.reporting.figures import efficiency_figure
 from medclr.reporting.findings import findings
 from medclr.reporting.html import efficiency_page
-from medclr.reporting.numbers import listed
+from medclr.reporting.numbers import listed, percent
 from medclr.reporting.run import FREE_FIELDS, Run, hardware, versions
 from medclr.training.encode import Bags, Encoder, images, pixel_rows
 from medclr.training.methods import AUTO, INNER_FOLDS, RATES, UNCHOSEN, Material, Start, fit, trainings
@@ -561,8 +561,9 @@ def _shift(train: NDArray[np.float64], test: NDArray[np.float64], task: Task) ->
     """Whether the share of positives differs so much that probabilities cannot be expected to carry over."""
     if task.kind != "binary" or abs(train.mean() - test.mean()) < MOST_SHIFT:
         return []
+    learned, judged = percent(train.mean()), percent(test.mean())
     return [
-        f"Of the labelled training volumes {train.mean():.0%} are positive, of the test volumes {test.mean():.0%}: "
+        f"Of the labelled training volumes {learned} are positive, of the test volumes {judged}: "
         "AUROCs do not depend on that, but probabilities, and their calibration, do."
     ]
 

@@ -24,7 +24,7 @@ from medclr.config import (
     StoreConfig,
 )
 from medclr.data.crops import parts_of
-from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
+from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, known_names, load_key
 from medclr.data.labels import (
     LabelTable,
     Task,
@@ -69,6 +69,7 @@ class Labelled:
         scans: what the volumes were prepared from, where that is known.
         verdicts: of the leakage check, one for each encoder.
         near: how many test images are near-duplicates of what pre-training saw; None where that is not known.
+        copies: how many volumes were left out of `table`, as a later split has the same.
     """
 
     table: LabelTable
@@ -79,6 +80,7 @@ class Labelled:
     scans: Path | None
     verdicts: tuple[Verdict, ...]
     near: int | None
+    copies: int
 
     @property
     def leakage(self) -> str:
@@ -86,7 +88,8 @@ class Labelled:
         unknown = [one for one in self.verdicts if one.status == "not checkable"]
         others = [one for one in self.verdicts if one not in unknown]
         worst = sorted(others, key=lambda one: ("leak", "patients not checkable", "clean").index(one.status))[:1]
-        return " ".join(dict.fromkeys(one.sentence for one in (*worst, *unknown)))
+        sentences = [*dict.fromkeys(one.sentence for one in (*worst, *unknown))]
+        return " ".join([*sentences, *([copies_sentence(self.copies)] if self.copies else [])])
 
     @property
     def transductive(self) -> bool:
@@ -300,7 +303,8 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
     spec, store, manifest = find_volumes(config, run, encoder.spec, source)
     for sentence in sources(config, encoder):
         say(sentence)
-    manifest, table = join_labels(config.labels, config, run, manifest, names, encoder.spec, config.groups)
+    manifest, whole = join_labels(config.labels, config, run, manifest, names, encoder.spec, config.groups)
+    table = apart(whole)
     say_split(table)
     verdicts = [refuse_seen(config.labels, config, table, encoder_seen(one), names.fingerprint) for one in encoders]
     # Seeds of one pre-training saw the same.
@@ -308,7 +312,8 @@ def gather(config: LabelsConfig, run: Run, given: Sequence[Path]) -> Labelled:
     near = _nearly_seen(run, table, list(of_seen.values()))
     scans = config.data or paths.get("data")
     check_stock(table.rows, spec, store, scans)
-    return Labelled(table, manifest, store, spec, tuple(encoders), scans, tuple(verdicts), near)
+    copies = len(whole.rows) - len(table.rows)
+    return Labelled(table, manifest, store, spec, tuple(encoders), scans, tuple(verdicts), near, copies)
 
 
 def join_labels(
@@ -327,6 +332,7 @@ def join_labels(
     """
     layout = label_layout(config, spec)
     manifest = name_patients(labels, manifest, names, layout)
+    say_patients(manifest)
     table = read_labels(labels, manifest, names, config.label, layout, groups)
     unlabelled = manifest[~manifest["volume_id"].isin(table.rows["volume_id"])]
     run.write_frame("private/unmatched.csv", unmatched_frame(table.key, table.unmatched_keys, unlabelled))
@@ -336,6 +342,31 @@ def join_labels(
         f"{counted(len(unlabelled), 'volume')} without a label (listed in private/unmatched.csv)"
     )
     return manifest, table
+
+
+def say_patients(manifest: pd.DataFrame) -> None:
+    """Say so where a label table has put together what files name several patients."""
+    if "file_patient_key" in manifest:
+        by_patient = manifest.groupby("patient_key")["file_patient_key"].nunique()
+        several = by_patient[by_patient > 1]
+        say(
+            f"patient_id: {counted(int(several.sum()), 'patient')} of the files {'is' if len(several) == 1 else 'are'} "
+            f"{len(several):,} in the label table, and taken as such"
+        )
+
+
+def apart(table: LabelTable) -> LabelTable:
+    """Without volumes that a later split has too; says how many these are."""
+    found = table.without_copies()
+    if copies := len(table.rows) - len(found.rows):
+        say(f"warning: {copies_sentence(copies)}")
+    return found
+
+
+def copies_sentence(copies: int) -> str:
+    """What `apart` left out."""
+    which = "1 labelled volume is a copy" if copies == 1 else f"{copies:,} labelled volumes are copies"
+    return f"{which} of one in a later split, voxel for voxel, and left out."
 
 
 def say_split(table: LabelTable) -> None:
@@ -623,7 +654,7 @@ def refuse_seen(labels: Path, config: ClassifierConfig, table: LabelTable, seen:
     key: fingerprint of the one that made the pseudonyms of the table's rows.
     """
     test = table.rows.iloc[table.of("test")]
-    verdict = check_leakage(seen, key, test["patient_key"], test["pixel_hash"], int((~test["patient_known"]).sum()))
+    verdict = check_leakage(seen, key, known_names(test), test["pixel_hash"], int((~test["patient_known"]).sum()))
     if verdict.status == "leak" and not config.transductive:
         raise LeakageError(
             f"{verdict.sentence} Pretrain again with --holdout {labels}, or pass --transductive to go on and "

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medclr import __version__
 from medclr.commands.batches import coded, domains_of, lonely
-from medclr.commands.finetune import encoder_seen
+from medclr.commands.finetune import encoder_seen, say_patients
 from medclr.commands.prepare import check_stock, named_source, stock, stocked
 from medclr.commands.scan import check_inputs, check_skipped
 from medclr.commands.start import doubts, record_of, spec_of
@@ -137,6 +137,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Encoder:
     names = load_key(config.key_file)
     if config.holdout is not None:
         manifest = name_patients(config.holdout, manifest, names, spec.table)
+        say_patients(manifest)
     held = _held_out(config, run, manifest, names, spec.table)
     rows = manifest[~held].reset_index(drop=True)
     if len(rows) < FEWEST_VOLUMES:

@@ -20,6 +20,8 @@ from medclr.errors import BundleError, MedclrError
 
 DEFAULT_KEY = "~/.config/medclr/key"
 
+_NAMES = ("patient_key", "file_patient_key")  # the second where a label table has put patients of files together
+
 
 class Pseudonymiser:
     """Turns identifiers into pseudonyms that cannot be guessed back without the key (HMAC-SHA256, RFC 2104).
@@ -123,7 +125,7 @@ class Seen:
     def of(cls, fingerprint: str, rows: pd.DataFrame) -> "Seen":
         """What was seen where these rows of a manifest, under the key of that fingerprint, were trained on."""
         unknown = int((~rows["patient_known"]).sum())
-        return cls(fingerprint, frozenset(rows["patient_key"]), frozenset(rows["pixel_hash"]), unknown)
+        return cls(fingerprint, known_names(rows), frozenset(rows["pixel_hash"]), unknown)
 
     def holds(self, fingerprint: str, rows: pd.DataFrame) -> NDArray[np.object_]:
         """Of each row of a manifest, under the key of that fingerprint: "yes", "no" or "not checkable".
@@ -131,7 +133,10 @@ class Seen:
         A row is seen where its patient is, or where its exact pixels are; the latter compare under any key.
         """
         same_key = fingerprint == self.fingerprint
-        seen = rows["pixel_hash"].isin(self.pixels) | (same_key & rows["patient_key"].isin(self.patients))
+        seen = rows["pixel_hash"].isin(self.pixels)
+        for name in _NAMES:
+            if same_key and name in rows:
+                seen |= rows[name].isin(self.patients)
         checkable = rows["patient_known"].to_numpy(bool) & (same_key and not (self.n_unknown or self.unrecorded))
         return np.where(seen, "yes", np.where(checkable, "no", "not checkable")).astype(object)
 
@@ -211,6 +216,11 @@ class Verdict:
         found = [(self.n_patients, "patient"), (self.n_images, "image")]
         counts = [f"{n:,} test {noun}{'s' if n > 1 else ''}" for n, noun in found if n]
         return f"Pre-training saw {' and '.join(counts)}."
+
+
+def known_names(rows: pd.DataFrame) -> frozenset[str]:
+    """The pseudonyms of the patients of rows of a manifest: where a table has put several together, all of them."""
+    return frozenset().union(*(rows[name].dropna() for name in _NAMES if name in rows))
 
 
 def check_leakage(

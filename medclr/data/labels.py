@@ -4,7 +4,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b, sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -14,6 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, log_softmax, softmax
 
 from medclr.data.identity import Pseudonymiser
@@ -122,6 +124,17 @@ class LabelTable:
         """Positions in `rows` of one split, ascending."""
         return np.flatnonzero(self.rows["split"].to_numpy() == split)
 
+    def without_copies(self) -> "LabelTable":
+        """Without what a later split shows too, voxel for voxel: of train copies of val and test, of val of test."""
+        pixels = [self.rows["pixel_hash"].to_numpy()[self.of(split)] for split in SPLITS]
+        kept = [self.of(split) for split in SPLITS]
+        for place in range(len(SPLITS) - 1):
+            later = np.concatenate(pixels[place + 1 :])
+            kept[place] = kept[place][~np.isin(pixels[place], later)]
+        at = np.sort(np.concatenate(kept))
+        rows, groups = (table.iloc[at].reset_index(drop=True) for table in (self.rows, self.groups))
+        return replace(self, rows=rows, y=self.y[at], groups=groups)
+
 
 def read_labels(
     path: Path,
@@ -170,7 +183,7 @@ def read_labels(
             f"{path.name}: no class of column {task.name!r} is of two patients; names or ids? Choose another with "
             "--label"
         )
-    splits, split_source = _splits(table, key, matches, manifest, pseudonymiser, path)
+    splits, split_source = _splits(table, key, matches, manifest, path)
     without = [position for position in positions if position not in splits]
     if without:
         raise DataError(
@@ -245,10 +258,12 @@ def labels_hash(path: Path) -> str:
 def name_patients(
     path: Path, manifest: pd.DataFrame, pseudonymiser: Pseudonymiser, layout: TableLayout | None = None
 ) -> pd.DataFrame:
-    """The manifest, with the patients that a table names where the files do not.
+    """The manifest, with the patients that a table names.
 
     A table with a patient_id column beside a more specific key says which volumes are of one patient. Where a file
-    names its patient itself, that stands.
+    names its patient itself, that name stays, but names that the table gives to one patient become one: archives in
+    which each study has a PatientID of its own. A column `file_patient_key` then keeps the names in the files, as
+    `known_names` needs them.
 
     Args:
         path: the label table.
@@ -264,13 +279,33 @@ def name_patients(
     if key == "patient_id" or "patient_id" not in table.columns:
         return manifest
     named = _one_value_each(table[table["patient_id"] != ""], "patient_id", key, matches, path)
-    known = manifest["patient_known"].to_numpy()
-    unknown = {position: raw for position, raw in named.items() if not known[position]}
-    manifest = manifest.copy()
-    at = manifest.index[list(unknown)]
-    manifest.loc[at, "patient_key"] = [pseudonymiser.pseudonym("patient", raw) for raw in unknown.values()]
-    manifest.loc[at, "patient_known"] = True
-    return manifest
+    at = np.array([*named], dtype=np.intp)
+    told = np.array([pseudonymiser.pseudonym("patient", raw) for raw in named.values()], dtype=object)
+    filed = manifest["patient_key"].to_numpy(dtype=object)
+    known = manifest["patient_known"].to_numpy(dtype=bool)
+    one = _as_one(filed[at[known[at]]], told[known[at]])
+    patients = np.where(known, [one.get(name, name) for name in filed], filed)
+    merged = bool((patients != filed).any())
+    patients[at[~known[at]]] = [one.get(name, name) for name in told[~known[at]]]
+    manifest = manifest.assign(patient_key=patients)
+    manifest.loc[manifest.index[at], "patient_known"] = True
+    return manifest.assign(file_patient_key=np.where(known, filed, patients)) if merged else manifest
+
+
+def _as_one(filed: NDArray[np.object_], told: NDArray[np.object_]) -> dict[str, str]:
+    """From each of a patient's names to the one that stands for all: the first in order of those in the files.
+
+    Args:
+        filed, told: (n,) pseudonyms of the same volumes' patients, in the files and in a table.
+    """
+    if not len(filed):
+        return {}
+    codes, names = pd.factorize(np.concatenate([filed, told]))
+    left, right = np.split(codes, 2)
+    graph = coo_array((np.ones(len(left)), (left, right)), shape=(len(names), len(names)))
+    _, patient = connected_components(graph, directed=False)
+    first = pd.Series(filed).groupby(patient[left]).min()
+    return dict(zip(names, first.loc[patient], strict=True))
 
 
 class Holdout(NamedTuple):
@@ -306,7 +341,7 @@ def held_out(
     """
     table = read_keyed(path, layout)
     key, matches = _join(table, manifest, pseudonymiser, path, layout)
-    splits, _ = _splits(table, key, matches, manifest, pseudonymiser, path)
+    splits, _ = _splits(table, key, matches, manifest, path)
     patients = manifest["patient_key"].to_numpy()
     held = {str(patients[position]) for position, split in splits.items() if split != "train"}
     return Holdout(held, key, _unmatched(matches))
@@ -708,7 +743,6 @@ def _splits(
     key: str,
     matches: dict[str, list[int]],
     manifest: pd.DataFrame,
-    pseudonymiser: Pseudonymiser,
     path: Path,
 ) -> tuple[dict[int, str], Literal["table", "patient hash"]]:
     """The split of each manifest position that the table mentions and gives one, and where it comes from."""
@@ -729,11 +763,6 @@ def _splits(
     of_patient: dict[str, set[str]] = defaultdict(set)
     for position, split in splits.items():
         of_patient[str(patients[position])].add(split)
-    if key != "patient_id" and "patient_id" in table.columns:
-        # The table may know of a patient under two identifiers what the files do not.
-        for raw, split in zip(given["patient_id"], given["split"], strict=True):
-            if raw:
-                of_patient[pseudonymiser.pseudonym("patient", raw)].add(split)
     torn = sorted(patient for patient, its in of_patient.items() if len(its) > 1)
     if torn:
         raise LeakageError(

@@ -25,8 +25,12 @@ def differences_of(
     n_patients: float,
     baselines: Sequence[str],
     second: Mapping[float, Means],
+    scarce: str = "",
 ) -> pd.DataFrame:
-    """`Curve.differences`. second: `delong_means` of the outcomes."""
+    """`Curve.differences`.
+
+    second: `delong_means` of the outcomes; scarce: why the training pool bears no claim, "" if it does.
+    """
     known = {(outcome.arm, outcome.fraction): outcome for outcome in outcomes}
     rows: list[dict[str, Any]] = []
     for outcome in outcomes:
@@ -36,8 +40,8 @@ def differences_of(
             baseline = known[versus, outcome.fraction]
             row: dict[str, Any] = {"arm": outcome.arm, "versus": versus, "baseline": versus}
             row |= {"fraction": outcome.fraction, **dict.fromkeys(_NUMBERS, math.nan)}
-            row["reason"] = outcome.reason or (baseline.reason and f"{versus} is {baseline.reason}")
-            if outcome.auroc is not None and baseline.auroc is not None:
+            row["reason"] = outcome.reason or (baseline.reason and f"{versus} is {baseline.reason}") or scarce
+            if not row["reason"] and outcome.auroc is not None and baseline.auroc is not None:
                 found = chance.estimate(outcome.auroc, n_patients, baseline.auroc)
                 row |= {"difference": found.value, "low": found.low, "high": found.high}
                 row |= {"p": found.p, "detectable": found.detectable}
@@ -96,12 +100,13 @@ def verdict_of(points: pd.DataFrame, differences: pd.DataFrame) -> str:
     absent = [arm for arm in BASELINES if arm not in baselines]
     helps = "helps" if not absent else f"is ahead (no claim that it helps, for {absent[0]} was not run)"
     n = int(((differences["versus"] != BETTER) & (differences["reason"] == "")).sum())
-    said = [f"{arm} {_claims(of_arm, helps)}" for arm, of_arm in rows.groupby("arm", sort=False)]
+    said = [f"{arm} {_claims(of_arm, helps, not absent)}" for arm, of_arm in rows.groupby("arm", sort=False)]
     against = f"the better of {' and '.join(baselines)}" if not absent else baselines[0]
     return f"In AUROC against {against}, with Holm's correction over {n} comparisons: {'; '.join(said)}."
 
 
-def _claims(rows: pd.DataFrame, helps: str) -> str:
+def _claims(rows: pd.DataFrame, helps: str, several: bool) -> str:
+    """several: there are two baselines, so that the p of a gain is the larger one, whichever is nearer."""
     claims: dict[str, list[str]] = {}
     for row in rows.to_dict("records"):
         where = f"{100 * row['fraction']:g}%"
@@ -110,7 +115,8 @@ def _claims(rows: pd.DataFrame, helps: str) -> str:
         if row["reason"]:
             claim, where = "is not compared", f"{where} ({row['reason']})"
         else:
-            where = f"{where} ({effect} against {row['baseline']}, Holm's p {chance})"
+            whose = " of both" if several and row["difference"] > 0 else ""
+            where = f"{where} ({effect} against {row['baseline']}, Holm's p{whose} {chance})"
             if row["p_holm"] >= 1 - LEVEL:
                 claim = "shows no difference that these data can resolve"
             else:

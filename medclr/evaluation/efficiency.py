@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from medclr.evaluation.cells import Arm, Cell, Scores, drawn, run_cells
+from medclr.evaluation.cells import Arm, Cell, Scores, drawn, run_cells, unjudged
 from medclr.evaluation.comparison import BASELINES, BETTER, differences_of, needed_of, verdict_of
 from medclr.evaluation.estimates import Chance, Estimate, Outcome, Truth, outcomes
 from medclr.evaluation.labels_needed import LabelsNeeded
@@ -160,12 +160,21 @@ def label_efficiency(
     return Curve(
         cells,
         points,
-        differences_of(results, chance, n_patients, baselines, second),
+        differences_of(results, chance, n_patients, baselines, second, _scarce(y_train, patients_train)),
         measures,
         calibration,
         subgroups(results, truth, chance, kind, pd.DataFrame() if groups is None else groups),
         needed_of(results, points, {key: found.resampled for key, found in estimates.items()}),
     )
+
+
+def _scarce(y_train: np.ndarray, patients_train: np.ndarray) -> str:
+    """Why nothing can be claimed of arms: their pool has so few of a class that all draws hold the same ones.
+
+    What another few would have taught is then in no interval.
+    """
+    reasons = unjudged(y_train, patients_train)
+    return f"the training pool has {reasons[0]}" if all(reasons) else ""
 
 
 def _points(

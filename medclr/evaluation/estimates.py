@@ -23,7 +23,10 @@ class Sample:
 
 
 class Estimate(NamedTuple):
-    """A mean, its interval, the two-sided p of its being 0, the difference that could be found, and its resamples."""
+    """A mean, its interval, the two-sided p of its being 0, the difference that could be found, and its resamples.
+
+    detectable: NaN where no difference of two AUROCs is large enough.
+    """
 
     value: float
     low: float
@@ -120,7 +123,8 @@ class Chance:
             low, high = interval(np.clip(resampled, 0, 1), LEVEL)
             low, high = min(low, value), max(high, value)  # what is biased can miss the estimate itself
         p = float(2 * stdtr(freedom, -abs(value) / error))
-        return Estimate(value, low, high, p, detectable(error, LEVEL, freedom=freedom), resampled)
+        least = detectable(error, LEVEL, freedom=freedom)
+        return Estimate(value, low, high, p, least if least < 1 else math.nan, resampled)
 
 
 @dataclass(frozen=True, eq=False)

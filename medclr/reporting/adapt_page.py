@@ -11,7 +11,7 @@ from medclr.reporting.console import counted
 from medclr.reporting.figures import adapt_svg
 from medclr.reporting.findings import ALPHA, Answer
 from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
-from medclr.reporting.numbers import count, listed, number, p_equals, span
+from medclr.reporting.numbers import count, listed, number, p_equals, percent, span
 from medclr.reporting.shots_page import Shots, shots_answer, shots_section
 
 SOURCE_ONLY, AUTO, TARGET_TRAINED = "source-only", "auto", "target-trained"
@@ -240,8 +240,8 @@ def _prevalences(context: Mapping[str, Any]) -> list[str]:
     """Where so many more or fewer are positive that labels may not mean the same, or patients are chosen otherwise."""
     source, target = context["source"], context["target"]
     return [
-        f"Of the target {share:.0%} are {_called(output, context)}, of the source {source['shares'][output]:.0%}: the "
-        "label may mean something else there, or other patients are scanned."
+        f"Of the target {percent(share)} are {_called(output, context)}, of the source "
+        f"{percent(source['shares'][output])}: the label may mean something else there, or other patients are scanned."
         for output, share in target["shares"].items()
         if output in source["shares"] and abs(share - source["shares"][output]) > PREVALENCE
     ]

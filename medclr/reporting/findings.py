@@ -280,7 +280,7 @@ def _how_sure(
     for row in compared[compared["claim"] == HELPS].to_dict("records"):
         if row["fraction"] in chosen.get(row["arm"], ()):
             effect = f"{number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)})"
-            against = f"against {row['baseline']}, Holm's p {p_equals(row['p_holm'])}"
+            against = f"against {row['baseline']}, Holm's p of both {p_equals(row['p_holm'])}"
             more.append(f"{row['arm']} with {share(row['fraction'])}: {effect} {against}.")
             if doubted(row):
                 more.append(

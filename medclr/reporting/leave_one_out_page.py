@@ -11,7 +11,7 @@ from medclr.reporting.console import counted
 from medclr.reporting.figures import left_out_svg
 from medclr.reporting.findings import ALPHA, Answer
 from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
-from medclr.reporting.numbers import listed, number, p_equals, span
+from medclr.reporting.numbers import listed, number, p_equals, percent, span
 
 Row = Mapping[Any, Any]
 
@@ -198,8 +198,8 @@ def _prevalences(context: Mapping[str, Any]) -> list[str]:
     """Where so many more or fewer are positive that labels may not mean the same, or patients are chosen otherwise."""
     binary = context["task"]["kind"] == "binary"
     return [
-        f"Of {name} {share:.0%} are {'positive' if binary else output}, of the others {one['others'][output]:.0%}: the "
-        "label may mean something else there, or other patients are scanned."
+        f"Of {name} {percent(share)} are {'positive' if binary else output}, of the others "
+        f"{percent(one['others'][output])}: the label may mean something else there, or other patients are scanned."
         for name, one in context["domains"].items()
         for output, share in one["shares"].items()
         if output in one["others"] and abs(share - one["others"][output]) > PREVALENCE

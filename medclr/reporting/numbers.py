@@ -26,6 +26,13 @@ def share(fraction: float) -> str:
     return f"{100 * fraction:g}%"
 
 
+def percent(part: float) -> str:
+    """In whole percent; what is neither none nor all is never rounded to it."""
+    if 0 < part < 0.01:
+        return "< 1%"
+    return "> 99%" if 0.99 < part < 1 else f"{part:.0%}"
+
+
 def count(n: float) -> str:
     return f"{n:,.0f}"
 

@@ -10,7 +10,7 @@ from medclr.reporting.console import counted
 from medclr.reporting.figures import shift_svg
 from medclr.reporting.findings import ALPHA, Answer, cut
 from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
-from medclr.reporting.numbers import count, listed, number, p_equals, span
+from medclr.reporting.numbers import count, listed, number, p_equals, percent, span
 
 _PREVALENCE = 0.1  # difference in the share of positives from which a reader is told
 _READABLE = 0.7  # AUROC above which a domain is said to show in the features
@@ -254,7 +254,7 @@ def _prevalences(shift: Shift) -> list[str]:
             for name, value in zip(known["domain"], share, strict=True):
                 if abs(value - own.iloc[0]) > _PREVALENCE:
                     said.append(
-                        f"{column}: {value:.0%} are positive in {name}, {own.iloc[0]:.0%} in "
+                        f"{column}: {percent(value)} are positive in {name}, {percent(own.iloc[0])} in "
                         f"{shift.sources[str(column)]}: the label may mean something else there, or other patients "
                         "are scanned."
                     )

@@ -226,6 +226,6 @@ def test_without_labels_everybody_but_val_and_test_may_be_seen():
     rows = [("a", "p", "1"), ("b", "p", "2"), ("c", "q", "3"), ("d", "q", "4"), ("e", "r", "5"), ("f", "s", "3")]
     manifest = pd.DataFrame(rows, columns=["volume_id", "patient_key", "pixel_hash"])
     labelled = manifest.iloc[[0, 2, 4]].assign(split=["train", "test", "val"])
-    data = module.Labelled(SimpleNamespace(rows=labelled), manifest, None, None, (), None, (), None)
+    data = module.Labelled(SimpleNamespace(rows=labelled), manifest, None, None, (), None, (), None, 0)
     # d is another volume of the test patient, f another patient's copy of the test volume.
     assert data.unlabelled["volume_id"].tolist() == ["a", "b"]

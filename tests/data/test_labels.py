@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medclr.data.identity import Pseudonymiser
+from medclr.data.identity import Pseudonymiser, Seen
 from medclr.data.labels import (
     Holdout,
     Task,
@@ -668,6 +668,42 @@ def test_a_patient_whom_only_the_table_knows_may_not_be_in_two_splits(table, man
     for read in (read_labels, held_out):
         with pytest.raises(LeakageError, match=r"1 of \d patients are in more than one split"):
             read(path, manifest, NAMES)
+
+
+def test_names_in_files_that_the_table_gives_to_one_patient_are_one(table, manifest):
+    """As where each study has a PatientID of its own. All volumes of any name are that patient's, labelled or not."""
+    a, b, c = (NAMES.pseudonym("patient", name) for name in "ABC")
+    one = min(a, b)
+    path = table("series_uid,patient_id,label", "1.1,X,1", "1.4,X,0", "1.5,Y,1", "1.6,X,0")
+    found = name_patients(path, manifest, NAMES)
+    assert found["patient_key"].tolist() == [one, one, one, one, c, one]
+    assert found["file_patient_key"].tolist() == [a, a, a, b, c, one]
+    assert found["patient_known"].all()
+    assert len(set(read_labels(path, found, NAMES).rows["split"][[0, 1, 3]])) == 1
+    found["pixel_hash"] = [f"p{i}" for i in range(6)]
+    assert Seen.of("key", found[3:4]).patients == {b, one}  # b, as tables without patient_id call it
+    elsewhere = Seen("key", frozenset({b}), frozenset(), 0)
+    assert elsewhere.holds("key", found[3:5]).tolist() == ["yes", "no"]
+    chain = table("series_uid,patient_id,label", "1.1,X,1", "1.2,Z,1", "1.4,X,0", "1.5,Z,1")
+    assert name_patients(chain, manifest, NAMES)["patient_key"][:5].nunique() == 1
+    apart = table("series_uid,patient_id,label", "1.1,X,1", "1.4,Y,0")
+    assert "file_patient_key" not in name_patients(apart, manifest, NAMES)
+
+
+def test_copies_of_a_later_split_are_left_out(table, manifest):
+    """Voxel for voxel the same, under another patient's name: nothing scored may have been learned from."""
+    manifest["pixel_hash"] = ["t", "x", "v", "t", "v", "t"]
+    path = table(
+        "series_uid,label,split,patient_id,site",
+        "1.1,1,train,a,N", "1.2,1,train,a,S", "1.4,0,val,b,N", "1.5,0,val,c,S", "1.6,1,test,d,N",
+    )  # fmt: skip
+    found = read_labels(path, manifest, NAMES, ["label"], None, ["site"]).without_copies()
+    assert found.rows["volume_id"].tolist() == ["v1", "v4", "v5"]
+    assert (found.y[:, 0].tolist(), found.groups["site"].tolist()) == ([1, 0, 1], ["S", "S", "N"])
+    manifest["pixel_hash"] = ["v", "x", "v", "y", "v", "z"]
+    assert read_labels(path, manifest, NAMES, ["label"]).without_copies().rows["volume_id"].tolist() == [
+        "v1", "v3", "v4", "v5"
+    ]  # fmt: skip
 
 
 def test_two_patients_for_one_volume_conflict(table, manifest):

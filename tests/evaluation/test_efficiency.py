@@ -261,6 +261,7 @@ def test_verdict_names_every_arm_and_claims_only_what_holds(grid: Grid) -> None:
     assert "simclr-linear helps at 10% (+0." in linear
     assert "100% (+0." in linear
     assert "resolve" not in linear
+    assert "Holm's p of both = 0.0" in linear
     assert full.startswith("simclr-full shows no difference that these data can resolve at 10% (")
     assert "helps" not in full
     hurt = grid.run(grid.arms(scratch=2, pca=0.4, simclr_full=1)).verdict()
@@ -286,6 +287,21 @@ def test_verdict_does_not_call_a_win_over_one_baseline_help(grid: Grid) -> None:
     assert "helps at" not in said
     assert "no baseline (scratch, pca)" in grid.run(grid.arms(simclr_full=0.5)).verdict()
     assert "no pre-trained arm" in grid.run(grid.arms(scratch=1, pca=1)).verdict()
+
+
+@pytest.mark.parametrize(("lesions", "compared"), [(4, False), (5, True)])
+def test_nothing_is_claimed_of_a_pool_with_few_of_a_class(grid: Grid, lesions: int, compared: bool) -> None:
+    """All draws hold the same ones, so that no interval has what others would have taught."""
+    of = np.repeat(np.arange(80) < lesions, 2)[:, None] + 0.0
+    curve = grid.run(grid.arms(scratch=2, pca=2, simclr_full=0.3), y_train=of)
+    assert (curve.points["reason"] == "").all()
+    assert (curve.differences["reason"] == "").all() == compared
+    assert ("simclr-full helps at" in curve.verdict()) == compared
+    if not compared:
+        why = "the training pool has only 4 patients with a positive (fewer than 5)"
+        assert set(curve.differences["reason"]) == {why}
+        assert curve.differences["p"].isna().all()
+        assert f"simclr-full is not compared at 10% ({why}), 100% ({why})" in curve.verdict()
 
 
 def test_one_draw_is_allowed(grid: Grid) -> None:

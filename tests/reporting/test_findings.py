@@ -92,7 +92,7 @@ def test_an_arm_that_helps_is_named_where_it_helps_and_nowhere_else() -> None:
     assert sure.short == (
         "Of 3 comparisons with the better baseline, pre-training helps in 2 and the difference is not resolved in 1."
     )
-    assert "a-full with 10%: +0.050 (+0.030 to +0.070) against pca, Holm's p = 0.001." in sure.more
+    assert "a-full with 10%: +0.050 (+0.030 to +0.070) against pca, Holm's p of both = 0.001." in sure.more
     assert any("below 0.112 with 100% would" in sentence for sentence in sure.more)
     assert any("624 test patients and 5 or 10 draws" in sentence for sentence in sure.more)
     assert any("conditional" in sentence for sentence in sure.more)

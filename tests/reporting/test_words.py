@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from medclr.reporting.numbers import percent
 from medclr.reporting.words import in_words, number
 from medclr.transforms.augmentation import Augmentation
 from medclr.transforms.intensity import WindowJitter
@@ -86,3 +87,9 @@ def test_numbers_have_three_digits_and_a_true_minus():
         "0", "0.123", "−12.3", "1,234", "100", "100", "−1,000"
     ]  # fmt: skip
     assert number(math.pi) == "3.14"
+
+
+def test_whole_percent_never_make_some_none_or_nearly_all_all():
+    assert [percent(part) for part in (0.0, 0.004, 0.01, 0.4, 0.99, 0.9975, 1.0)] == [
+        "0%", "< 1%", "1%", "40%", "99%", "> 99%", "100%"
+    ]  # fmt: skip
