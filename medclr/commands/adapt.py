@@ -24,7 +24,7 @@ from medclr.commands.finetune import (
 )
 from medclr.commands.leave_one_out import each_left_out
 from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig, Trained
-from medclr.data.identity import Seen, Verdict, check_leakage, known_names
+from medclr.data.identity import Seen, Verdict, check_leakage
 from medclr.data.labels import Task, labels_hash, read_keyed
 from medclr.data.phantoms import SCANNERS
 from medclr.data.spec import DataSpec
@@ -314,9 +314,7 @@ def _check_classes(source: _Side, target: _Side, task: Task) -> None:
 def _refuse_seen(config: AdaptConfig, encoders: Sequence[Encoder], target: _Side) -> list[Verdict]:
     rows, verdicts = target.rows, []
     for encoder in encoders:
-        unknown = int((~rows["patient_known"]).sum())
-        key = target.part.fingerprint
-        verdicts.append(check_leakage(encoder_seen(encoder), key, known_names(rows), rows["pixel_hash"], unknown))
+        verdicts.append(check_leakage(encoder_seen(encoder), target.part.fingerprint, rows))
         if verdicts[-1].status == "leak" and not config.transductive:
             raise LeakageError(
                 f"{verdicts[-1].sentence} Here these are the target's. Pretrain again without them, or pass "

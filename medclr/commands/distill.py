@@ -36,7 +36,7 @@ from medclr.commands.finetune import (
 )
 from medclr.commands.prepare import check_stock, named_source
 from medclr.config import DistillConfig
-from medclr.data.identity import Seen, check_leakage, known_names, load_key
+from medclr.data.identity import Seen, check_leakage, load_key
 from medclr.data.labels import LabelTable, check_labels, held_out, labels_hash
 from medclr.data.store import Store
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
@@ -258,8 +258,7 @@ def _check_seen(
     seen: without labels, by the teacher's pre-training and by the student.
     """
     assert config.labels
-    test = table.rows.iloc[table.of("test")]
-    taught = check_leakage(teacher.trained_on, seen.fingerprint, known_names(test), test["pixel_hash"])
+    taught = check_leakage(teacher.trained_on, seen.fingerprint, table.rows.iloc[table.of("test")])
     if taught.status == "leak":
         raise LeakageError(
             f"--teacher was fine-tuned on {taught.n_patients:,} patients and {taught.n_images:,} images of the test "

@@ -24,7 +24,7 @@ from medclr.config import (
     StoreConfig,
 )
 from medclr.data.crops import parts_of
-from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, known_names, load_key
+from medclr.data.identity import Pseudonymiser, Seen, Verdict, check_leakage, load_key
 from medclr.data.labels import (
     LabelTable,
     Task,
@@ -653,8 +653,7 @@ def refuse_seen(labels: Path, config: ClassifierConfig, table: LabelTable, seen:
 
     key: fingerprint of the one that made the pseudonyms of the table's rows.
     """
-    test = table.rows.iloc[table.of("test")]
-    verdict = check_leakage(seen, key, known_names(test), test["pixel_hash"], int((~test["patient_known"]).sum()))
+    verdict = check_leakage(seen, key, table.rows.iloc[table.of("test")])
     if verdict.status == "leak" and not config.transductive:
         raise LeakageError(
             f"{verdict.sentence} Pretrain again with --holdout {labels}, or pass --transductive to go on and "

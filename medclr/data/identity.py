@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,7 +124,13 @@ class Seen:
     def of(cls, fingerprint: str, rows: pd.DataFrame) -> "Seen":
         """What was seen where these rows of a manifest, under the key of that fingerprint, were trained on."""
         unknown = int((~rows["patient_known"]).sum())
-        return cls(fingerprint, known_names(rows), frozenset(rows["pixel_hash"]), unknown)
+        names = frozenset().union(*(rows[name].dropna() for name in _NAMES if name in rows))
+        return cls(fingerprint, names, frozenset(rows["pixel_hash"]), unknown)
+
+    def knows(self, rows: pd.DataFrame) -> "pd.Series[bool]":
+        """Whether the patient of each row of a manifest, under the same key, was seen by any name."""
+        by_name = [rows[name].isin(self.patients) for name in _NAMES if name in rows]
+        return pd.concat(by_name, axis=1).any(axis=1)
 
     def holds(self, fingerprint: str, rows: pd.DataFrame) -> NDArray[np.object_]:
         """Of each row of a manifest, under the key of that fingerprint: "yes", "no" or "not checkable".
@@ -133,10 +138,7 @@ class Seen:
         A row is seen where its patient is, or where its exact pixels are; the latter compare under any key.
         """
         same_key = fingerprint == self.fingerprint
-        seen = rows["pixel_hash"].isin(self.pixels)
-        for name in _NAMES:
-            if same_key and name in rows:
-                seen |= rows[name].isin(self.patients)
+        seen = rows["pixel_hash"].isin(self.pixels) | (same_key & self.knows(rows))
         checkable = rows["patient_known"].to_numpy(bool) & (same_key and not (self.n_unknown or self.unrecorded))
         return np.where(seen, "yes", np.where(checkable, "no", "not checkable")).astype(object)
 
@@ -218,30 +220,21 @@ class Verdict:
         return f"Pre-training saw {' and '.join(counts)}."
 
 
-def known_names(rows: pd.DataFrame) -> frozenset[str]:
-    """The pseudonyms of the patients of rows of a manifest: where a table has put several together, all of them."""
-    return frozenset().union(*(rows[name].dropna() for name in _NAMES if name in rows))
-
-
-def check_leakage(
-    seen: Seen, fingerprint: str, patients: Iterable[str], pixels: Iterable[str], n_unknown: int = 0
-) -> Verdict:
+def check_leakage(seen: Seen, fingerprint: str, rows: pd.DataFrame) -> Verdict:
     """Compare what an encoder saw with the test set.
 
     Args:
         seen: the record in the encoder's bundle.
-        fingerprint: of the key that made `patients`.
-        patients: pseudonyms of the test patients; may repeat.
-        pixels: pixel hashes, one a test image; these compare under any key.
-        n_unknown: test images of which nobody names the patient.
+        fingerprint: of the key that made the pseudonyms in `rows`.
+        rows: of the test images in a manifest; pixel hashes compare under any key.
 
     Returns:
         "leak" when an image, or under the same key a patient, was seen; "not checkable" where a training left no
         record; never "clean" under another key, nor where a patient is unknown.
     """
     same_key = fingerprint == seen.fingerprint
-    n_patients = len(seen.patients.intersection(patients)) if same_key else 0
-    n_images = sum(pixel in seen.pixels for pixel in pixels)
+    n_patients = rows["patient_key"][seen.knows(rows)].nunique() if same_key else 0
+    n_images, n_unknown = int(rows["pixel_hash"].isin(seen.pixels).sum()), int((~rows["patient_known"]).sum())
     if n_patients or n_images:
         return Verdict("leak", n_patients, n_images)
     if seen.unrecorded:

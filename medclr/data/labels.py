@@ -262,8 +262,8 @@ def name_patients(
 
     A table with a patient_id column beside a more specific key says which volumes are of one patient. Where a file
     names its patient itself, that name stays, but names that the table gives to one patient become one: archives in
-    which each study has a PatientID of its own. A column `file_patient_key` then keeps the names in the files, as
-    `known_names` needs them.
+    which each study has a PatientID of its own. A column `file_patient_key` then keeps the names in the files: an
+    encoder that saw a patient by one of them has seen this patient.
 
     Args:
         path: the label table.

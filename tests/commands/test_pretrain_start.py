@@ -48,6 +48,11 @@ def train(*words, data="target", key="key"):
     return main(["pretrain", "--data", data, "--key-file", key, *SETTINGS, *words])
 
 
+def one_row(patient):
+    """Of a manifest, with an image that nobody has seen."""
+    return pd.DataFrame({"patient_key": [patient], "pixel_hash": ["new"], "patient_known": [True]})
+
+
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
     """A folder with two archives, a run on the first, and an encoder of weights from elsewhere like that."""
@@ -132,7 +137,7 @@ def test_the_bundle_says_where_it_began_and_whom_that_had_seen():
     assert len(new.pixels) == 40
     assert old.pixels < new.pixels
     assert old.patients < new.patients
-    assert check_leakage(new, new.fingerprint, list(old.patients)[:1], []).status == "leak"
+    assert check_leakage(new, new.fingerprint, one_row(min(old.patients))).status == "leak"
     # A third one tells of both, and the patients of all three are seen.
     assert train("--encoder", "second/encoder", "--out", "last", data="third") == 0
     last = details("last")
@@ -151,7 +156,7 @@ def test_under_another_key_patients_are_unknown_and_the_run_says_so(capsys):
     assert len(told) == 2  # at once, and at the end
     seen = Seen.from_dict(details("rekeyed")["seen"])
     assert (len(seen.patients), len(seen.pixels), seen.n_unknown) == (20, 40, 40)
-    assert check_leakage(seen, seen.fingerprint, ["new"], []).status == "patients not checkable"
+    assert check_leakage(seen, seen.fingerprint, one_row("new")).status == "patients not checkable"
 
 
 def test_held_out_volumes_that_the_start_had_seen_are_told_at_once_and_last(capsys):
@@ -174,7 +179,7 @@ def test_weights_from_elsewhere_stay_unrecorded(begun, capsys):
     assert same(begun[0][0], adopted.encoder.state_dict())
     assert after.architecture == adopted.architecture
     seen = Seen.from_dict(after.details["seen"])
-    assert check_leakage(seen, seen.fingerprint, ["new"], []).status == "not checkable"
+    assert check_leakage(seen, seen.fingerprint, one_row("new")).status == "not checkable"
     assert after.details["start"]["method"] == "adopted"
     # An epoch more, of the same settings but for the seed: another pre-training of the same arm.
     assert train("--encoder", "adopted", "--seed", "1", "--out", "from_elsewhere-1") == 0

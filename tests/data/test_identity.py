@@ -8,6 +8,7 @@ import pickle
 import stat
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -184,6 +185,14 @@ def test_a_user_without_a_home_is_told_to_name_a_key(monkeypatch):
 SEEN = Seen("key-1", frozenset({"a", "b"}), frozenset({"p", "q"}), 0)
 
 
+def rows_of(patients, pixels, n_unknown=0):
+    """Of a manifest, with these patients and pixel hashes, and some of whom nobody knows the patient."""
+    both = list(zip_longest(patients, pixels, fillvalue="of nobody else"))
+    both += [(f"file {number}", "of nobody else") for number in range(n_unknown)]
+    known = [not patient.startswith("file") for patient, _ in both]
+    return pd.DataFrame(both, columns=["patient_key", "pixel_hash"]).assign(patient_known=pd.Series(known, dtype=bool))
+
+
 @pytest.mark.parametrize(
     ("fingerprint", "patients", "pixels", "verdict"),
     [
@@ -199,22 +208,30 @@ SEEN = Seen("key-1", frozenset({"a", "b"}), frozenset({"p", "q"}), 0)
     ],
 )
 def test_verdicts(fingerprint, patients, pixels, verdict):
-    found = check_leakage(SEEN, fingerprint, iter(patients), iter(pixels))
+    found = check_leakage(SEEN, fingerprint, rows_of(patients, pixels))
     assert (found.status, found.n_patients, found.n_images) == verdict
 
 
 @pytest.mark.parametrize(("in_test", "in_training"), [(1, 0), (0, 3), (2, 1)])
 def test_unknown_patients_are_never_clean(in_test, in_training):
     seen = replace(SEEN, n_unknown=in_training)
-    found = check_leakage(seen, "key-1", ["c"], ["r"], n_unknown=in_test)
+    found = check_leakage(seen, "key-1", rows_of(["c"], ["r"], in_test))
     assert found.status == "patients not checkable"
     assert "nothing names the patient of" in found.sentence
-    assert check_leakage(seen, "key-1", ["a"], ["r"], n_unknown=in_test).status == "leak"
+    assert check_leakage(seen, "key-1", rows_of(["a"], ["r"], in_test)).status == "leak"
+
+
+def test_a_patient_of_several_names_counts_once_and_by_each():
+    """`name_patients` put what files call a and c together."""
+    test = rows_of(["a", "a", "d"], []).assign(file_patient_key=["a", "c", "d"])
+    assert check_leakage(replace(SEEN, patients=frozenset("c")), "key-1", test).n_patients == 1
+    assert check_leakage(replace(SEEN, patients=frozenset("ac")), "key-1", test).n_patients == 1
+    assert check_leakage(replace(SEEN, patients=frozenset("e")), "key-1", test).status == "clean"
 
 
 def test_sentences_say_what_was_found():
     def sentence(fingerprint, patients, pixels):
-        return check_leakage(SEEN, fingerprint, patients, pixels).sentence
+        return check_leakage(SEEN, fingerprint, rows_of(patients, pixels)).sentence
 
     assert sentence("key-1", ["a", "b"], ["p"]) == "Pre-training saw 2 test patients and 1 test image."
     assert sentence("key-2", ["a"], ["p", "q"]) == "Pre-training saw 2 test images."
@@ -274,13 +291,13 @@ def test_patients_under_another_key_are_unknown():
     other = Seen("key-2", frozenset({"x", "y", "z"}), frozenset({"q", "r", "s"}), 1)
     both = one.union(other)
     assert both == Seen("key-1", frozenset("ab"), frozenset("pqrs"), 2)
-    assert check_leakage(both, "key-1", ["x"], ["t"]).status == "patients not checkable"
-    assert check_leakage(both, "key-1", ["n"], ["s"]).status == "leak"
+    assert check_leakage(both, "key-1", rows_of(["x"], ["t"])).status == "patients not checkable"
+    assert check_leakage(both, "key-1", rows_of(["n"], ["s"])).status == "leak"
 
 
 def test_a_training_that_left_no_record_is_never_clean():
     seen = Seen("", frozenset(), frozenset(), 0, "net (weights from elsewhere)")
-    verdict = check_leakage(seen, "k", ["p"], ["x"])
+    verdict = check_leakage(seen, "k", rows_of(["p"], ["x"]))
     assert (verdict.status, verdict.n_patients, verdict.n_images) == ("not checkable", 0, 0)
     assert verdict.sentence == (
         "Whether test patients or test images were seen is not checkable for net (weights from elsewhere): no record "
@@ -289,9 +306,9 @@ def test_a_training_that_left_no_record_is_never_clean():
     known = Seen("k", frozenset({"p"}), frozenset({"x"}), 0)
     for both in (known.union(seen), seen.union(known)):
         assert both.unrecorded == seen.unrecorded
-        assert check_leakage(both, "k", ["q"], ["y"]).status == "not checkable"
+        assert check_leakage(both, "k", rows_of(["q"], ["y"])).status == "not checkable"
         # What is recorded still counts.
-        assert check_leakage(both, "k", ["q"], ["x"]).status == "leak"
+        assert check_leakage(both, "k", rows_of(["q"], ["x"])).status == "leak"
     assert seen.union(seen).unrecorded == seen.unrecorded
     assert Seen.from_dict(seen.to_dict()) == seen
     assert known.to_dict().keys() == {"fingerprint", "patients", "pixels", "n_unknown"}
