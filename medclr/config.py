@@ -652,7 +652,7 @@ class AdaptConfig(LabelledConfig):
             "with the grey values (histogram) or amplitudes (fourier) of the target's too; by training it: more SimCLR "
             "on the target (simclr-target) or on both (simclr-both), fine-tuning on the source's labels alone "
             "(finetuned) or with features that become alike (deep-coral mmd dann); or the one that is chosen without "
-            "labels of the target (auto) (default: all that leave a suitable encoder as it is, and auto)"
+            "labels of the target (auto, alone among all that leave the encoder as it is) (default: these and auto)"
         },
     )
     draws: int = _say(5, "random halvings of the target's patients: each half is scored by adapting to the other")

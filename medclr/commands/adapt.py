@@ -43,7 +43,7 @@ from medclr.evaluation.leave_one_out import LeaveOneOut
 from medclr.evaluation.shots import ADAPTED, ALONE, BOTH, LP_FT, shot_name
 from medclr.models.bundle import fingerprint
 from medclr.models.classifier import Classifier, load_classifier, save_classifier
-from medclr.reporting.adapt_page import adapt_findings, adapt_page
+from medclr.reporting.adapt_page import adapt_findings, adapt_page, doubts
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.figures import adapt_figure, shots_figure
 from medclr.reporting.numbers import listed
@@ -191,28 +191,33 @@ class _Side:
 
 
 def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
-    """All that run, in order: between the baseline and the upper bound those that were asked for, or that can be."""
+    """All that run, in order: between the baseline and the upper bound those that were asked for, or that can be.
+
+    auto alone chooses among all that can be.
+    """
     normed = all(has_batch_norm(encoder.bundle.middle(config.projector_layer)) for encoder in encoders)
-    if not normed and (asked := [name for name in config.methods if name in _NORMED]):
+    asked = list(dict.fromkeys(config.methods))
+    if not normed and (lacking := [name for name in asked if name in _NORMED]):
         raise UsageError(
-            f"--methods {asked[0]}: the encoder has no batch norm whose statistics could be the target's; leave it out"
+            f"--methods {lacking[0]}: the encoder has no batch norm whose statistics could be the target's; leave it "
+            "out"
         )
-    if config.corruption and (trained := [name for name in config.methods if name in _TRAINED]):
+    if config.corruption and (trained := [name for name in asked if name in _TRAINED]):
         raise UsageError(
             f"--methods {trained[0]}: learns from augmented views of what is stored, which --corruption does not "
             "change; leave one out"
         )
-    if AUTO in config.methods and not set(_candidates(config.methods)) - {"pseudo"}:
+    if asked in ([], [AUTO]):
+        if not normed:
+            say(f"{listed(_NORMED)} are left out: the encoder has no batch norm")
+        asked = [name for name in get_args(AdaptMethod) if name not in _TRAINED and (normed or name not in _NORMED)]
+    if AUTO in asked and not set(_candidates(asked)) - {"pseudo"}:
         raise UsageError(
             "--methods auto: has nothing to choose, as pseudo moves no features, and what is fine-tuned on all labels "
             "of the source cannot be judged by these; name others beside it, or leave --methods out"
         )
-    if not config.methods and not normed:
-        say(f"{listed(_NORMED)} are left out: the encoder has no batch norm")
-    every = [name for name in get_args(AdaptMethod) if name not in _TRAINED and (normed or name not in _NORMED)]
-    between: list[str] = list(dict.fromkeys(config.methods)) or every
     # auto is last, as it uses what the others have computed.
-    return [SOURCE_ONLY, *sorted(between, key=lambda name: name == AUTO), TARGET_TRAINED]
+    return [SOURCE_ONLY, *sorted(asked, key=lambda name: name == AUTO), TARGET_TRAINED]
 
 
 def _corrupted(config: AdaptConfig, source: _Side, target: _Side) -> tuple[_Side, _Side]:
@@ -579,5 +584,7 @@ def _write(config: AdaptConfig, run: Run, found: Adaptation, context: Mapping[st
     }
     run.write_json("report.json", report)
     run.finish({"findings": [answer.short for answer in answers]})
+    for warning in doubts(found, context):
+        say(f"warning: {warning}")
     for answer in answers:
-        say(answer.short)
+        say(answer.line)

@@ -102,7 +102,8 @@ def known_of(table: LabelTable, archive: NDArray[np.object_]) -> pd.DataFrame:
     """Everything by which domains may be told apart, or the label betrayed, as text."""
     rows, groups = table.rows, break_down(table)
     for name in DOMAINS:
-        groups[name] = rows[name].to_numpy()
+        if name not in groups:  # whoever names a column as the manifest does knows better than the files
+            groups[name] = rows[name].to_numpy()
     if len(set(archive)) > 1:
         # Each archive has letters of its own.
         groups["site"] = [f"{name} {site}" if site else "" for name, site in zip(archive, groups["site"], strict=True)]

@@ -165,7 +165,7 @@ def _write(run: Run, found: LeaveOneOut, context: Mapping[str, Any]) -> None:
     run.finish({"findings": [answer.short for answer in answers]})
     say(f"{context['column']}, {listed(list(context['domains']))}, each left out in turn:")
     for answer in answers:
-        say(answer.short)
+        say(answer.line)
     reports = counted(int((found.domains["reason"] == "").sum()), "domain")
     say(f"wrote {run.folder}: report.html, report.json, adapt.png, .svg and .pdf, a .csv of each table; and {reports}")
     say(f"next: open {run.folder / 'report.html'} in a browser")

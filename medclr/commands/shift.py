@@ -34,7 +34,7 @@ from medclr.reporting.console import counted, say
 from medclr.reporting.figures import shift_figure
 from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, hardware, read_paths, versions
-from medclr.reporting.shift_page import shift_findings, shift_page
+from medclr.reporting.shift_page import prevalences, shift_findings, shift_page
 from medclr.training.encode import corrupted, feature_rows, head_logits, training_device
 from medclr.training.probe import held_out_scores
 from medclr.transforms.corruption import CORRUPTIONS
@@ -329,7 +329,9 @@ def _write(
     }
     run.write_json("report.json", report)
     run.finish({"findings": [answer.short for answer in answers]})
+    for warning in prevalences(found):
+        say(f"warning: {warning}")
     for answer in answers:
-        say(answer.short)
+        say(answer.line)
     say(f"wrote {run.folder}: report.html, report.json, domains.png, .svg and .pdf, and a .csv of each table")
     say(f"next: open {run.folder / 'report.html'} in a browser")

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from medclr.reporting.console import counted
 from medclr.reporting.figures import adapt_svg
-from medclr.reporting.findings import ALPHA, Answer
+from medclr.reporting.findings import ALPHA, Answer, unlike
 from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
 from medclr.reporting.numbers import count, listed, number, p_equals, percent, span
 from medclr.reporting.shots_page import Shots, shots_answer, shots_section
@@ -32,7 +32,6 @@ MEANINGS = {
     AUTO: "the one of these that was chosen without a label of the target",
     TARGET_TRAINED: "the upper bound: a linear head that learned the target's own labels",
 }
-PREVALENCE = 0.1  # difference in the share of positives from which a reader is told
 
 Row = Mapping[Any, Any]
 
@@ -185,14 +184,8 @@ def _chosen(found: Adaptation) -> Answer:
 def _left(found: Adaptation, context: Mapping[str, Any]) -> Answer:
     """What remains between the best method and the upper bound, and what hints that labels do not mean the same."""
     question = "What did no method close?"
-    points, more = _by_method(found.points), _prevalences(context)
-    base, bound = points[SOURCE_ONLY], points[TARGET_TRAINED]
-    if base["high"] < 0.5:
-        more.append(
-            f"On the target source-only ranks worse than chance, {number(base['auroc'])} "
-            f"({span(base['low'], base['high'])}): what is a sign in the source is commoner among negatives there, as "
-            "where the label is defined in another way, or confounded. Nothing without labels can show that."
-        )
+    points, more = _by_method(found.points), doubts(found, context)
+    bound = points[TARGET_TRAINED]
     if not found.oracle or bound["reason"]:
         return Answer(question, "Not known.", more)
     gap = _by_method(found.differences)[TARGET_TRAINED]
@@ -207,6 +200,19 @@ def _left(found: Adaptation, context: Mapping[str, Any]) -> Answer:
         f"to labels{other}."
     )
     return Answer(question, short, more)
+
+
+def doubts(found: Adaptation, context: Mapping[str, Any]) -> list[str]:
+    """What hints that labels do not mean the same in source and target."""
+    base = _by_method(found.points)[SOURCE_ONLY]
+    if not base["high"] < 0.5:
+        return _prevalences(context)
+    return [
+        *_prevalences(context),
+        f"On the target source-only ranks worse than chance, {number(base['auroc'])} "
+        f"({span(base['low'], base['high'])}): what is a sign in the source is commoner among negatives there, as "
+        "where the label is defined in another way, or confounded. Nothing without labels can show that.",
+    ]
 
 
 def _excluded(context: Mapping[str, Any]) -> Answer:
@@ -243,7 +249,7 @@ def _prevalences(context: Mapping[str, Any]) -> list[str]:
         f"Of the target {percent(share)} are {_called(output, context)}, of the source "
         f"{percent(source['shares'][output])}: the label may mean something else there, or other patients are scanned."
         for output, share in target["shares"].items()
-        if output in source["shares"] and abs(share - source["shares"][output]) > PREVALENCE
+        if output in source["shares"] and unlike(share, source["shares"][output])
     ]
 
 

@@ -51,6 +51,19 @@ class Answer(NamedTuple):
     short: str
     more: list[str]
 
+    @property
+    def line(self) -> str:
+        """As a terminal has it."""
+        return f"{self.question} {self.short}"
+
+
+def unlike(share: float, other: float) -> bool:
+    """Whether shares of positives differ so much that labels may not mean the same, and a reader is told.
+
+    By a tenth of all volumes, or threefold: where few are positive, no difference is large.
+    """
+    return abs(share - other) > 0.1 or max(share, other) > 3 * min(share, other)
+
 
 class Findings(NamedTuple):
     answers: list[Answer]

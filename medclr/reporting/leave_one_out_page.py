@@ -6,10 +6,10 @@ from typing import Any, Protocol
 import pandas as pd
 from markupsafe import Markup
 
-from medclr.reporting.adapt_page import AUTO, MEANINGS, PREVALENCE, SOURCE_ONLY, TARGET_TRAINED, methods_of
+from medclr.reporting.adapt_page import AUTO, MEANINGS, SOURCE_ONLY, TARGET_TRAINED, methods_of
 from medclr.reporting.console import counted
 from medclr.reporting.figures import left_out_svg
-from medclr.reporting.findings import ALPHA, Answer
+from medclr.reporting.findings import ALPHA, Answer, unlike
 from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
 from medclr.reporting.numbers import listed, number, p_equals, percent, span
 
@@ -202,7 +202,7 @@ def _prevalences(context: Mapping[str, Any]) -> list[str]:
         f"{percent(one['others'][output])}: the label may mean something else there, or other patients are scanned."
         for name, one in context["domains"].items()
         for output, share in one["shares"].items()
-        if output in one["others"] and abs(share - one["others"][output]) > PREVALENCE
+        if output in one["others"] and unlike(share, one["others"][output])
     ]
 
 

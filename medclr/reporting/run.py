@@ -39,6 +39,9 @@ _HANDS = (
     "out", "workers", "jobs", "scheduler", "checkpoint_minutes", "requeue", "logger", "tracking_uri", "examples"
 )  # fmt: skip
 ADDRESSES = ("scheduler", "tracking_uri")  # they name machines, so no file of a run has them
+_GIVEN = {"config.yaml", "run.json", "inputs.json"} | {
+    f"private/{name}" for name in ("lock", "paths.yaml", "unmatched.csv")
+}
 FREE_FIELDS = (*_HANDS, "report", "share_images")
 # What spreadsheets take for the start of a formula, with the full-width forms that some of them accept.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -145,7 +148,7 @@ class Run:
     def pin(self, inputs: Mapping[str, str]) -> None:
         """Note what the run works on, by hashes; UsageError where the run in this folder worked on something else."""
         path = self.folder / "inputs.json"
-        if path.is_file() and json.loads(path.read_text()) != inputs:
+        if path.is_file() and json.loads(path.read_text()) != inputs and _is_begun(self.folder):
             raise UsageError(
                 f"--out {self.folder}: the volumes, the labels or the encoder have changed since this run began; "
                 "use another --out"
@@ -341,8 +344,24 @@ def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
         record = read_record(folder)
         if record["command"] != command:
             raise UsageError(f"--out {folder}: holds a run of `medclr {record['command']}`; use another --out")
-        _refuse_other(folder, settings, paths)
-        return Run(folder, command, config, record, resumed=True, lock=lock)
+        others = _others(folder, settings, paths)
+        if not others:
+            return Run(folder, command, config, record, resumed=True, lock=lock)
+        if _is_begun(folder):
+            fix = "use another --out, or the old setting" + ("s" if len(others) > 1 else "")
+            raise UsageError(f"--out {folder}: holds a run with {'; '.join(others)}. To go on, {fix}")
+    return _begin(folder, command, config, settings, paths, lock)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is more in it than what a run is given: one that was refused may be begun with other settings."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return bool(found - _GIVEN)
+
+
+def _begin(
+    folder: Path, command: str, config: Any, settings: Mapping[str, Any], paths: Mapping[str, Any], lock: int
+) -> Run:
     record = {
         "medclr": _version("medclr"),
         "command": command,
@@ -351,6 +370,8 @@ def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
         "outcome": {},
     }
     run = Run(folder, command, config, record, resumed=False, lock=lock)
+    with writing(folder):
+        (folder / "inputs.json").unlink(missing_ok=True)
     run.write_text("private/paths.yaml", yaml.safe_dump(paths, sort_keys=False))
     header = f"# medclr {command}: every setting but the paths, which are in private/paths.yaml\n"
     run.write_text("config.yaml", header + yaml.safe_dump(settings, sort_keys=False))
@@ -358,8 +379,8 @@ def _take_up(folder: Path, command: str, config: Any, lock: int) -> Run:
     return run
 
 
-def _refuse_other(folder: Path, settings: Mapping[str, Any], paths: Mapping[str, Any]) -> None:
-    """UsageError that names the fields in which the run in the folder differs."""
+def _others(folder: Path, settings: Mapping[str, Any], paths: Mapping[str, Any]) -> list[str]:
+    """The fields in which the run in the folder differs."""
     stored = _read_yaml(folder / "config.yaml")
     names = [*settings, *sorted(set(stored) - set(settings))]
     others = [
@@ -370,9 +391,7 @@ def _refuse_other(folder: Path, settings: Mapping[str, Any], paths: Mapping[str,
     if (folder / "private" / "paths.yaml").exists():  # not in a run that was shared
         stored = _read_yaml(folder / "private" / "paths.yaml")
         others += [f"another --{name}" for name in paths if name not in FREE_FIELDS and stored.get(name) != paths[name]]
-    if others:
-        fix = "use another --out, or the old setting" + ("s" if len(others) > 1 else "")
-        raise UsageError(f"--out {folder}: holds a run with {'; '.join(others)}. To go on, {fix}")
+    return others
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from markupsafe import Markup
 
 from medclr.reporting.console import counted
 from medclr.reporting.figures import shift_svg
-from medclr.reporting.findings import ALPHA, Answer, cut
+from medclr.reporting.findings import ALPHA, Answer, cut, unlike
 from medclr.reporting.html import FOREST_PX, TEMPLATES, forest
 from medclr.reporting.numbers import count, listed, number, p_equals, percent, span
 
-_PREVALENCE = 0.1  # difference in the share of positives from which a reader is told
+_MISJUDGED = 0.1  # difference of mean prediction and share of positives from which a reader is told
 _READABLE = 0.7  # AUROC above which a domain is said to show in the features
 _CONFOUNDED = 0.05  # AUROC that a classifier loses between volumes alike in an attribute, before a reader is told
 _CLASSIFIER, _OWN, _JOINT = "classifier", "labels of the domain", "labels of all domains"
@@ -117,7 +117,8 @@ def _lost(shift: Shift) -> Answer:
         lost = number(-worst["difference"])
         return Answer(question, f"In {_named(worst)}, by {lost} AUROC against {worst['source']}{others}.", cut(more))
     if not tested:
-        return Answer(question, "Not known: no domain could be compared with its source.", more)
+        why = "".join(f" ({_named(row)}: {row['reason']})" for row in rows[:1])
+        return Answer(question, f"Not known: no domain could be compared with its source{why}.", more)
     return Answer(question, "In no domain is a fall shown.", cut(more))
 
 
@@ -138,7 +139,7 @@ def _carried(shift: Shift) -> Answer:
         )
         if min(row["sensitivity_p"], row["specificity_p"]) < ALPHA:
             moved.append(row)
-        if abs(row["predicted"] - row["observed"]) > _PREVALENCE:
+        if abs(row["predicted"] - row["observed"]) > _MISJUDGED:
             off.append(row)
             more.append(
                 f"In {row['domain']} it predicts {number(row['predicted'])} on average, and {number(row['observed'])} "
@@ -186,7 +187,7 @@ def _why(shift: Shift) -> Answer:
                 f"The features show the {column}: a linear head reads it with AUROC {_value(known['all'])}"
                 + (f", {listed(alike)}." if alike else ".")
             )
-    more += _prevalences(shift)
+    more += prevalences(shift)
     if not fallen + hidden:
         return Answer(question, "No fall is shown that would have to be explained.", cut(more))
     if not causes:
@@ -243,7 +244,7 @@ def _cause(shift: Shift, row: Row) -> tuple[str, list[str]] | None:
     )
 
 
-def _prevalences(shift: Shift) -> list[str]:
+def prevalences(shift: Shift) -> list[str]:
     """Where so many more or fewer are positive that labels may not mean the same, or patients are chosen otherwise."""
     said = []
     for column, rows in shift.domains.groupby("column", sort=False):
@@ -252,7 +253,7 @@ def _prevalences(shift: Shift) -> list[str]:
         own = share[known["is_source"]]
         if len(own):
             for name, value in zip(known["domain"], share, strict=True):
-                if abs(value - own.iloc[0]) > _PREVALENCE:
+                if unlike(value, own.iloc[0]):
                     said.append(
                         f"{column}: {percent(value)} are positive in {name}, {percent(own.iloc[0])} in "
                         f"{shift.sources[str(column)]}: the label may mean something else there, or other patients "

@@ -19,7 +19,7 @@ from medclr.training.adapt import (
     solve,
     supervised,
 )
-from medclr.training.probe import Linear, Scores, fit_linear, inner_folds
+from medclr.training.probe import FOLDS, Linear, Scores, fit_linear, inner_folds
 from medclr.training.shots import few_shot, shots_in_order
 
 Rows = NDArray[np.intp]
@@ -117,8 +117,12 @@ class CrossFit:
     def unlearnable(self, drawn: Rows, seed: int) -> str:
         """Why nothing can be learned from the source without the patients who are scored; "" where it can."""
         self._halve(drawn, seed)
-        both = [any({0.0, 1.0} <= set(column) for column in problem.y.T) for _, _, problem in self._halves]
-        return "" if all(both) else "without the patients who are scored, the source is of one class"
+        problems = [problem for _, _, problem in self._halves]
+        if not all(any({0.0, 1.0} <= set(column) for column in problem.y.T) for problem in problems):
+            return "without the patients who are scored, the source is of one class"
+        left = min(len(set(problem.patients)) for problem in problems)
+        few = f"only {left} patient{'' if left == 1 else 's'} (fewer than {FOLDS})"
+        return "" if left >= FOLDS else f"without the patients who are scored, the source has {few}"
 
     def lacking(self, n: int, drawn: Rows, seed: int) -> str:
         """Why n labels per class cannot be drawn from either half; "" where they can."""

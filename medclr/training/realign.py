@@ -16,6 +16,7 @@ from medclr.config import AdaptConfig, LabelsConfig
 from medclr.data.labels import Task
 from medclr.data.loader import Batch, Blocks, Steps, train_loader
 from medclr.data.slices import by_slice
+from medclr.errors import MedclrError
 from medclr.losses import (
     class_weights,
     coral_loss,
@@ -174,7 +175,7 @@ def aligned(
         trained = align(method, start, head, source.at(own), y, there, views, config, seed, exclusive)
         scored = (source.at(own), there, target.at(held))
         a, b, c = (head_logits(trained, volumes.embed(trained.network)) for volumes in scored)
-        return Moved(a, b, c, trained)
+        return _finite(Moved(a, b, c, trained), config)
 
     return anew
 
@@ -201,9 +202,16 @@ def continued(method: str, encoder: Encoder, source: Volumes, target: Volumes, c
         continue_simclr(start, projector, domains, views, temperature, config, seed)
         network = nn.Sequential(start, *hidden_layers(projector, config.projector_layer))
         a, b, c = (volumes.embed(network) for volumes in (source.at(own), there, target.at(held)))
-        return Moved(a, b, c, network)
+        return _finite(Moved(a, b, c, network), config)
 
     return anew
+
+
+def _finite(moved: Moved, config: AdaptConfig) -> Moved:
+    """Raise MedclrError where training has ended in numbers that are none."""
+    if not all(np.isfinite(features).all() for features in moved[:3]):
+        raise MedclrError(f"--lr {config.lr:g}: the training diverged, and its features are not finite; lower it")
+    return moved
 
 
 def fine_tuned(
@@ -246,8 +254,9 @@ class _Distance(nn.Module):
 
     def forward(self, own: Tensor, there: Tensor, _: float) -> Tensor:
         """Features (n, F) and (m, F), and the share of the training that is done."""
-        scale = torch.cat([own, there]).std(dim=0).clamp(min=_LEAST_SPREAD)
-        return self.distance(own / scale, there / scale)
+        both = torch.cat([own, there])
+        centre, scale = both.mean(dim=0), both.std(dim=0).clamp(min=_LEAST_SPREAD)
+        return self.distance((own - centre) / scale, (there - centre) / scale)
 
 
 class _Critic(nn.Module):

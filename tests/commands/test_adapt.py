@@ -370,8 +370,8 @@ def test_what_trains_a_network_has_no_corrupted_target(capsys):
     assert not Path("runs/untrained").exists()  # so the same --out may be used when that is mended
 
 
-@pytest.mark.parametrize("others", [[], ["pseudo"], ["finetuned", "dann"]])
-def test_auto_alone_has_nothing_to_choose(capsys, others):
+@pytest.mark.parametrize("others", [["pseudo"], ["finetuned", "dann"]])
+def test_auto_among_these_has_nothing_to_choose(capsys, others):
     code, line = refused(capsys, *WITHIN, "--methods", "auto", *others, "--out", f"runs/alone-{len(others)}")
     assert (code, line[:37]) == (2, "--methods auto: has nothing to choose")
 
@@ -381,6 +381,21 @@ def refused(capsys, *words):
     code = main(list(words))
     (line,) = capsys.readouterr().err.splitlines()
     return code, line.removeprefix("medclr: ")
+
+
+def test_auto_alone_chooses_among_all_that_leave_the_encoder_as_it_is(folder):
+    config = AdaptConfig(labels=Path("phantoms/labels.csv"), target="manufacturer=Borealis", methods=["auto"])
+    assert module._methods(config, [load_encoder(Path("runs/one"))]) == METHODS
+
+
+def test_a_column_of_the_label_table_goes_before_that_of_the_manifest(capsys):
+    """As where the files do not name their hospital, or not the one that is meant."""
+    own = pd.read_csv("phantoms/labels.csv")
+    own.assign(manufacturer=[f"room {n % 2}" for n in range(len(own))]).to_csv("named.csv", index=False)
+    words = ["--label", "lesion", "--labels", "named.csv", "--target", "manufacturer=room 1", "--transductive"]
+    assert main([*BASE, *words, "--methods", "coral", "--out", "runs/named"]) == 0
+    found = record("runs/named/report.json")["context"]
+    assert (found["target"]["n"], found["source"]["n"]) == (len(own) // 2, len(own) - len(own) // 2)
 
 
 def test_a_target_that_pre_training_saw_is_refused_unless_allowed(capsys):

@@ -102,6 +102,15 @@ def test_mmd_of_two_gaussians_has_its_closed_form(shift):
     assert np.std(found) < 0.03
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e4])
+def test_mmd_does_not_see_where_all_features_lie(offset):
+    """A shift of both domains by as much, in float32: what it costs is the digits that the numbers themselves lose."""
+    generator = torch.Generator().manual_seed(0)
+    own, there = (torch.randn(20, 8, generator=generator) + shift + offset for shift in (0, 0.5))
+    known = mmd(own.double() - offset, there.double() - offset).item()
+    assert mmd(own, there).item() == pytest.approx(known, rel=1e-3)
+
+
 def test_mmd_of_one_distribution_is_0_on_average_however_few_the_rows():
     g = torch.Generator().manual_seed(0)
     found = [mmd(*torch.randn(2, 3, 2, generator=g, dtype=torch.float64), [1.0]).item() for _ in range(3000)]

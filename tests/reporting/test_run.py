@@ -112,7 +112,8 @@ def test_a_run_keeps_when_it_started(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_by_all_that_differs(
     tmp_path: Path, other: EfficiencyConfig, words: list[str]
 ) -> None:
-    folder = opened(tmp_path / "run").folder
+    run = opened(tmp_path / "run")
+    folder = run.write_text("curve.csv", "").parent
     before = everything(folder)
     with pytest.raises(UsageError) as error:
         opened(folder, other)
@@ -120,8 +121,26 @@ def test_another_configuration_is_refused_by_all_that_differs(
     assert everything(folder) == before
 
 
+def test_a_run_that_was_refused_may_be_begun_otherwise(tmp_path: Path) -> None:
+    """Nothing was computed yet: the setting or the table that the refusal asked to mend is no other run's."""
+    first = opened(tmp_path / "run")
+    first.pin({"labels": "a"})
+    first.write_text("private/unmatched.csv", "")
+    del first
+    again = opened(tmp_path / "run", replace(CONFIG, transductive=True))
+    assert not again.resumed
+    assert "transductive: true" in (again.folder / "config.yaml").read_text()
+    again.pin({"labels": "b"})
+    again.pin({"labels": "c"})
+    again.write_text("private/features.npy", "")
+    with pytest.raises(UsageError, match="have changed since"):
+        again.pin({"labels": "d"})
+    with pytest.raises(UsageError, match="transductive true, not false"):
+        opened(tmp_path / "run")
+
+
 def test_another_path_is_refused_without_telling_either(tmp_path: Path) -> None:
-    opened(tmp_path / "run", replace(CONFIG, labels=Path("OLD.csv")))
+    opened(tmp_path / "run", replace(CONFIG, labels=Path("OLD.csv"))).write_text("curve.csv", "")
     with pytest.raises(UsageError, match="another --labels") as error:
         opened(tmp_path / "run", replace(CONFIG, labels=Path("NEW.csv")))
     assert "OLD" not in one_line(error)
@@ -338,6 +357,7 @@ def test_two_processes_do_not_write_one_run_and_a_killed_one_frees_it(tmp_path: 
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         os.kill(worker, 0)  # it lives, and does not hold the run
+        (out / "manifest.parquet").touch()
         with pytest.raises(UsageError, match="holds a run with another --data"):  # relative to another folder
             Run.open("scan", ScanConfig(Path("e")), out)
         assert Run.open("scan", config, out).resumed
@@ -416,6 +436,7 @@ def test_a_run_is_pinned_to_what_it_works_on(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
     run.pin({"volumes": "a"})
     run.pin({"volumes": "a"})
+    run.write_text("curve.csv", "")
     with pytest.raises(UsageError, match="have changed"):
         run.pin({"volumes": "b"})
 

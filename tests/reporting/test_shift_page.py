@@ -108,7 +108,7 @@ def test_without_a_fall_none_is_said_nor_that_there_is_none() -> None:
     assert better.short == "In no domain is a fall shown."
     assert "difference +0.070" in better.more[0]
     nothing = answers(made(AP={"reason": "no positive"}))[0]
-    assert nothing.short == "Not known: no domain could be compared with its source."
+    assert nothing.short == "Not known: no domain could be compared with its source (AP (view): no positive)."
     assert nothing.more == ["AP (view): n/a, no positive."]
     same = made(AP={"auroc": 0.9, "p": 1.0})
     same.differences["detectable"] = NAN  # of scores that are all alike
@@ -394,7 +394,7 @@ def test_a_shift_of_little_makes_a_page() -> None:
         for name in ("probes", "shortcuts", "distances"):
             setattr(shift, name, getattr(shift, name).iloc[:0])
         page = Page(shift_page(shift, context())).text
-        assert "Not known: no domain could be compared with its source." in page
+        assert "Not known: no domain could be compared with its source" in page
         assert "nan" not in page
 
 

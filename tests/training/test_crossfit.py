@@ -1,5 +1,6 @@
 """Halves of a target: every volume is scored by what saw neither its patient nor its label."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -96,6 +97,23 @@ def test_a_source_that_is_of_one_class_without_those_who_are_scored_is_said_to_b
     half = set(target.patients[inner_folds(target.y, target.patients, 3, 2)[0][1]])
     kept = np.flatnonzero(~ill | np.isin(source.patients, list(half)))
     assert "one class" in cross_fit(few, target).unlearnable(kept, 3)
+
+
+def test_a_source_of_whom_too_few_are_left_is_told():
+    """Ten patients, all of them in the target too: half of them are scored, and who is left may be fewer than folds."""
+    source, target = domain(0, 0, patients=10), domain(1, 0, patients=60)
+    drawn, few = np.arange(20), set()
+    for seed in range(12):
+        fit = cross_fit(source, target)
+        if reason := fit.unlearnable(drawn, seed):
+            few.add(reason)
+        else:
+            fit.at_home("source-only", drawn, seed)  # raises where there are not enough for its folds
+    assert few
+    assert all(
+        re.fullmatch(r"without the .* scored, the source (is of one .*|has only [1-4] pat.*)", one) for one in few
+    )
+    assert any("(fewer than 5)" in one for one in few)
 
 
 @pytest.mark.parametrize("method", METHODS)

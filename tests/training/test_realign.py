@@ -12,11 +12,13 @@ from torch import nn
 
 from medclr.config import AdaptConfig, Trained
 from medclr.data.store import Store
+from medclr.errors import MedclrError
 from medclr.losses import coral_loss, mmd
 from medclr.metrics import auroc
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.models.projector import build_projector
 from medclr.training import realign
+from medclr.training.adapt import Moved
 from medclr.training.encode import Volumes, embed_rows, head_logits
 from medclr.training.probe import fit_linear
 from medclr.training.realign import ALIGNMENTS, FINETUNED, align, continue_simclr
@@ -118,6 +120,25 @@ def test_nothing_is_gained_by_smaller_features(method):
     assert gradient.norm() > 0.01
     assert abs(float((gradient * both.detach()).sum())) < 1e-9
     assert not gradient[:, 3].any()
+
+
+@pytest.mark.parametrize("method", ["deep-coral", "mmd"])
+@pytest.mark.parametrize("value", [0.1, 1.0, 5.0])
+def test_a_feature_that_never_varies_changes_nothing(method, value):
+    torch.manual_seed(0)
+    own, there = torch.randn(16, 6), 2 * torch.randn(12, 6)
+    own[:, 3] = there[:, 3] = 0.0
+    without = ALIGNMENTS[method](6)(own, there, 0.0)
+    own[:, 3] = there[:, 3] = value
+    torch.testing.assert_close(ALIGNMENTS[method](6)(own, there, 0.0), without)
+
+
+def test_a_training_that_ends_in_no_numbers_says_so():
+    numbers = np.zeros((2, 3))
+    moved = Moved(numbers, numbers, numbers)
+    assert realign._finite(moved, config()) is moved
+    with pytest.raises(MedclrError, match=r"--lr 0.003: the training diverged"):
+        realign._finite(Moved(numbers, numbers * np.nan, numbers), config())
 
 
 def test_a_critic_cannot_tell_domains_apart(aligned, monkeypatch):
