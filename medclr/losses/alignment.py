@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 _SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the median squared distance
-_ULPS = 256  # of their own size, below which features are alike
+_ALIKE = 256  # units of rounding by which rows may differ and be taken for one
 
 
 def coral_loss(source: Tensor, target: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ def mmd(source: Tensor, target: Tensor, bandwidths: Sequence[float] | None = Non
         eps, whole = torch.finfo(rows.dtype).eps, rows.detach().square().sum(dim=1).mean()
         rows = rows - rows.detach().mean(dim=0)
         length = rows.square().sum(dim=1)
-        # Below this a squared distance is rounding, of the rows as they came or of their products, and no kernel is made.
-        least = (_ULPS * eps) ** 2 * whole + eps * length.detach().mean()
+        # Below this a squared distance is rounding, of rows as they came or of their products: no kernel is made of it.
+        least = (_ALIKE * eps) ** 2 * whole + eps * length.detach().mean()
         square = (length[:, None] + length - 2 * rows @ rows.T).clamp(min=0)
         own = torch.eye(n + m, dtype=torch.bool, device=rows.device)  # a row makes no pair with itself
         widths: Sequence[float | Tensor] | None = bandwidths
