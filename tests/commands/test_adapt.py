@@ -150,6 +150,14 @@ def test_a_run_that_goes_on_computes_what_is_missing_alone(within, monkeypatch):
     pd.testing.assert_frame_equal(pd.read_csv("runs/within/adapt.csv"), before)
 
 
+def test_what_casts_doubt_on_the_label_is_said_on_the_terminal_too(within, monkeypatch, capsys):
+    monkeypatch.setattr(module, "doubts", lambda found, context: [f"the label of {context['target']['name']}"])
+    assert main([*WITHIN, "--out", "runs/within"]) == 0
+    printed = capsys.readouterr().out
+    assert "warning: the label of manufacturer Borealis" in printed
+    assert "Did any method gain over source-only? No gain is shown." in printed
+
+
 def test_networks_are_trained_on_both_domains_when_asked():
     trained = ["simclr-target", "simclr-both", "finetuned", "deep-coral", "mmd", "dann"]
     words = ["--draws", "1", "--steps", "2", "--batch-size", "8", "--lr", "0.003"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medclr.evaluation.comparison import BASELINES, BETTER, verdict_of
 from medclr.reporting import findings as module
-from medclr.reporting.findings import Findings, findings, with_claims
+from medclr.reporting.findings import Findings, findings, unlike, with_claims
 
 FRACTIONS = (0.01, 0.1, 1.0)
 CONTEXT: dict[str, Any] = {
@@ -253,3 +253,11 @@ def test_nan_is_never_said() -> None:
     made = curve({("a-full", 0.1): (0.0, 0.0, 1.0), ("a-full", 1.0): "it diverged"})
     made.differences["detectable"] = np.nan
     assert "nan" not in said(findings(made, CONTEXT))
+
+
+@pytest.mark.parametrize(
+    ("share", "other", "told"),
+    [(0.3, 0.39, False), (0.3, 0.41, True), (0.01, 0.04, True), (0.01, 0.025, False), (0.02, 0.0, True), (0, 0, False)],
+)
+def test_shares_of_positives_are_unlike_by_a_tenth_or_threefold(share, other, told):
+    assert unlike(share, other) == unlike(other, share) == told
