@@ -102,7 +102,7 @@ def known_of(table: LabelTable, archive: NDArray[np.object_]) -> pd.DataFrame:
     """Everything by which domains may be told apart, or the label betrayed, as text."""
     rows, groups = table.rows, break_down(table)
     for name in DOMAINS:
-        if name not in groups:  # whoever names a column as the manifest does knows better than the files
+        if name not in groups:  # as in `break_down`
             groups[name] = rows[name].to_numpy()
     if len(set(archive)) > 1:
         # Each archive has letters of its own.

@@ -523,7 +523,8 @@ def break_down(table: LabelTable) -> pd.DataFrame:
             columns[name] = _lettered(columns[name])
     rows = table.rows
     for name in ("manufacturer", "model"):
-        columns[name] = rows[name].to_numpy()
+        if name not in columns:  # whoever names a column as the manifest does knows better than the files
+            columns[name] = rows[name].to_numpy()
     return columns
 
 

@@ -32,12 +32,18 @@ def weighted_auroc(y: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np
     first = np.searchsorted(scores[negative], scores[positive], side="left")
     last = np.searchsorted(scores[negative], scores[positive], side="right")
 
-    below = np.zeros((len(weights), len(negative) + 1))  # weight of the j lowest negatives
-    np.cumsum(weights[:, negative], axis=1, out=below[:, 1:])
-    above = weights[:, positive].astype(np.float64)
-    # Negatives below `first` lose to the positive, those from there to `last` tie with it.
-    wins = np.einsum("rp,rp->r", above, below[:, first] + below[:, last]) / 2
-    pairs = above.sum(axis=1) * below[:, -1]
+    wins, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    step = max(1, _BLOCK // max(len(y), 1))
+    for start in range(0, len(weights), step):
+        block = slice(start, start + step)
+        of_rows = weights.T[:, block]  # so that whatever runs along the rows does so for all weightings at once
+        below = np.zeros((len(negative) + 1, of_rows.shape[1]))  # weight of the j lowest negatives
+        np.cumsum(of_rows[negative], axis=0, out=below[1:])
+        above = of_rows[positive].astype(np.float64)
+        # Negatives below `first` lose to the positive, those from there to `last` tie with it.
+        beaten = (below[first] + below[last]) / 2 if (first < last).any() else below[first]
+        wins[block] = np.einsum("pr,pr->r", above, beaten)
+        pairs[block] = above.sum(axis=0) * below[-1]
     aurocs: np.ndarray = np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
     return aurocs
 

@@ -29,8 +29,11 @@ class Resamples:
         self._counts = np.empty((resamples, len(highest)), dtype=np.int32)
         for stratum in np.unique(highest)[::-1]:
             of_stratum = np.flatnonzero(highest == stratum)
-            each = np.full(len(of_stratum), 1 / len(of_stratum))
-            self._counts[:, of_stratum] = rng.multinomial(len(of_stratum), each, size=resamples)
+            n, step = len(of_stratum), max(1, _CHUNK // len(of_stratum))
+            for start in range(0, resamples, step):
+                block = self._counts[start : start + step]
+                drawn = rng.integers(n, size=(len(block), n)) + n * np.arange(len(block))[:, None]
+                block[:, of_stratum] = np.bincount(drawn.ravel(), minlength=n * len(block)).reshape(-1, n)
 
     def __len__(self) -> int:
         return len(self._counts)

@@ -157,7 +157,7 @@ def test_within_an_archive_domains_are_those_of_a_column(said, within):
     counts = manifest[manifest["volume_id"].isin(learned["volume_id"])]["manufacturer"].value_counts()
     assert domains["is_source"].to_dict() == {name: name == counts.index[0] for name in domains.index}
     assert record(f"{folder}/report.json")["context"]["trained"]["manufacturer"] == counts.to_dict()
-    findings = [answer["short"] for answer in record(f"{folder}/report.json")["findings"]]
+    findings = ["{question} {short}".format(**answer) for answer in record(f"{folder}/report.json")["findings"]]
     assert set(findings) <= set(out)
 
 

@@ -27,7 +27,7 @@ def cells(arm: str, fraction: float, draws: int, reason: str = "") -> list[Cell]
 
 
 def table(groups: dict[str, object], some: list[Cell], kind: str = "binary", y: np.ndarray = Y) -> pd.DataFrame:
-    truth, chance = Truth.of(y, PATIENTS, kind), Chance(3, 1, 400, 0)
+    truth, chance = Truth.of(y, PATIENTS, kind), Chance(3, 1, 4000, 0)
     found: list[Outcome] = outcomes(some, truth, chance)
     return subgroups(found, truth, chance, kind, pd.DataFrame(groups))
 
