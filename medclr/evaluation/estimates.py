@@ -25,7 +25,7 @@ class Sample:
 class Estimate(NamedTuple):
     """A mean, its interval, the two-sided p of its being 0, the difference that could be found, and its resamples.
 
-    detectable: NaN where no difference of two AUROCs is large enough.
+    detectable: at most 1, as no two AUROCs differ by more.
     """
 
     value: float
@@ -123,8 +123,7 @@ class Chance:
             low, high = interval(np.clip(resampled, 0, 1), LEVEL)
             low, high = min(low, value), max(high, value)  # what is biased can miss the estimate itself
         p = float(2 * stdtr(freedom, -abs(value) / error))
-        least = detectable(error, LEVEL, freedom=freedom)
-        return Estimate(value, low, high, p, least if least < 1 else math.nan, resampled)
+        return Estimate(value, low, high, p, min(detectable(error, LEVEL, freedom=freedom), 1.0), resampled)
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,11 +73,11 @@ def test_draws_or_encoders_alone_give_students_test_and_interval(axis: int) -> N
     assert found.resampled.std() == pytest.approx(error * t.ppf(0.975, 3) / 1.959964, rel=0.02)
 
 
-def test_what_no_two_aurocs_can_differ_by_is_not_called_detectable() -> None:
+def test_the_detectable_difference_is_one_that_two_aurocs_can_have() -> None:
     two = np.array([[0.1, 0.9]])
     found = Chance(2, 1, 300, 0).estimate(Sample(two, np.full(300, 0.5)), MANY, Sample(two[:, ::-1], np.full(300, 0.5)))
     assert (found.low, found.high) == (-1, 1)
-    assert math.isnan(found.detectable)
+    assert found.detectable == 1
 
 
 def test_variances_of_all_sources_add_up() -> None:

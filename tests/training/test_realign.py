@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -15,10 +16,11 @@ from medclr.data.store import Store
 from medclr.errors import MedclrError
 from medclr.losses import coral_loss, mmd
 from medclr.metrics import auroc
+from medclr.models.classifier import Classifier
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.models.projector import build_projector
 from medclr.training import realign
-from medclr.training.adapt import Moved
+from medclr.training.crossfit import Domain
 from medclr.training.encode import Volumes, embed_rows, head_logits
 from medclr.training.probe import fit_linear
 from medclr.training.realign import ALIGNMENTS, FINETUNED, align, continue_simclr
@@ -133,12 +135,30 @@ def test_a_feature_that_never_varies_changes_nothing(method, value):
     torch.testing.assert_close(ALIGNMENTS[method](6)(own, there, 0.0), without)
 
 
-def test_a_training_that_ends_in_no_numbers_says_so():
-    numbers = np.zeros((2, 3))
-    moved = Moved(numbers, numbers, numbers)
-    assert realign._finite(moved, config()) is moved
+@pytest.mark.parametrize("method", ["dann", "simclr-both"])
+def test_a_training_that_ends_in_no_numbers_says_so(material, source, target, network, monkeypatch, method):
+    def ruined(*modules):
+        for module in modules:
+            for value in module.parameters():
+                torch.nn.init.constant_(value, torch.nan)
+
+    def align(method, network, head, *rest):
+        classifier = Classifier(network, len(head.weight), 1)
+        ruined(classifier)
+        return classifier.eval()
+
+    monkeypatch.setattr(realign, "align", align)
+    monkeypatch.setattr(realign, "continue_simclr", lambda encoder, projector, *rest: ruined(encoder, projector))
+    details = {"hyperparameters": {}, "method": "simclr"}
+    bundle = SimpleNamespace(encoder=network[0], projector=nn.Sequential(), details=details, architecture=ARCHITECTURE)
+    known = Domain(material.y, material.rows["patient_key"].to_numpy(), source.embed(network))
+    if method == "dann":
+        anew = realign.aligned(method, network, known, source, target, VIEWS, config(), False)
+    else:
+        anew = realign.continued(method, SimpleNamespace(spec=source.spec, bundle=bundle), source, target, config())
+    rows = np.arange(len(material.y))
     with pytest.raises(MedclrError, match=r"--lr 0.003: the training diverged"):
-        realign._finite(Moved(numbers, numbers * np.nan, numbers), config())
+        anew(rows, rows[::2], rows[1::2], 0)
 
 
 def test_a_critic_cannot_tell_domains_apart(aligned, monkeypatch):
