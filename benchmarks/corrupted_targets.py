@@ -13,7 +13,9 @@ With --held, labels are learned from the train split, and the target is the rest
 
 Pooled over the conditions with a drop of at least .03 are the sum of (method - source-only), each a mean over draws and
 encoders, and its share of the sum of (target-trained - source-only). Their intervals are from resamples of the patients
-of each set, the same for all of its conditions; which conditions count is not resampled.
+of each set, the same for all of its conditions; which conditions count is not resampled. Beside the methods stand the
+two other choices without labels of the target, one for each condition: the method with the highest AUROC in the source
+(`by source validation`), and the one whose answers in the target have the lowest entropy (`by entropy`).
 """
 
 import argparse
@@ -81,9 +83,12 @@ def _of(words: list[str], run: Path) -> Found:
     resamples = Resamples(patients, y, RESAMPLES, np.random.default_rng(0))
     cells = [Cell.from_dict(json.loads(path.read_text())) for path in sorted((run / "cells").glob("*.json"))]
     found = {}
-    for row in json.loads((run / "report.json").read_text())["adapt"]:
-        scores = np.stack([cell.scores[:, 0] for cell in cells if cell.arm == row["method"]])
-        found[row["method"]] = np.array([auroc(y, one) for one in scores]), bootstrap_mean_auroc(y, scores, resamples)
+    points = pd.read_csv(run / "adapt.csv").set_index("method")
+    for method in points.index:
+        scores = np.stack([cell.scores[:, 0] for cell in cells if cell.arm == method])
+        found[method] = np.array([auroc(y, one) for one in scores]), bootstrap_mean_auroc(y, scores, resamples)
+    found["by source validation"] = found[points["at_home"].idxmax()]
+    found["by entropy"] = found[points["entropy"].idxmin()]
     return found
 
 

@@ -34,9 +34,9 @@ from medclr.evaluation.adaptation import (
     SOURCE_ONLY,
     TARGET_TRAINED,
     Adaptation,
-    at_home_text,
     choice_text,
     domain_adaptation,
+    judged_text,
 )
 from medclr.evaluation.cells import LEAST_PATIENTS, Arm, Cell, Scores, unjudged
 from medclr.evaluation.leave_one_out import LeaveOneOut
@@ -408,8 +408,8 @@ def _cell(fit: CrossFit, method: str, methods: Sequence[str], drawn: Rows, seed:
         scores, choices = fit.chosen(_candidates(methods), drawn, seed)
         return Scores(scores, None, choice_text(choices))
     scores = fit.scores(method, drawn, seed)
-    judged = method in _candidates(methods)  # in the source, by patients held out
-    return Scores(scores, None, at_home_text(fit.at_home(method, drawn, seed)) if judged else "")
+    judged = method in _candidates(methods)
+    return Scores(scores, None, judged_text(*fit.judged(method, drawn, seed)) if judged else "")
 
 
 def _kept_method(methods: Sequence[str], found: Adaptation) -> str:

@@ -21,6 +21,7 @@ LEAST_GAP = 0.03  # of AUROC, below which there is too little to regain for a sh
 
 _REGAINED = ["method", "gap", "gap_low", "gap_high", "share", "low", "high", "reason"]
 _CHOICES = ["method", "n", "of", "left"]
+_JUDGED = {"at_home": "at home", "entropy": "entropy"}  # columns, and what cells call them
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +29,8 @@ class Adaptation:
     """What was found. Where a row has a `reason`, there is no number, and it says why. Intervals are of 95%.
 
     `points`: a row for each method: AUROC on the target's volumes, each scored by an adaptation to other patients; and
-    `at_home`, that in the source by patients held out, by which source validation chooses; NaN of a method that cannot
-    be judged there.
+    what it could be chosen by without labels of these, NaN of a method that cannot: `at_home`, its AUROC in the source
+    by patients held out, and `entropy`, how unsure it is of its answers in the target, from 0 to 1.
 
     `differences`: of each method from source-only, with p, and p after Holm over all of these rows. That of
     target-trained, the upper bound, is the gap that there is.
@@ -97,7 +98,8 @@ def domain_adaptation(
     points = curve.points.rename(columns={"arm": "method"}).drop(
         columns=["fraction", "n_patients", "n_positive", "n_negative"]
     )
-    points["at_home"] = [_at_home(curve.cells, method) for method in points["method"]]
+    for column, word in _JUDGED.items():
+        points[column] = [_told(curve.cells, method, word) for method in points["method"]]
     differences = curve.differences[curve.differences["versus"] == SOURCE_ONLY]
     differences = differences.rename(columns={"arm": "method"}).drop(columns=["fraction", "baseline"])
     truth = Truth.of(y_target, patients_target, kind)
@@ -120,14 +122,15 @@ def choice_text(chosen: Sequence[tuple[str, float]]) -> str:
     return ", ".join(f"{method} left {left:.4f}" for method, left in chosen)
 
 
-def at_home_text(auroc: float) -> str:
-    """The AUROC of a method in the source, as a cell's `choice` has it."""
-    return f"at home {auroc:.4f}"
+def judged_text(at_home: float, entropy: float) -> str:
+    """What a method may be chosen by without labels of the target, as a cell's `choice` has it."""
+    values = zip(_JUDGED.values(), (at_home, entropy), strict=True)
+    return ", ".join(f"{word} {value:.4f}" for word, value in values)
 
 
-def _at_home(cells: Sequence[Cell], method: str) -> float:
-    """The mean over cells; NaN where there is none."""
-    found = [re.fullmatch(r"at home (.+)", cell.choice) for cell in cells if cell.arm == method]
+def _told(cells: Sequence[Cell], method: str, word: str) -> float:
+    """The mean over cells of what `judged_text` has after this word; NaN where there is none."""
+    found = [re.search(rf"{word} ([\d.]+)", cell.choice) for cell in cells if cell.arm == method]
     return float(np.mean([float(one[1]) for one in found if one])) if any(found) else math.nan
 
 

@@ -160,13 +160,16 @@ def _chosen(found: Adaptation) -> Answer:
         its = f"is {found.oracle} with {number(points[found.oracle]['auroc'])}"
         own = f"; auto has {number(points[AUTO]['auroc'])}" if AUTO in points else ""
         more.append(f"The oracle's choice, which takes labels of the target, {its}{own}.")
-    at_home = {name: row["at_home"] for name, row in points.items() if row["at_home"] == row["at_home"]}
-    if at_home:
-        best = max(at_home, key=lambda name: at_home[name])
-        there, here = number(at_home[best]), number(points[best]["auroc"])
+    if judged := [row for row in points.values() if row["entropy"] == row["entropy"]]:
+        best = max(judged, key=lambda row: row["at_home"])
         more.append(
-            f"The source-validation choice, by patients of the source alone, is {best}: {there} there, {here} on the "
-            "target."
+            f"The source-validation choice, by patients of the source alone, is {best['method']}: "
+            f"{number(best['at_home'])} there, {number(best['auroc'])} on the target."
+        )
+        surest = min(judged, key=lambda row: row["entropy"])
+        more.append(
+            f"The choice by entropy, surest of its answers in the target, is {surest['method']}: "
+            f"{number(surest['entropy'])} of 1, and {number(surest['auroc'])}."
         )
     if not rows:
         return Answer(question, "Not known: auto was not run.", more)

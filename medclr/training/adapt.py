@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import entr, expit, softmax
 from torch import nn
 
 from medclr.metrics import discrepancy, weighted_mean_auroc
@@ -259,6 +260,19 @@ def held_out_auroc(moved: Problem, head: Linear) -> float:
     if scores is None:
         scores = out_of_fold(scores_of, moved.y, inner_folds(moved.y, moved.patients, moved.seed))
     return float(weighted_mean_auroc(moved.y, scores, np.ones((1, len(scores))))[0])
+
+
+def mean_entropy(scores: Scores, exclusive: bool) -> float:
+    """How unsure a head is of its answers (n, K), on average: 0 where it is certain of all, 1 where it knows nothing.
+
+    The entropy of the predicted distribution (Grandvalet and Bengio 2004) as a share of the largest that there is.
+    """
+    if exclusive:
+        of_each = entr(softmax(scores, axis=1)).sum(axis=1) / math.log(scores.shape[1])
+    else:
+        positive = expit(scores)
+        of_each = (entr(positive) + entr(1 - positive)) / math.log(2)
+    return float(of_each.mean())
 
 
 def _covariance(features: Features, ridge: float) -> NDArray[np.float64]:

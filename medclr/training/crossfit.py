@@ -16,6 +16,7 @@ from medclr.training.adapt import (
     Problem,
     choose_method,
     held_out_auroc,
+    mean_entropy,
     solve,
     supervised,
 )
@@ -83,11 +84,17 @@ class CrossFit:
         """Scores (m, K) of the target by one of METHODS, from the source rows at the positions `drawn`."""
         return self._by_half(drawn, seed, lambda half: _scored(*self._solve(half, method)))
 
-    def at_home(self, method: str, drawn: Rows, seed: int) -> float:
-        """The AUROC of one of METHODS in the source, each row scored by a head that left its patient out; of both
-        halves the mean. A network that was trained on these labels has not left it out."""
+    def judged(self, method: str, drawn: Rows, seed: int) -> tuple[float, float]:
+        """What is known of one of METHODS without labels of the target, of both halves the mean.
+
+        Its AUROC in the source, each row scored by a head that left its patient out, which a network that was trained
+        on these labels has not; and the mean entropy of its answers in the half adapted to.
+        """
         self._halve(drawn, seed)
-        return float(np.mean([held_out_auroc(*self._solve(half, method)) for half in range(len(self._halves))]))
+        solved = [self._solve(half, method) for half in range(len(self._halves))]
+        at_home = [held_out_auroc(moved, head) for moved, head in solved]
+        entropy = [mean_entropy(head.scores(moved.target), self._exclusive) for moved, head in solved]
+        return float(np.mean(at_home)), float(np.mean(entropy))
 
     def chosen(self, candidates: Sequence[str], drawn: Rows, seed: int) -> tuple[Scores, list[Choice]]:
         """The same by whichever of METHODS `choose_method` takes in each half; and what that was."""

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from medclr.evaluation.adaptation import LEAST_GAP, at_home_text, choice_text, domain_adaptation
+from medclr.evaluation.adaptation import LEAST_GAP, choice_text, domain_adaptation, judged_text
 from medclr.evaluation.cells import Scores
 from medclr.metrics import auroc
 
@@ -101,11 +101,12 @@ def test_differences_are_from_source_only_with_holm_over_all_of_them():
     assert rows.loc["pseudo", "p_holm"] == pytest.approx(rows.loc["pseudo", "p"])
 
 
-def test_what_each_method_has_at_home_stands_beside_what_it_has_on_the_target():
-    arms = {"source-only": method(0.3, at_home_text(0.9)), "coral": method(1.0, at_home_text(0.8127))}
-    points = found({**arms, "target-trained": 2.0}).points.set_index("method")["at_home"]
-    assert points[["source-only", "coral"]].tolist() == [0.9, 0.8127]
-    assert math.isnan(points["target-trained"])
+def test_what_a_method_may_be_chosen_by_stands_beside_what_it_has_on_the_target():
+    arms = {"source-only": method(0.3, judged_text(0.9, 0.5)), "coral": method(1.0, judged_text(0.8127, 0.031))}
+    points = found({**arms, "target-trained": 2.0}).points.set_index("method")
+    assert points.loc[["source-only", "coral"], "at_home"].tolist() == [0.9, 0.8127]
+    assert points.loc[["source-only", "coral"], "entropy"].tolist() == [0.5, 0.031]
+    assert points.loc["target-trained", ["at_home", "entropy"]].isna().all()
 
 
 def test_the_oracle_is_the_highest_method_and_never_auto_or_the_upper_bound():

@@ -41,12 +41,15 @@ CONTEXT = {
     "versions": {"medclr": "0"},
     "hardware": {"cores": 2},
 }
+UNJUDGED = {"at_home": math.nan, "entropy": math.nan}
 Effects = dict[str, tuple[float, float] | str]  # difference from source-only and Holm's p, or why there is none
 
 
-def found(effects, base=0.70, shares=None, choices=(("coral", 10, 0.05),), reason=""):
-    """Intervals of AUROCs are ± .03; shares: by method with low and high; choices: method, halves, left."""
-    points, differences = [{"method": "source-only", **around(base), "reason": "", "at_home": 0.91}], []
+def found(effects, base=0.70, shares=None, choices=(("coral", 10, 0.05),), reason="", judged=None):
+    """Intervals of AUROCs are ± .03; shares: by method with low and high; choices: method, halves, left; judged: by
+    method what it has without labels of the target."""
+    judged = {"source-only": {"at_home": 0.91, "entropy": 0.8}} | (judged or {})
+    points, differences = [{"method": "source-only", **around(base), "reason": "", **judged["source-only"]}], []
     for method, effect in effects.items():
         if isinstance(effect, str):
             nothing = dict.fromkeys(("auroc", "low", "high"), math.nan)
@@ -55,7 +58,7 @@ def found(effects, base=0.70, shares=None, choices=(("coral", 10, 0.05),), reaso
             differences.append({"method": method, **row, "reason": effect})
             continue
         value, p = effect
-        points.append({"method": method, **around(base + value), "reason": "", "at_home": math.nan})
+        points.append({"method": method, **around(base + value), "reason": "", **judged.get(method, UNJUDGED)})
         row = {"difference": value, "low": value - 0.02, "high": value + 0.02, "p_holm": p, "detectable": 0.031}
         differences.append({"method": method, **row, "reason": ""})
     gap = {"gap": 0.1, "gap_low": 0.06, "gap_high": 0.14}
@@ -166,12 +169,24 @@ def test_the_choice_of_auto_stands_beside_that_of_the_oracle():
         "The source-validation choice, by patients of the source alone, is source-only: 0.910 there, 0.700 on the "
         "target."
     )
-    assert split.more[2:] == [
+    assert same.more[2] == (
+        "The choice by entropy, surest of its answers in the target, is source-only: 0.800 of 1, and 0.700."
+    )
+    assert split.more[3:] == [
         "coral in 7 of 10 halves, where the domains are then 0.8 times what chance makes apart.",
         "source-only in 3 of 10 halves, where the domains are then 0.6 times what chance makes apart.",
     ]
     assert answer(2, effects, choices=(("coral", 10, 3.2),)).more[-1].endswith("and the choice is less sure.")
     assert answer(2, {"coral": (0.06, 0.01), **BOUND}, choices=()).short == "Not known: auto was not run."
+
+
+def test_source_validation_and_entropy_may_choose_differently():
+    judged = {"coral": {"at_home": 0.9, "entropy": 0.5}, "pseudo": {"at_home": 0.92, "entropy": 0.6}}
+    more = answer(2, {"coral": (0.06, 0.01), "pseudo": (0.01, 0.5), **BOUND}, judged=judged).more
+    assert "is pseudo: 0.920 there, 0.710 on the target." in more[1]
+    assert "is coral: 0.500 of 1, and 0.760." in more[2]
+    unknown = answer(2, {"coral": "diverged", **BOUND}, judged={"source-only": UNJUDGED}).more
+    assert not [line for line in unknown if "nan" in line]
 
 
 def test_what_is_left_to_labels():

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
-from scipy.special import softmax
+from scipy.special import expit, softmax
+from scipy.stats import entropy
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -18,6 +19,7 @@ from medclr.training.adapt import (
     confident,
     decided,
     distance,
+    mean_entropy,
     recoloured,
     solve,
     supervised,
@@ -255,6 +257,16 @@ def test_distance_is_of_scaled_features_with_patients_kept_together():
     few = replace(given, others=np.array([f"q{i % 10}" for i in range(200)], dtype=object))
     assert distance(few)[0] == apart
     assert distance(few)[1] > 1.2 * noise
+
+
+def test_entropy_is_a_share_of_the_largest():
+    scores = np.random.default_rng(0).normal(size=(20, 3))
+    of_classes = entropy(softmax(scores, axis=1), base=3, axis=1)
+    of_labels = entropy(np.stack([expit(scores), expit(-scores)]), base=2, axis=0)
+    assert mean_entropy(scores, True) == pytest.approx(of_classes.mean())
+    assert mean_entropy(scores, False) == pytest.approx(of_labels.mean())
+    assert mean_entropy(np.zeros((2, 4)), True) == pytest.approx(1)
+    assert mean_entropy(np.array([[800.0], [-800.0]]), False) == 0
 
 
 def test_the_upper_bound_learns_the_targets_labels_alone():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medclr.training import crossfit
-from medclr.training.adapt import Choice, Moved, Problem, solve
+from medclr.training.adapt import Choice, Moved, Problem, held_out_auroc, mean_entropy, solve
 from medclr.training.crossfit import CrossFit, Domain, equal_draws
 from medclr.training.probe import fit_linear, inner_folds
 from medclr.training.shots import few_shot, shots_in_order
@@ -108,12 +108,22 @@ def test_a_source_of_whom_too_few_are_left_is_told():
         if reason := fit.unlearnable(drawn, seed):
             few.add(reason)
         else:
-            fit.at_home("source-only", drawn, seed)  # raises where there are not enough for its folds
+            fit.judged("source-only", drawn, seed)  # raises where there are not enough for its folds
     assert few
     assert all(
         re.fullmatch(r"without the .* scored, the source (is of one .*|has only [1-4] pat.*)", one) for one in few
     )
     assert any("(fewer than 5)" in one for one in few)
+
+
+def test_a_method_is_judged_by_the_source_and_by_the_half_adapted_to(sides):
+    source, target = sides
+    fits = cross_fit(source, target)
+    at_home, entropy = fits.judged("pseudo", DRAWN, 3)
+    moved, heads = zip(*(fits._solve(half, "pseudo") for half in (0, 1)), strict=True)
+    assert at_home == pytest.approx(np.mean([held_out_auroc(*solved) for solved in zip(moved, heads, strict=True)]))
+    told = [heads[half].scores(target.features[fits._halves[half][0]]) for half in (0, 1)]
+    assert entropy == pytest.approx(np.mean([mean_entropy(scores, False) for scores in told]))
 
 
 @pytest.mark.parametrize("method", METHODS)
