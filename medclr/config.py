@@ -624,15 +624,20 @@ class AdaptConfig(LabelledConfig):
     labels: Path = _need("label table of the source; without --target-data, of both domains")
     target: str | None = _say(
         None,
-        "domain to adapt to, as COLUMN=VALUE of --labels or of the manifest, such as view=AP manufacturer=GE; a COLUMN "
-        "alone leaves out each of its values in turn, learned from all others",
+        "domain to adapt to, as COLUMN=VALUE of --labels or of the manifest, such as view=AP or manufacturer=GE; a "
+        "COLUMN alone leaves out each of its values in turn, learned from all others",
     )
     source: str | None = _say(None, "domain with labels to learn from (default: all other values of that column)")
     balance: bool = _say(
         False, "all domains of the source count the same: volumes of the smaller ones are drawn several times"
     )
     target_data: Path | None = _say(None, "folder of scans of another archive, to which is adapted")
-    target_labels: Path | None = _say(None, "label table of --target-data: no method sees it, but the figures need it")
+    target_labels: Path | None = _say(
+        None, "label table of --target-data, or of some of it: no method sees it, but all figures need it"
+    )
+    unlabelled: int = _say(
+        1000, "most volumes of the target without a label to adapt to as well, drawn at random; 0: none"
+    )
     corruption: Corruption | None = _say(
         None, "show the target through this corruption; without --target and --target-data it is the source, corrupted"
     )
@@ -652,7 +657,7 @@ class AdaptConfig(LabelledConfig):
             "with the grey values (histogram) or amplitudes (fourier) of the target's too; by training it: more SimCLR "
             "on the target (simclr-target) or on both (simclr-both), fine-tuning on the source's labels alone "
             "(finetuned) or with features that become alike (deep-coral mmd dann); or the one that is chosen without "
-            "labels of the target (auto, alone among all that leave the encoder as it is) (default: these and auto)"
+            "labels of the target (auto; alone, among all that leave the encoder as it is) (default: those, and auto)"
         },
     )
     draws: int = _say(5, "random halvings of the target's patients: each half is scored by adapting to the other")
@@ -687,7 +692,7 @@ class AdaptConfig(LabelledConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_ranges(self, draws=1, projector_layer=0, crops=1, steps=1, batch_size=4, lr=0, weight_decay=0)
-        _check_ranges(self, alignment=0)
+        _check_ranges(self, alignment=0, unlabelled=0)
         named = (self.target is not None) + (self.target_data is not None)
         if named > 1 or not (named or self.corruption):
             raise UsageError(
@@ -706,11 +711,8 @@ class AdaptConfig(LabelledConfig):
                 "--lp-ft: learns from augmented views of what is stored, which --corruption does not change; leave one "
                 "out"
             )
-        if (self.target_data is None) != (self.target_labels is None):
-            raise UsageError(
-                "--target-data and --target-labels go together: no method sees these labels, but without any nothing "
-                "is known of what adapting gained"
-            )
+        if self.target_labels is not None and self.target_data is None:
+            raise UsageError(f"--target-labels {self.target_labels}: only with --target-data, whose labels they are")
         if self.source is not None and self.target is None:
             raise UsageError(f"--source {self.source}: only with --target; with --target-data it is all of --labels")
         if self.data is not None and self.target_data is not None:

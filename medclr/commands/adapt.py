@@ -1,7 +1,7 @@
 """`medclr adapt`: carry a classifier to another domain without its labels, and measure what that gained."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medclr import __version__
-from medclr.commands.domains import ARCHIVE, HOME, NEW, Part, joined, known_of, labelled_part, refuse_same
+from medclr.commands.domains import ARCHIVE, HOME, NEW, Part, known_of, labelled_part, refuse_same, unlabelled_part
 from medclr.commands.efficiency import encoder_groups, finished_cells, keep_cell, kept_features
 from medclr.commands.finetune import (
     classifier_views,
@@ -37,6 +37,7 @@ from medclr.evaluation.adaptation import (
     choice_text,
     domain_adaptation,
     judged_text,
+    unjudged_adaptation,
 )
 from medclr.evaluation.cells import LEAST_PATIENTS, Arm, Cell, Scores, unjudged
 from medclr.evaluation.leave_one_out import LeaveOneOut
@@ -46,7 +47,7 @@ from medclr.models.classifier import Classifier, load_classifier, save_classifie
 from medclr.reporting.adapt_page import adapt_findings, adapt_page, doubts
 from medclr.reporting.console import counted, progress, say
 from medclr.reporting.figures import adapt_figure, shots_figure
-from medclr.reporting.numbers import listed
+from medclr.reporting.numbers import listed, number
 from medclr.reporting.run import Run, hardware, read_paths, versions
 from medclr.training.adapt import Features, Moved
 from medclr.training.crossfit import Anew, CrossFit, Domain, Tune, equal_draws
@@ -63,7 +64,7 @@ Rows = NDArray[np.intp]
 
 
 def adapt(config: AdaptConfig) -> Adaptation | LeaveOneOut:
-    """Adapt linear heads on frozen encoders to a target without its labels, and judge each method by them.
+    """Adapt classifiers to a target without its labels, and judge each method by them, where there are any.
 
     Returns:
         The tables: `.frame()` is the one of adapt.csv. Where each domain of a column is the target in turn, they have a
@@ -91,7 +92,8 @@ def adapt(config: AdaptConfig) -> Adaptation | LeaveOneOut:
         return _each(config, run, paths[0], encoders, methods, home)
     sides = _corrupted(config, *_sides(config, run, paths[0], encoders[0].spec))
     found = _adapted(config, run, paths[0], encoders, methods, sides)
-    say(f"wrote {run.folder}: report.html, report.json, adapt.png, .svg and .pdf, a .csv of each table, classifier/")
+    figures = "adapt.png, .svg and .pdf, " if len(sides[1].at) else ""
+    say(f"wrote {run.folder}: report.html, report.json, {figures}a .csv of each table, classifier/")
     say(f"next: open {run.folder / 'report.html'} in a browser, or medclr predict --classifier {run.folder}")
     return found
 
@@ -108,11 +110,17 @@ def _adapted(
     """One target. path: of the first encoder; known: of each the features of all volumes, where they are to be had."""
     source, target = sides
     task = source.part.table.task
+    if not len(target.every):
+        raise DataError(f"--unlabelled {config.unlabelled}: {target.name} has no labelled volume, and no other")
+    if not len(target.at):
+        methods = [name for name in methods if name != TARGET_TRAINED]
+        if config.target_shots:
+            raise UsageError(f"--target-shots: {target.name} has no label to learn; leave it out, or label some")
     _check_classes(source, target, task)
-    verdicts = _refuse_seen(config, encoders, target)
+    verdicts = _refuse_seen(config, encoders, target) if len(target.at) else []
     for side in (source, target):
-        side.part.check_stock(side.at)
-        say(f"{side.name}: {counted(len(side.at), 'labelled volume')} of {counted(side.n_patients, 'patient')}")
+        side.part.check_stock(side.every)
+        say(_described(side))
     y = pd.DataFrame(target.y, columns=[f"y {name}" for name in task.outputs])
     run.write_frame("private/target.csv", target.rows[["volume_id", "patient_key"]].join(y))  # behind all scores
     features = known() if known else [None] * len(encoders)
@@ -120,6 +128,28 @@ def _adapted(
         _cross_fit(config, run, encoder, source, target, task, own)
         for encoder, own in zip(encoders, features, strict=True)
     ]
+    if len(target.at):
+        found = _judged(config, run, encoders, methods, fits, source, target)
+    else:
+        found = _unjudged(config, methods, fits, np.arange(len(source.at)))
+    kept = _kept_method(methods, found)
+    say(f"classifier: {kept}, adapted to all of {target.name}")
+    _save_classifier(config, run, path, encoders[0], fits[0], kept, source, target)
+    _write(config, run, found, _context(config, run, encoders, source, target, verdicts) | {"classifier": kept})
+    return found
+
+
+def _judged(
+    config: AdaptConfig,
+    run: Run,
+    encoders: Sequence[Encoder],
+    methods: Sequence[str],
+    fits: Sequence[CrossFit],
+    source: "_Side",
+    target: "_Side",
+) -> Adaptation:
+    """Every method, on the labelled volumes of the target."""
+    task = source.part.table.task
     arms = {name: [partial(_cell, fit, name, methods) for fit in fits] for name in methods}
     shots = _shots(config, methods, encoders, fits, target, task)
     n_cells, done = (len(arms) + len(shots)) * len(fits) * config.draws, finished_cells(run)
@@ -130,7 +160,7 @@ def _adapted(
             done[cell.id] = cell
             show(len(done), n_cells)
 
-        found = domain_adaptation(
+        return domain_adaptation(
             source.y,
             source.patients,
             target.y,
@@ -144,35 +174,47 @@ def _adapted(
             task.kind,
             shots,
         )
-    kept = _kept_method(methods, found)
-    say(f"classifier: {kept}, adapted to all of {target.name}")
-    _save_classifier(config, run, path, encoders[0], fits[0], kept, source, target)
-    _write(config, run, found, _context(config, run, encoders, source, target, verdicts) | {"classifier": kept})
-    return found
+
+
+def _unjudged(config: AdaptConfig, methods: Sequence[str], fits: Sequence[CrossFit], drawn: Rows) -> Adaptation:
+    """What is known where the target has no label, of each encoder from all of the source and all of the target."""
+    candidates, judged = _candidates(methods), {}
+    for name in candidates:
+        judged[name] = [fit.judged(name, drawn, config.seed) for fit in fits]
+        at_home, entropy = np.mean(judged[name], axis=0)
+        say(f"{name}: AUROC {number(at_home)} in the source, entropy {number(entropy)}")
+    choices = [choice for fit in fits if AUTO in methods for choice in fit.choices(candidates, drawn, config.seed)]
+    return unjudged_adaptation(methods, judged, choices)
 
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """One domain, or several: a name, and the positions of its volumes in the labels of an archive.
+    """One domain, or several: a name, and the positions of its volumes among all those of an archive.
 
-    change: what makes of their images those that it has; domains: of each volume the one that it is of, where these are
-    to count the same.
+    at: of labelled volumes; rest: of those without a label to which is adapted too, of `n_rest` that there are.
+    change: what makes of their images those that it has; domains: of each labelled volume the one that it is of, where
+    these are to count the same.
     """
 
     name: str
     part: Part
     at: Rows
+    rest: Rows = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    n_rest: int = 0
     change: Change | None = None
     domains: NDArray[np.object_] | None = None
 
     @property
+    def every(self) -> Rows:
+        return np.concatenate([self.at, self.rest])
+
+    @property
     def rows(self) -> pd.DataFrame:
-        rows = self.part.table.rows.iloc[self.at].reset_index(drop=True)
-        return rows if self.domains is None else rows.assign(domain=self.domains)  # for batches that are to be balanced
+        return self.part.every.rows.iloc[self.at].reset_index(drop=True)
 
     @property
     def y(self) -> NDArray[np.float64]:
-        return self.part.table.y[self.at]
+        return self.part.every.y[self.at]
 
     @property
     def patients(self) -> NDArray[np.object_]:
@@ -187,7 +229,25 @@ class _Side:
         return len(set(self.patients))
 
     def volumes(self, crops: int) -> Volumes:
-        return Volumes(self.rows, self.part.store, self.part.spec, crops, self.change)
+        """All of them, the labelled ones first."""
+        rows = self.part.every.rows.iloc[self.every].reset_index(drop=True)
+        if self.domains is not None:  # for batches that are to be balanced
+            rows = rows.assign(domain=self.domains)
+        return Volumes(rows, self.part.store, self.part.spec, crops, self.change)
+
+    def domain(self, features: Features) -> Domain:
+        """The same with their features (n, F)."""
+        every = self.part.every
+        keys, pixels = (every.rows[name].to_numpy()[self.every] for name in ("patient_key", "pixel_hash"))
+        return Domain(every.y[self.every], keys, features, pixels)
+
+
+def _described(side: _Side) -> str:
+    labelled = f"{counted(len(side.at), 'labelled volume')} of {counted(side.n_patients, 'patient')}"
+    of = f" of {side.n_rest:,}" if side.n_rest > len(side.rest) else ""
+    rest = f"{counted(len(side.rest), 'volume')}{of} without a label"
+    known = [words for words, n in ((labelled, side.at), (rest, side.rest)) if len(n)]
+    return f"{side.name}: {listed(known)}"
 
 
 def _methods(config: AdaptConfig, encoders: Sequence[Encoder]) -> list[str]:
@@ -230,38 +290,50 @@ def _corrupted(config: AdaptConfig, source: _Side, target: _Side) -> tuple[_Side
 
 def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tuple[_Side, _Side]:
     """Source and target: two domains of one archive, two archives, or one archive twice, for a corruption."""
-    home = labelled_part(config, run, HOME, config.labels, encoder, spec, [config.column] if config.column else [])
-    if config.target is not None:
-        return _within(config, home)
-    if config.target_data is None:
-        return _whole(home), _whole(home)
-    assert config.target_labels
-    c = config
-    other = LabelledConfig(c.target_data, c.store, key_file=c.key_file, label=c.label, spec=c.spec, workers=c.workers)
-    new = labelled_part(other, run, NEW, config.target_labels, encoder, spec, [], (home.table.task, "source"))
-    refuse_same(home, new, f"--target-data {config.target_data}", "the source", "name another archive")
-    return _whole(home), _whole(new)
+    c, task = config, None
+    home = labelled_part(c, run, HOME, c.labels, encoder, spec, [c.column] if c.column else [])
+    if c.target is not None:
+        return _within(c, home)
+    new = home
+    if c.target_data is not None:
+        task = home.table.task
+        own = LabelledConfig(c.target_data, c.store, key_file=c.key_file, label=c.label, spec=c.spec, workers=c.workers)
+        if c.target_labels is None:
+            new = unlabelled_part(own, run, NEW, encoder, spec, task)
+        else:
+            new = labelled_part(own, run, NEW, c.target_labels, encoder, spec, [], (task, "source"))
+        refuse_same(home, new, f"--target-data {c.target_data}", "the source", "name another archive")
+    source, target = (_Side(f"{ARCHIVE} {part.name}", part, np.arange(len(part.table.rows))) for part in (home, new))
+    # Of what was labelled elsewhere the label is known.
+    return source, _with_rest(c, target, ~new.every.rows["pixel_hash"].isin(source.pixels).to_numpy())
 
 
-def _whole(part: Part) -> _Side:
-    return _Side(f"{ARCHIVE} {part.name}", part, np.arange(len(part.table.rows)))
+def _with_rest(config: AdaptConfig, side: _Side, of: NDArray[np.bool_]) -> _Side:
+    """With those volumes without a label that are `of` the side, a value for each volume of the archive."""
+    labelled = len(side.part.table.rows)
+    there = labelled + np.flatnonzero(of[labelled:])
+    drawn = np.random.default_rng(config.seed).permutation(there)[: config.unlabelled]
+    return replace(side, rest=np.sort(drawn), n_rest=len(there))
 
 
 def _each(
     config: AdaptConfig, run: Run, path: Path, encoders: Sequence[Encoder], methods: Sequence[str], home: Part
 ) -> LeaveOneOut:
     """Each domain of a column in turn, in a folder of its own; features of the encoder as it is are computed once."""
-    values = _values(config, home)
+    every, labelled = _values(config, home), len(home.table.rows)
+    values = every[:labelled]
     everyone = _Side(config.column, home, np.flatnonzero(values != ""))
+    rest = [_with_rest(config, everyone, every == name).rest for name in sorted(set(values) - {""})]
+    everyone = replace(everyone, rest=np.sort(np.concatenate([everyone.rest, *rest])))
 
     @cache
     def features() -> list[NDArray[np.float32]]:
         found, volumes = [], everyone.volumes(config.crops)
         for encoder in encoders:
             network = encoder.bundle.middle(config.projector_layer).to(training_device(config.device))
-            own = kept_features(run, network, everyone.rows, partial(volumes.embed, network))
-            found.append(np.zeros((len(values), own.shape[1]), dtype=own.dtype))
-            found[-1][everyone.at] = own
+            own = kept_features(run, network, volumes.rows, partial(volumes.embed, network))
+            found.append(np.zeros((len(every), own.shape[1]), dtype=own.dtype))
+            found[-1][everyone.every] = own
         return found
 
     def one(own: AdaptConfig, within: Run) -> Adaptation:
@@ -273,8 +345,8 @@ def _each(
 
 
 def _values(config: AdaptConfig, home: Part) -> NDArray[np.object_]:
-    """Of each labelled volume, in which domain it is; "" where that is unknown."""
-    known = known_of(*joined([home]))
+    """Of each volume, labelled ones first, in which domain it is; "" where that is unknown."""
+    known = known_of(home.every, np.full(len(home.every.rows), home.name))
     if config.column not in known:
         columns = listed([*known])
         raise UsageError(f"--target {config.target}: no such column in the labels or the manifest; there are {columns}")
@@ -283,36 +355,38 @@ def _values(config: AdaptConfig, home: Part) -> NDArray[np.object_]:
 
 def _within(config: AdaptConfig, home: Part) -> tuple[_Side, _Side]:
     column, _, asked = (config.target or "").partition("=")
-    values, given = _values(config, home), (config.source or "").partition("=")[2]
-    there = sorted(set(values) - {""})
-    for flag, name in (("target", asked), ("source", given)):
-        if name and name not in there:
-            raise DataError(
-                f"--{flag} {column}={name}: no labelled volume of it, where {LEAST_PATIENTS} patients of either class "
-                f"are needed to learn from or to judge by; there are {listed(there)}"
-            )
-    if len(there) < 2:
-        raise DataError(f"--target {column}={asked}: there is no other {column} to learn from; name another column")
-    if config.balance and len(there) < 3:
-        raise DataError(f"--balance: {column} {listed(there)} are all, so that the source is one domain; leave it out")
-    of_source = values == given if given else (values != asked) & (values != "")
-    name = given or listed([value for value in there if value != asked])
-    return (
-        _Side(
-            f"{column} {name}", home, np.flatnonzero(of_source), domains=values[of_source] if config.balance else None
-        ),
-        _Side(f"{column} {asked}", home, np.flatnonzero(values == asked)),
-    )
+    every, given = _values(config, home), (config.source or "").partition("=")[2]
+    values = every[: len(home.table.rows)]
+    if asked not in every:
+        raise DataError(f"--target {column}={asked}: no volume of it; there are {listed(sorted(set(every) - {''}))}")
+    others = sorted(set(values) - {"", asked})
+    if not others:
+        raise DataError(
+            f"--target {column}={asked}: there is no other {column} to learn from, with labels; name another column"
+        )
+    if given and given not in others:
+        raise DataError(
+            f"--source {column}={given}: no labelled volume of it, where {LEAST_PATIENTS} patients of either class are "
+            f"needed to learn from; there are {listed(others)}"
+        )
+    if config.balance and len(others) < 2:
+        raise DataError(f"--balance: the source is one domain, {column} {others[0]}; leave it out")
+    of_source = values == given if given else np.isin(values, others)
+    domains = values[of_source] if config.balance else None
+    source = _Side(f"{column} {given or listed(others)}", home, np.flatnonzero(of_source), domains=domains)
+    target = _Side(f"{column} {asked}", home, np.flatnonzero(values == asked))
+    return source, _with_rest(config, target, every == asked)
 
 
 def _check_classes(source: _Side, target: _Side, task: Task) -> None:
     """Raise DataError where a domain has too few patients of a class to learn from or to judge by."""
-    for side in (source, target):
+    for side in (source, target) if len(target.at) else (source,):
         reasons = unjudged(side.y, side.patients)
         if all(reasons):
             raise DataError(
                 f"{side.name}: its {counted(len(side.at), 'labelled volume')} hold {reasons[0]} of {task.name}; "
                 f"it takes {LEAST_PATIENTS} patients of either class: label more, or choose another domain"
+                + (", or leave these labels out: it is adapted to, and not judged, without any" * (side is target))
             )
 
 
@@ -341,13 +415,10 @@ def _cross_fit(
     network = encoder.bundle.middle(config.projector_layer).to(training_device(config.device))
     here, there = (side.volumes(config.crops) for side in (source, target))
     domains = [
-        Domain(
-            side.y,
-            side.patients,
+        side.domain(
             kept_features(run, network, own.rows, partial(own.embed, network), _how(side))
             if features is None or side.change is not None
-            else features[side.at],
-            side.pixels,
+            else features[side.every]
         )
         for side, own in ((source, here), (target, there))
     ]
@@ -365,7 +436,7 @@ def _for_all_halves(config: AdaptConfig, side: _Side, source: Domain, target: Do
 
     None where they are too few to stand for the source, or lack one of the domains that are to count the same.
     """
-    alone = source.apart(np.arange(len(source.y)), target, np.arange(len(target.y)))
+    alone = source.apart(np.arange(len(source.y)), target, target.labelled)
     if 2 * len(alone) < len(source.y):
         return None
     if side.domains is None:
@@ -442,7 +513,7 @@ def _save_classifier(
     task = source.part.table.task
     classifier = Classifier(network, len(weight), len(task.outputs), crops=config.crops)
     classifier.set_head(weight, bias)
-    learned = pd.concat([source.rows, target.rows])
+    learned = pd.concat([side.volumes(config.crops).rows for side in (source, target)])
     details = {
         "temperature": 1.0,
         "encoder": fingerprint(path),
@@ -556,19 +627,22 @@ def _context(
 def _counts(side: _Side, task: Task) -> dict[str, Any]:
     positive = int((side.y == 1).any(axis=1).sum())
     counts: dict[str, Any] = {"name": side.name, "n": len(side.at), "n_patients": side.n_patients}
+    counts |= {"n_rest": len(side.rest), "n_rest_there": side.n_rest}
     known = [column[~np.isnan(column)] for column in side.y.T]
     shares = {name: float(y.mean()) for name, y in zip(task.outputs, known, strict=True) if len(y)}
     return counts | {"n_positive": None if task.kind == "multiclass" else positive, "shares": shares}
 
 
 def _write(config: AdaptConfig, run: Run, found: Adaptation, context: Mapping[str, Any]) -> None:
-    tables = {"adapt": found.points}
-    tables |= {name: getattr(found, name) for name in ("differences", "regained", "choices")}
+    tables, judged = {"adapt": found.points, "choices": found.choices}, context["target"]["n"] > 0
+    if judged:
+        tables |= {"differences": found.differences, "regained": found.regained}
     if found.shots is not None:
         tables |= {"shots": found.shots.points, "shot_differences": found.shots.differences}
     for name, table in tables.items():
         run.write_frame(f"{name}.csv", table)
-    adapt_figure(found.points, context["title"], [run.folder / f"adapt.{kind}" for kind in ("png", "svg", "pdf")])
+    if judged:
+        adapt_figure(found.points, context["title"], [run.folder / f"adapt.{kind}" for kind in ("png", "svg", "pdf")])
     if found.shots is not None:
         (bound,) = found.points.loc[found.points["method"] == TARGET_TRAINED, "auroc"]
         paths = [run.folder / f"shots.{kind}" for kind in ("png", "svg", "pdf")]

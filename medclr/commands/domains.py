@@ -1,8 +1,9 @@
-"""What commands share that compare domains: the labelled volumes of one archive or two, and what tells them apart."""
+"""What commands share that compare domains: the volumes of one archive or two, and what tells them apart."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from medclr.commands.finetune import break_down, check_task, find_volumes, join_
 from medclr.commands.prepare import check_stock
 from medclr.config import LabelledConfig
 from medclr.data.identity import load_key
-from medclr.data.labels import LabelTable, Task, read_keyed
+from medclr.data.labels import LabelTable, Task, Unlabelled, read_keyed
 from medclr.data.manifest import DOMAINS
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
@@ -28,7 +29,7 @@ SIZE = "image size"
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The labelled volumes of one archive.
+    """The volumes of one archive.
 
     name: HOME, of the network's own, or NEW; table: its labels; store, spec: where and how to read them; scans: what
     the volumes were prepared from, where that is known; fingerprint: of the key of its pseudonyms; start: of its rows
@@ -43,9 +44,20 @@ class Part:
     fingerprint: str
     start: int = 0
 
+    @cached_property
+    def every(self) -> LabelTable:
+        """The table, with the volumes that have no label after those that have one, their y NaN."""
+        table, rest = self.table, self.table.rest
+        return replace(
+            table,
+            rows=pd.concat([table.rows, rest.rows], ignore_index=True),
+            y=np.concatenate([table.y, np.full((len(rest.rows), table.y.shape[1]), np.nan)]),
+            groups=pd.concat([table.groups, rest.groups], ignore_index=True),
+        )
+
     def check_stock(self, at: NDArray[np.intp]) -> None:
-        """Raise DataError where the store lacks a volume of these positions in the table."""
-        check_stock(self.table.rows.iloc[at], self.spec, self.store, self.scans)
+        """Raise DataError where the store lacks a volume of these positions in `every`."""
+        check_stock(self.every.rows.iloc[at], self.spec, self.store, self.scans)
 
 
 def labelled_part(
@@ -76,14 +88,25 @@ def labelled_part(
     return Part(name, table, store, own, config.data or read_paths(source).get("data"), names.fingerprint, start)
 
 
+def unlabelled_part(config: LabelledConfig, run: Run, name: str, source: Path, spec: DataSpec, task: Task) -> Part:
+    """The volumes of --data, of which no label is known. task: what labels would mean; source, spec: of a network."""
+    own, store, manifest = find_volumes(config, run, spec, source)
+    rest = Unlabelled(manifest, pd.DataFrame(index=manifest.index))
+    y = np.empty((0, len(task.outputs)))
+    table = LabelTable(manifest.iloc[:0], y, task, pd.DataFrame(), "", "patient hash", (), rest)
+    scans = config.data or read_paths(source).get("data")
+    return Part(name, table, store, own, scans, load_key(config.key_file).fingerprint)
+
+
 def refuse_same(home: Part, new: Part, flag: str, whose: str, fix: str) -> None:
-    """Raise DataError where most volumes of the new archive are of the other. flag, whose, fix: for its message."""
-    pixels = new.table.rows["pixel_hash"]
-    shared = int(pixels.isin(home.table.rows["pixel_hash"]).sum())
-    if 2 * shared > len(pixels):
-        raise DataError(
-            f"{flag}: {shared:,} of its {counted(len(pixels), 'labelled volume')} are among those of {whose}; {fix}"
-        )
+    """Raise DataError where most volumes of the new archive are of the other. flag, whose, fix: for its message.
+
+    Of an archive with labels, most of those that have one.
+    """
+    kind, rows = ("labelled volume", new.table.rows) if len(new.table.rows) else ("volume", new.every.rows)
+    shared = int(rows["pixel_hash"].isin(home.table.rows["pixel_hash"]).sum())
+    if 2 * shared > len(rows):
+        raise DataError(f"{flag}: {shared:,} of its {counted(len(rows), kind)} are among those of {whose}; {fix}")
 
 
 def joined(parts: Sequence[Part]) -> tuple[LabelTable, NDArray[np.object_]]:

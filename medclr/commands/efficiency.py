@@ -222,7 +222,7 @@ def kept_features(
     if (run.folder / name).is_file():
         found: NDArray[np.float32] = np.load(run.folder / name, allow_pickle=False)
         return found
-    say(f"features of {counted(len(rows), 'labelled volume')}")
+    say(f"features of {counted(len(rows), 'volume')}")
     features, content = compute(), io.BytesIO()
     np.save(content, features, allow_pickle=False)
     run.write_bytes(name, content.getvalue())

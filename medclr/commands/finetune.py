@@ -334,12 +334,11 @@ def join_labels(
     manifest = name_patients(labels, manifest, names, layout)
     say_patients(manifest)
     table = read_labels(labels, manifest, names, config.label, layout, groups)
-    unlabelled = manifest[~manifest["volume_id"].isin(table.rows["volume_id"])]
-    run.write_frame("private/unmatched.csv", unmatched_frame(table.key, table.unmatched_keys, unlabelled))
+    run.write_frame("private/unmatched.csv", unmatched_frame(table.key, table.unmatched_keys, table.rest.rows))
     say(
         f"labels: {counted(len(table.rows), 'volume')} by {table.key}, {_columns(table.task)}; "
         f"{counted(len(table.unmatched_keys), 'key')} without a volume and "
-        f"{counted(len(unlabelled), 'volume')} without a label (listed in private/unmatched.csv)"
+        f"{counted(len(table.rest.rows), 'volume')} without a label (listed in private/unmatched.csv)"
     )
     return manifest, table
 

@@ -3,8 +3,8 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -98,6 +98,13 @@ class Task:
         return np.asarray(softmax(logits, axis=1) if self.kind == "multiclass" else expit(logits))
 
 
+class Unlabelled(NamedTuple):
+    """Volumes without a label: manifest rows, and of each the columns of the label table that were asked for."""
+
+    rows: pd.DataFrame
+    groups: pd.DataFrame
+
+
 @dataclass(frozen=True, eq=False)
 class LabelTable:
     """Volumes that have a label.
@@ -110,6 +117,7 @@ class LabelTable:
         key: the key column by which table and manifest were joined.
         split_source: the table's own split column, or the hash of each patient.
         unmatched_keys: raw keys in the table that match no volume; for `private/` only.
+        rest: volumes without a label.
     """
 
     rows: pd.DataFrame
@@ -119,6 +127,7 @@ class LabelTable:
     key: str
     split_source: Literal["table", "patient hash"]
     unmatched_keys: tuple[str, ...]
+    rest: Unlabelled = field(default_factory=lambda: Unlabelled(pd.DataFrame(), pd.DataFrame()))
 
     def of(self, split: str) -> NDArray[np.intp]:
         """Positions in `rows` of one split, ascending."""
@@ -190,19 +199,19 @@ def read_labels(
             f"{path.name}: {len(without):,} of {len(positions):,} labelled volumes have a blank split; "
             "fill it in, or leave the whole column blank to split by patient"
         )
-    rows = manifest.iloc[positions].reset_index(drop=True)
-    rows["split"] = [splits[position] for position in positions]
     of_groups = {name: _one_value_each(table[table[name] != ""], name, key, matches, path) for name in groups}
+    rest = np.setdiff1d(np.arange(len(manifest)), positions)
+    rows, others = (manifest.iloc[at].reset_index(drop=True) for at in (positions, rest))
+    rows["split"] = [splits[position] for position in positions]
     return LabelTable(
         rows=rows,
         y=y,
         task=task,
-        groups=pd.DataFrame(
-            {name: [found.get(at, "") for at in positions] for name, found in of_groups.items()}, index=rows.index
-        ),
+        groups=_groups(of_groups, positions),
         key=key,
         split_source=split_source,
         unmatched_keys=_unmatched(matches),
+        rest=Unlabelled(others, _groups(of_groups, rest)),
     )
 
 
@@ -561,6 +570,13 @@ def _join(
         f"{path.name}: none of {' or '.join(tried)} matches the {len(manifest):,} volumes; "
         "were they scanned with another --key-file, or is another column the key?"
     )
+
+
+def _groups(of_groups: Mapping[str, Mapping[int, str]], positions: Iterable[int]) -> pd.DataFrame:
+    """Columns of the table for these positions of the manifest, "" where it has none."""
+    at = list(positions)
+    columns = {name: [found.get(each, "") for each in at] for name, found in of_groups.items()}
+    return pd.DataFrame(columns, index=range(len(at)))
 
 
 def _unmatched(matches: dict[str, list[int]]) -> tuple[str, ...]:

@@ -19,6 +19,9 @@ from medclr.metrics import interval
 SOURCE_ONLY, AUTO, TARGET_TRAINED = "source-only", "auto", "target-trained"
 LEAST_GAP = 0.03  # of AUROC, below which there is too little to regain for a share of it to mean anything
 
+UNJUDGED = "no volume of the target has a label"
+
+_DIFFERENCES = ["method", "difference", "low", "high", "p_holm", "detectable", "reason"]
 _REGAINED = ["method", "gap", "gap_low", "gap_high", "share", "low", "high", "reason"]
 _CHOICES = ["method", "n", "of", "left"]
 _JUDGED = {"at_home": "at home", "entropy": "entropy"}  # columns, and what cells call them
@@ -39,7 +42,7 @@ class Adaptation:
     source-only), of AUROCs averaged over draws and encoders. None where the gap is below LEAST_GAP.
 
     `choices`: what auto chose: in how many of all halves, and the distance of the domains that it left there, on
-    average, as a multiple of what chance makes.
+    average, as a multiple of what chance makes. Of a target without labels, in how many of all encoders.
 
     `oracle`: the method with the highest AUROC on the target, which nobody knows without its labels.
 
@@ -117,6 +120,24 @@ def domain_adaptation(
     )
 
 
+def unjudged_adaptation(
+    methods: Sequence[str], judged: Mapping[str, Sequence[tuple[float, float]]], choices: Sequence[tuple[str, float]]
+) -> Adaptation:
+    """What can be told of methods where no volume of the target has a label: what they can be chosen by.
+
+    Args:
+        methods: all that may be chosen or asked for.
+        judged: by method of each encoder its AUROC in the source and its entropy, where it has them.
+        choices: of AUTO for each encoder the method and what it left.
+    """
+    points = pd.DataFrame({"method": list(methods)}).assign(**dict.fromkeys(("auroc", "low", "high"), math.nan))
+    means = {name: np.mean(values, axis=0) for name, values in judged.items()}
+    for place, column in enumerate(_JUDGED):
+        points[column] = [float(means[name][place]) if name in means else math.nan for name in methods]
+    differences, regained = (pd.DataFrame(columns=columns) for columns in (_DIFFERENCES, _REGAINED))
+    return Adaptation(points.assign(reason=UNJUDGED), differences, regained, _counted(choices), "")
+
+
 def choice_text(chosen: Sequence[tuple[str, float]]) -> str:
     """Methods and what they left, one pair for each half, as a cell's `choice` has them."""
     return ", ".join(f"{method} left {left:.4f}" for method, left in chosen)
@@ -135,9 +156,13 @@ def _told(cells: Sequence[Cell], method: str, word: str) -> float:
 
 
 def _choices(cells: Sequence[Cell]) -> pd.DataFrame:
-    """From most to least often."""
+    """Of AUTO, over all halves."""
     texts = [cell.choice for cell in cells if cell.arm == AUTO]
-    pairs = [pair for text in texts for pair in re.findall(r"(\S+) left (\S+?)(?:,|$)", text)]
+    return _counted([pair for text in texts for pair in re.findall(r"(\S+) left (\S+?)(?:,|$)", text)])
+
+
+def _counted(pairs: Sequence[tuple[str, str | float]]) -> pd.DataFrame:
+    """Methods and what they left, from most to least often."""
     frame = pd.DataFrame(pairs, columns=["method", "left"]).astype({"left": float})
     counted = frame.groupby("method", sort=False)["left"].agg(n="size", left="mean").reset_index()
     return counted.assign(of=len(pairs)).sort_values("n", ascending=False, kind="stable")[_CHOICES]

@@ -74,14 +74,13 @@ def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
         context,
         machine={**context["versions"], **context["hardware"]},
         answers=adapt_findings(found, context),
-        figure=Markup(adapt_svg(found.points)),
-        narrow_figure=Markup(adapt_svg(found.points, narrow=True)),
+        figures=[Markup(adapt_svg(found.points, narrow=narrow)) for narrow in (False, True) if context["target"]["n"]],
         points=points.to_dict("records"),
         differences=differences.to_dict("records"),
         regained={str(name): row.to_dict() for name, row in share.iterrows()},
         choices=found.choices.to_dict("records"),
         meanings=MEANINGS,
-        methods=methods_of(found.points, context),
+        methods=methods_of(found.points, context, context["target"]["n"] > 0),
         forest_px=FOREST_PX,
         shots="" if found.shots is None else shots_section(found.shots, value.get(TARGET_TRAINED, math.nan)),
     )
@@ -89,19 +88,32 @@ def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
 
 def adapt_findings(found: Adaptation, context: Mapping[str, Any]) -> list[Answer]:
     """Answers to what a reader asks first. No gain is called one that Holm's correction does not leave standing."""
+    if not context["target"]["n"]:
+        return [_unknown(context), _chosen(found, "encoders"), _excluded(context)]
     few = [] if found.shots is None else [shots_answer(found.shots)]
     return [
         _gained(found, context["classifier"]),
         _regained(found),
-        _chosen(found),
+        _chosen(found, "halves"),
         _left(found, context),
         *few,
         _excluded(context),
     ]
 
 
+_DID_ANY_GAIN = "Did any method gain over source-only?"
+
+
+def _unknown(context: Mapping[str, Any]) -> Answer:
+    more = [
+        "Methods can harm as well as help, and nothing without labels tells which. Five patients of either class, "
+        "drawn at random, are the fewest that can be judged; some fifty show a difference that is worth having."
+    ]
+    return Answer(_DID_ANY_GAIN, f"Not known: no volume of {context['target']['name']} has a label.", more)
+
+
 def _gained(found: Adaptation, kept: str) -> Answer:
-    question = "Did any method gain over source-only?"
+    question = _DID_ANY_GAIN
     rows = [row for row in found.differences.to_dict("records") if row["method"] != TARGET_TRAINED]
     tested = [row for row in rows if not row["reason"]]
     clear = [row for row in tested if row["p_holm"] < ALPHA]
@@ -153,7 +165,8 @@ def _regained(found: Adaptation) -> Answer:
     return Answer(question, f"By {listed(some)}." if some else "None is shown.", more)
 
 
-def _chosen(found: Adaptation) -> Answer:
+def _chosen(found: Adaptation, unit: str) -> Answer:
+    """unit: of what auto chose for each."""
     question = "Which method is chosen without labels of the target?"
     points, rows, more = _by_method(found.points), found.choices.to_dict("records"), []
     if found.oracle:
@@ -164,24 +177,28 @@ def _chosen(found: Adaptation) -> Answer:
         best = max(judged, key=lambda row: row["at_home"])
         more.append(
             f"The source-validation choice, by patients of the source alone, is {best['method']}: "
-            f"{number(best['at_home'])} there, {number(best['auroc'])} on the target."
+            f"{number(best['at_home'])} there{_on_the_target(best)}."
         )
         surest = min(judged, key=lambda row: row["entropy"])
         more.append(
             f"The choice by entropy, surest of its answers in the target, is {surest['method']}: "
-            f"{number(surest['entropy'])} of 1, and {number(surest['auroc'])}."
+            f"{number(surest['entropy'])} of 1{_on_the_target(surest)}."
         )
     if not rows:
         return Answer(question, "Not known: auto was not run.", more)
     first, n = rows[0], rows[0]["of"]
     for row in rows:
-        left = f"{row['left']:.1f} times what chance makes"
-        more.append(f"{row['method']} in {row['n']} of {n} halves, where the domains are then {left} apart.")
+        where = f"in {row['n']} of {n} {unit}, where the domains are then" if n > 1 else "leaves the domains"
+        more.append(f"{row['method']} {where} {row['left']:.1f} times what chance makes apart.")
     if any(row["left"] > 1 for row in rows):
         more.append("Where that is above 1, no method brings the domains together, and the choice is less sure.")
     if first["n"] == n:
-        return Answer(question, f"{first['method']}, in all {n} halves.", more)
-    return Answer(question, f"{first['method']}, but only in {first['n']} of {n} halves.", more)
+        return Answer(question, f"{first['method']}, in all {n} {unit}." if n > 1 else f"{first['method']}.", more)
+    return Answer(question, f"{first['method']}, but only in {first['n']} of {n} {unit}.", more)
+
+
+def _on_the_target(row: Row) -> str:
+    return f", {number(row['auroc'])} on the target" if row["auroc"] == row["auroc"] else ""
 
 
 def _left(found: Adaptation, context: Mapping[str, Any]) -> Answer:
@@ -237,10 +254,18 @@ def _excluded(context: Mapping[str, Any]) -> Answer:
         )
     if not context["known"]:
         more.append("Not every file names its patient: intervals are image-level, and may be too narrow.")
+    without = f"{counted(target['n_rest'], 'volume')} without a label"
+    if target["n_rest_there"] > target["n_rest"]:
+        without += f", drawn at random from {count(target['n_rest_there'])}"
+    learned = f"{counted(source['n'], 'labelled volume')} of {source['name']}"
+    if not target["n"]:
+        short = f"Nothing was scored: {target['name']} is adapted to by {without}, and learned are {learned}."
+        return Answer(question, short, [line for line in more if line])
+    if target["n_rest"]:
+        more.append(f"Both halves adapt to {without}, too, but for those of patients who are scored.")
     short = (
         f"No adaptation that scored a volume saw its patient: {counted(target['n'], 'volume')} of "
-        f"{counted(target['n_patients'], 'patient')} of {target['name']}, adapted to by halves from "
-        f"{counted(source['n'], 'labelled volume')} of {source['name']}."
+        f"{counted(target['n_patients'], 'patient')} of {target['name']}, adapted to by halves from {learned}."
     )
     return Answer(question, short, more)
 
@@ -261,20 +286,27 @@ def _called(output: str, context: Mapping[str, Any]) -> str:
     return "positive" if context["task"]["kind"] == "binary" else output
 
 
-def methods_of(points: pd.DataFrame, context: Mapping[str, Any]) -> list[str]:
-    """How it was done, in sentences. points: of `Adaptation`; context: as for `adapt_page`."""
+def methods_of(points: pd.DataFrame, context: Mapping[str, Any], judged: bool = True) -> list[str]:
+    """How it was done, in sentences. points: of `Adaptation`; context: as for `adapt_page`; judged: by labels."""
     n, methods = len(context["encoders"]), set(points["method"])
     over = "patients, halvings and encoders together" if n > 1 else "patients and halvings together"
     said = [f"All figures are means over {n} encoders."] if n > 1 else ["All is conditional on one encoder."]
-    said += [
+    halved = (
         f"The target's patients are halved at random {counted(context['draws'], 'time')}, stratified by class. Each "
         "method adapts to one half without its labels and scores the other, and the reverse; volumes of the source are "
         "left out where their patient is scored. Labels of the target are used to measure, to balance the halves, and "
-        f"by {TARGET_TRAINED}, which learns those of the half that the methods adapt to.",
+        f"by {TARGET_TRAINED}, which learns those of the half that the methods adapt to."
+    )
+    heads = (
         f"{_frozen(methods)}. Heads are logistic regressions that count all classes the same, their regularisation "
-        "chosen by patient-grouped cross-validation in the source. Scores are in deviations of those that a head gives "
-        "the half adapted to, so that both halves are ranked together.",
-    ]
+        "chosen by patient-grouped cross-validation in the source."
+    )
+    ranked = (
+        " Scores are in deviations of those that a head gives the half adapted to, so that both halves are ranked "
+        "together."
+    )
+    said += [halved if judged else "Each method learns from all of the source and adapts to all of the target."]
+    said += [heads + ranked * judged]
     if context["balance"]:
         said.append(
             "Domains of the source count the same in all that is learned from it: volumes of the smaller ones are "
@@ -283,6 +315,8 @@ def methods_of(points: pd.DataFrame, context: Mapping[str, Any]) -> list[str]:
     if methods & _TRAINED:
         said.append(_training(context["training"], methods))
     said += [sentence for name, sentence in _HOW.items() if name in methods]
+    if not judged:
+        return said
     unit = "" if context["known"] else " (images, where nobody names the patient)"
     return [
         *said,
@@ -304,7 +338,7 @@ def _training(settings: Mapping[str, Any], methods: set[str]) -> str:
     told = {"all": "", "within": " Negatives are of the same domain.", "across": " Negatives are of the other domain."}
     apart = told[settings["negatives"]] if "simclr-both" in methods else ""
     return (
-        f"Networks are trained anew for each half, {count(settings['steps'])} steps by AdamW of batches of "
+        f"Networks are trained anew each time, {count(settings['steps'])} steps by AdamW of batches of "
         f"{settings['batch_size']} (of each domain where labels are learned, of all together in SimCLR), with a peak "
         f"learning rate of {settings['lr']:g} and a weight decay of {settings['weight_decay']:g}{weight}.{apart} There "
         "is no stopping rule."
@@ -314,13 +348,13 @@ def _training(settings: Mapping[str, Any], methods: set[str]) -> str:
 _TRAINED = {"simclr-target", "simclr-both", "finetuned", "deep-coral", "mmd", "dann"}
 _HOW = {
     "adabn": "adabn: batch-norm statistics are estimated anew, of the source from its own volumes, of the target from "
-    "the half adapted to (Li et al. 2016).",
+    "those adapted to (Li et al. 2016).",
     "adabn-coral": "adabn-coral: coral on the features of adabn.",
     "coral": "coral: Sun, Feng and Saenko 2016, algorithm 1, on features divided by their deviation in the source, "
     "with means aligned.",
     "pseudo": "pseudo: self-training on the surest 20, then 35 and 50% of the target's volumes of each class that it "
     "tells, so that the shares of classes stay as they were told (Zou et al. 2018).",
-    "simclr-target": "simclr-target: SimCLR goes on, from the encoder and its projector, on the half adapted to; the "
+    "simclr-target": "simclr-target: SimCLR goes on, from the encoder and its projector, on what is adapted to; the "
     "head is learned on the frozen result (Azizi et al. 2023).",
     "simclr-both": "simclr-both: the same, on batches of which the source has one half.",
     "finetuned": "finetuned: encoder and head are trained together from the linear head on (Kumar et al. 2022), on "
@@ -332,7 +366,7 @@ _HOW = {
     "dann": "dann: finetuned against a critic of the domain with one hidden layer, its gradient reversed ever more "
     "strongly (Ganin et al. 2016).",
     "histogram": "histogram: the head learns from each image of the source twice, as it is and with the grey values "
-    "of one of the target's images, drawn at random from the half adapted to.",
+    "of one of the target's images, drawn at random from those adapted to.",
     "fourier": "fourier: the head learns from each image of the source twice, as it is and with the amplitudes of one "
     "of the target's images, drawn likewise, and phases of its own (Yang & Soatto 2020).",
     AUTO: "auto: the first method, from the least change on, after which the features of both domains lie no further "

@@ -1,7 +1,7 @@
 """Adaptations that are scored on patients from whom nothing was learned, with or without labels."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import MappingProxyType
 
@@ -32,8 +32,9 @@ Tune = Callable[[Rows, Linear, Rows, Rows, int], tuple[Scores, Scores]]
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Labelled volumes of one domain: y (n, K), patients (n,) keys, features (n, F) by the encoder as it is.
+    """Volumes of one domain: y (n, K), patients (n,) keys, features (n, F) by the encoder as it is.
 
+    Those without a label, whose y is NaN, come last: no head learns from them, and none is scored.
     pixels: (n,) hashes, which volumes share that are the same whoever they are said to be of; None where none are.
     """
 
@@ -41,6 +42,10 @@ class Domain:
     patients: NDArray[np.object_]
     features: Features
     pixels: NDArray[np.object_] | None = None
+
+    @property
+    def labelled(self) -> Rows:
+        return np.arange(int((~np.isnan(self.y).all(axis=1)).sum()))
 
     def apart(self, rows: Rows, other: "Domain", held: Rows) -> Rows:
         """Those of some rows that are neither of a patient of rows of another domain, nor copies of one of these."""
@@ -51,11 +56,12 @@ class Domain:
 
 
 class CrossFit:
-    """Scores of all volumes of a target, each by an adaptation to the half of its patients that they are not of.
+    """Scores of all labelled volumes of a target, each by an adaptation to the half of patients that they are not of.
 
-    Halves are drawn by the seed, stratified by class, so that each can be judged; source volumes of patients who are
-    scored are left out, and so are copies, in either domain, of a volume that is scored. What was computed is kept
-    until other rows or another seed are asked for: methods share it.
+    Halves are drawn by the seed, stratified by class, so that each can be judged; volumes without a label are in both.
+    Source volumes of patients who are scored are left out, and so are, in either domain, copies of a volume that is
+    scored, and other volumes of its patient. A target without any label is one half, adapted to, and not scored. What
+    was computed is kept until other rows or another seed are asked for: methods share it.
 
     Args:
         source, target: the domains; labels of the target serve `upper_bound` alone.
@@ -98,28 +104,32 @@ class CrossFit:
 
     def chosen(self, candidates: Sequence[str], drawn: Rows, seed: int) -> tuple[Scores, list[Choice]]:
         """The same by whichever of METHODS `choose_method` takes in each half; and what that was."""
-        choices: list[Choice] = []
+        choices = self.choices(candidates, drawn, seed)
+        return self._by_half(drawn, seed, lambda half: _scored(*self._solve(half, choices[half].method))), choices
 
-        def scored(half: int) -> Scores:
-            choices.append(self._choose(half, candidates))
-            return _scored(*self._solve(half, choices[-1].method))
-
-        return self._by_half(drawn, seed, scored), choices
+    def choices(self, candidates: Sequence[str], drawn: Rows, seed: int) -> list[Choice]:
+        """What `choose_method` takes in each half."""
+        self._halve(drawn, seed)
+        return [self._choose(half, candidates) for half in range(len(self._halves))]
 
     def upper_bound(self, drawn: Rows, seed: int) -> Scores:
         """The same by heads that learn the labels of the half to which methods adapt without them."""
 
         def scored(half: int) -> Scores:
             fit, _, problem = self._halves[half]
-            return _scored(problem, supervised(problem, self._target.y[fit], self._target.patients[fit]))
+            own = self._known(fit)
+            learned = replace(problem, target=problem.target[: len(own)])
+            return _scored(problem, supervised(learned, self._target.y[own], self._target.patients[own]))
 
         return self._by_half(drawn, seed, scored)
 
     def whole(self, method: str, seed: int) -> tuple[Problem, Linear]:
         """One of METHODS from all of the source, adapted to all of the target: what is used on new volumes of it."""
-        source, target = (np.arange(len(domain.y)) for domain in (self._source, self._target))
-        # All is adapted to, and so nothing is left to score; but one row is easier to have than none.
-        return solve(self._of(source, target, target[:1], seed), method)
+        source = np.arange(len(self._source.y))
+        if len(self._target.labelled):
+            return solve(self._undivided(source, seed)[2], method)
+        self._halve(source, seed)
+        return self._solve(0, method)
 
     def unlearnable(self, drawn: Rows, seed: int) -> str:
         """Why nothing can be learned from the source without the patients who are scored; "" where it can."""
@@ -174,7 +184,7 @@ class CrossFit:
 
     def _shots(self, half: int, seed: int) -> list[Rows]:
         """Of each class that the target has."""
-        fit, _, _ = self._halves[half]
+        fit = self._known(self._halves[half][0])
         y, patients = self._target.y, self._target.patients
         there = (y == 1).any(axis=0) if self._exclusive else (True, True)
         of_class = shots_in_order(y[fit], patients[fit], self._exclusive, seed)
@@ -188,19 +198,33 @@ class CrossFit:
 
     def _by_half(self, drawn: Rows, seed: int, scored: Callable[[int], Scores]) -> Scores:
         self._halve(drawn, seed)
-        scores = np.empty(self._target.y.shape)
+        scores = np.empty((len(self._target.labelled), self._target.y.shape[1]))
         for half, (_, held, _) in enumerate(self._halves):
             scores[held] = scored(half)
         return scores
 
     def _halve(self, drawn: Rows, seed: int) -> None:
         if self._asked != (seed, drawn.tobytes()):
-            target = self._target
-            folds = [
-                (target.apart(fit, target, held), held) for fit, held in inner_folds(target.y, target.patients, seed, 2)
-            ]
-            self._halves = [(fit, held, self._problem(drawn, fit, held, seed)) for fit, held in folds]
+            self._halves = self._divided(drawn, seed) if len(self._target.labelled) else [self._undivided(drawn, seed)]
             self._asked, self._solved, self._chosen = (seed, drawn.tobytes()), {}, {}
+
+    def _divided(self, drawn: Rows, seed: int) -> list[tuple[Rows, Rows, Problem]]:
+        target, known = self._target, self._target.labelled
+        rest = np.arange(len(known), len(target.y))
+        folds = [
+            (target.apart(np.concatenate([fit, rest]), target, held), held)
+            for fit, held in inner_folds(target.y[known], target.patients[known], seed, 2)
+        ]
+        return [(fit, held, self._problem(drawn, fit, held, seed)) for fit, held in folds]
+
+    def _undivided(self, drawn: Rows, seed: int) -> tuple[Rows, Rows, Problem]:
+        """All is adapted to, and so nothing is left to score; but one row is easier to have than none."""
+        every = np.arange(len(self._target.y))
+        return every, every[:1], self._of(drawn, every, every[:1], seed)
+
+    def _known(self, fit: Rows) -> Rows:
+        """Those of the rows of a half that have a label, which are its first."""
+        return fit[: int(np.isin(fit, self._target.labelled).sum())]
 
     def _problem(self, drawn: Rows, fit: Rows, held: Rows, seed: int) -> Problem:
         return self._of(self._source.apart(drawn, self._target, held), fit, held, seed)

@@ -19,6 +19,7 @@ from torch import nn
 from medclr.cli import main
 from medclr.commands import adapt as module
 from medclr.config import AdaptConfig
+from medclr.data.identity import load_key
 from medclr.data.labels import Task
 from medclr.data.phantoms import write_phantoms
 from medclr.errors import UsageError
@@ -197,7 +198,7 @@ def test_two_linear_layers_are_saved_as_one(within, tmp_path, monkeypatch):
         fingerprint="", spec=None, table=SimpleNamespace(task=Task("binary", ("lesion",), ("0", "1")))
     )
     rows = pd.read_parquet("runs/one/private/manifest.parquet")
-    side = SimpleNamespace(rows=rows, part=part)
+    side = SimpleNamespace(volumes=lambda crops: SimpleNamespace(rows=rows), part=part)
     config = AdaptConfig(labels=Path("l"), target="view=AP")
     encoder, run = load_encoder("runs/one"), SimpleNamespace(folder=tmp_path, found=lambda **_: None)
     module._save_classifier(config, run, Path("runs/one"), encoder, solved, "dann", side, side)
@@ -406,6 +407,83 @@ def test_a_column_of_the_label_table_goes_before_that_of_the_manifest(capsys):
     assert (found["target"]["n"], found["source"]["n"]) == (len(own) // 2, len(own) - len(own) // 2)
 
 
+UNLABELLED = [*BASE, "--target-data", "others/dicom"]
+
+
+@pytest.fixture(scope="module")
+def unlabelled(folder):
+    assert main([*UNLABELLED, "--out", "runs/unlabelled"]) == 0
+    return record("runs/unlabelled/report.json")
+
+
+def test_a_target_without_labels_is_adapted_to_and_not_judged(unlabelled, capsys):
+    manifest = pd.read_parquet("runs/unlabelled/private/manifest.parquet")
+    target = unlabelled["context"]["target"]
+    assert (target["n"], target["n_rest"], target["n_rest_there"]) == (0, len(manifest), len(manifest))
+    points = {row["method"]: row for row in unlabelled["adapt"]}
+    assert list(points) == METHODS[:-1]
+    assert all(row["auroc"] is None and row["reason"] for row in points.values())
+    assert all(0 < points[name]["at_home"] < 1 and 0 < points[name]["entropy"] <= 1 for name in METHODS[:-2])
+    (chosen,) = unlabelled["choices"]
+    assert (chosen["n"], chosen["of"]) == (1, 1)
+    classifier = load_classifier("runs/unlabelled/classifier")
+    assert classifier.details["method"] == f"adapt, {chosen['method']}"
+    assert set(manifest["patient_key"]) < set(classifier.details["seen"]["training"]["patients"])
+    page = Path("runs/unlabelled/report.html").read_text()
+    assert "Not known: no volume of archive new has a label." in page
+    assert "AUROC in the source" in page
+    assert not re.search(r"\bnan\b|halves|scored the|The target&#39;s patients", page)
+    assert main([*UNLABELLED, "--out", "runs/unlabelled"]) == 0  # as it was
+    said = capsys.readouterr().out
+    assert f"archive new: {len(manifest)} volumes without a label\n" in said
+    assert record("runs/unlabelled/report.json")["adapt"] == unlabelled["adapt"]
+
+
+def test_a_classifier_for_a_target_without_labels_is_the_one_for_all_of_it(unlabelled, between):
+    """Labels are used to measure: with them it is the same, where auto chooses the same."""
+    words = [*BETWEEN, "--unlabelled", "1000", "--methods", "coral", "--draws", "1", "--out", "runs/judged"]
+    assert main(words) == 0
+    assert main([*UNLABELLED, "--methods", "coral", "--out", "runs/unjudged"]) == 0
+    one, two = (load_classifier(f"runs/{name}/classifier").classifier for name in ("judged", "unjudged"))
+    for name, weight in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_volumes_without_a_label_are_adapted_to_as_well(within, capsys):
+    """A table that has the column of all, and the label of some."""
+    own, target = pd.read_csv("phantoms/labels.csv", dtype=str), set(of("Borealis")["volume_id"])
+    manifest = pd.read_parquet("runs/one/private/manifest.parquet")
+    read = pd.read_csv("runs/within/private/target.csv")
+    keep = read.groupby("y 1")["patient_key"].transform(lambda keys: keys.rank(method="dense")) <= 8
+    kept = set(read["volume_id"][keep])
+    by_series = read_keys(manifest)
+    makers = own["series_uid"].map(lambda uid: "north" if by_series[uid] in target else "south")
+    blank = own["series_uid"].map(lambda uid: by_series[uid] in target - kept)
+    own.assign(side=makers, lesion=own["lesion"].mask(blank, "")).to_csv("some.csv", index=False)
+    words = [*BASE, "--labels", "some.csv", "--transductive", "--target", "side=north", "--methods", "coral"]
+    assert main([*words, "--out", "runs/some"]) == 0
+    context = record("runs/some/report.json")["context"]["target"]
+    assert (context["n"], context["n_rest"]) == (len(kept), blank.sum())
+    assert f"side north: {len(kept)} labelled volumes of " in capsys.readouterr().out
+    assert (
+        f"Both halves adapt to {blank.sum()} volumes without a label, too" in Path("runs/some/report.html").read_text()
+    )
+    assert main([*words, "--unlabelled", "3", "--out", "runs/three"]) == 0
+    assert f" and 3 volumes of {blank.sum()} without a label" in capsys.readouterr().out
+    assert main([*words, "--unlabelled", "0", "--out", "runs/zero"]) == 0
+    rows = {run: pd.read_csv(f"runs/{run}/adapt.csv").set_index("method") for run in ("some", "three", "zero")}
+    assert rows["some"].loc["source-only", "auroc"] == pytest.approx(rows["zero"].loc["source-only", "auroc"], abs=0.02)
+    assert len({round(table.loc["coral", "entropy"], 6) for table in rows.values()}) == 3
+
+
+def read_keys(manifest):
+    """From series UIDs to volumes of phantoms, of which each has one."""
+    names = load_key(Path("key"))
+    keys = dict(zip(manifest["series_key"], manifest["volume_id"], strict=True))
+    uids = pd.read_csv("phantoms/labels.csv", dtype=str)["series_uid"]
+    return {uid: keys[names.pseudonym("series", uid)] for uid in uids}
+
+
 def test_a_target_that_pre_training_saw_is_refused_unless_allowed(capsys):
     words = [word for word in WITHIN if word != "--transductive"]
     code, line = refused(capsys, *words, "--out", "runs/leak")
@@ -429,8 +507,11 @@ def test_an_encoder_without_batch_norm_has_no_adabn(capsys):
     ("words", "code", "said"),
     [
         (["--target", "ward=a"], 2, "--target ward=a: no such column in the labels or the manifest; there are "),
-        (["--target", "manufacturer=Coldlight"], 1, "no labelled volume of it, where 5 patients of either class are"),
-        (["--target", "manufacturer=Acme", "--source", "manufacturer=X"], 1, "--source manufacturer=X: no labelled"),
+        (["--target", "manufacturer=Coldlight"], 1, "manufacturer=Coldlight: no volume of it; there are Acme and Bor"),
+        (["--target", "manufacturer=Acme", "--source", "manufacturer=X"], 1, "X: no labelled volume of it, where 5 pa"),
+        (["--target-data", "phantoms/dicom"], 1, "--target-data phantoms/dicom: 52 of its 52 volumes are among tho"),
+        (["--target-data", "others/dicom", "--unlabelled", "0"], 1, "--unlabelled 0: archive new has no labelled vol"),
+        (["--target-data", "others/dicom", "--target-shots", "5"], 2, "--target-shots: archive new has no label to "),
         (["--target", "modality=CT"], 1, "--target modality=CT: there is no other modality to learn from"),
         (["--target-data", "phantoms/dicom", "--target-labels", "phantoms/labels.csv"], 1, "are among those of the s"),
         (["--target-data", "others/dicom", "--target-labels", "blank.csv"], 1, "column 'lesion' is blank in all"),
@@ -456,8 +537,7 @@ def test_what_cannot_be_done_is_said_in_a_line(capsys, words, code, said):
     [
         ({}, "name what to adapt to"),
         ({"target": "view=AP", "target_data": Path("d"), "target_labels": Path("l")}, "name what to adapt to"),
-        ({"target_data": Path("d")}, "go together"),
-        ({"target": "view=AP", "target_labels": Path("l")}, "go together"),
+        ({"target": "view=AP", "target_labels": Path("l")}, "--target-labels l: only with --target-data"),
         ({"target_data": Path("d"), "target_labels": Path("l"), "source": "view=PA"}, "only with --target"),
         ({"target_data": Path("d"), "target_labels": Path("l"), "data": Path("e")}, "--data with --target-data"),
         ({"target": "=AP"}, "must be COLUMN=VALUE"),

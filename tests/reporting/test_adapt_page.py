@@ -11,8 +11,24 @@ import pytest
 from medclr.reporting.adapt_page import MEANINGS, adapt_findings, adapt_page
 
 SIDES = {
-    "source": {"name": "view PA", "n": 433, "n_patients": 384, "n_positive": 217, "shares": {"1": 0.5}},
-    "target": {"name": "view AP", "n": 567, "n_patients": 340, "n_positive": 283, "shares": {"1": 0.52}},
+    "source": {
+        "name": "view PA",
+        "n": 433,
+        "n_patients": 384,
+        "n_rest": 0,
+        "n_rest_there": 0,
+        "n_positive": 217,
+        "shares": {"1": 0.5},
+    },
+    "target": {
+        "name": "view AP",
+        "n": 567,
+        "n_patients": 340,
+        "n_rest": 0,
+        "n_rest_there": 0,
+        "n_positive": 283,
+        "shares": {"1": 0.52},
+    },
 }
 CONTEXT = {
     **SIDES,
@@ -41,6 +57,7 @@ CONTEXT = {
     "versions": {"medclr": "0"},
     "hardware": {"cores": 2},
 }
+UNJUDGED_WHY = "no volume of the target has a label"
 UNJUDGED = {"at_home": math.nan, "entropy": math.nan}
 Effects = dict[str, tuple[float, float] | str]  # difference from source-only and Holm's p, or why there is none
 
@@ -170,7 +187,7 @@ def test_the_choice_of_auto_stands_beside_that_of_the_oracle():
         "target."
     )
     assert same.more[2] == (
-        "The choice by entropy, surest of its answers in the target, is source-only: 0.800 of 1, and 0.700."
+        "The choice by entropy, surest of its answers in the target, is source-only: 0.800 of 1, 0.700 on the target."
     )
     assert split.more[3:] == [
         "coral in 7 of 10 halves, where the domains are then 0.8 times what chance makes apart.",
@@ -184,9 +201,28 @@ def test_source_validation_and_entropy_may_choose_differently():
     judged = {"coral": {"at_home": 0.9, "entropy": 0.5}, "pseudo": {"at_home": 0.92, "entropy": 0.6}}
     more = answer(2, {"coral": (0.06, 0.01), "pseudo": (0.01, 0.5), **BOUND}, judged=judged).more
     assert "is pseudo: 0.920 there, 0.710 on the target." in more[1]
-    assert "is coral: 0.500 of 1, and 0.760." in more[2]
+    assert "is coral: 0.500 of 1, 0.760 on the target." in more[2]
     unknown = answer(2, {"coral": "diverged", **BOUND}, judged={"source-only": UNJUDGED}).more
     assert not [line for line in unknown if "nan" in line]
+
+
+def test_of_a_target_without_labels_nothing_is_claimed():
+    empty = {"name": "view AP", "n": 0, "n_patients": 0, "n_rest": 500, "n_rest_there": 567, "shares": {}}
+    judged = {"source-only": {"at_home": 0.92, "entropy": 0.6}, "coral": {"at_home": 0.9, "entropy": 0.5}}
+    bare = found({"coral": UNJUDGED_WHY}, judged=judged, choices=(("coral", 2, 0.8), ("source-only", 1, 3.0)))
+    bare.oracle, bare.points = "", bare.points.assign(auroc=math.nan, **{"at_home": [0.92, 0.9], "entropy": [0.6, 0.5]})
+    gained, chosen, excluded = adapt_findings(bare, CONTEXT | {"target": empty})
+    assert gained.short == "Not known: no volume of view AP has a label."
+    assert chosen.short == "coral, but only in 2 of 3 encoders."
+    assert chosen.more[:2] == [
+        "The source-validation choice, by patients of the source alone, is source-only: 0.920 there.",
+        "The choice by entropy, surest of its answers in the target, is coral: 0.500 of 1.",
+    ]
+    assert "500 volumes without a label, drawn at random from 567" in excluded.short
+    bare.choices = bare.choices.iloc[:1].assign(n=1, of=1)
+    one = adapt_findings(bare, CONTEXT | {"target": empty})[1]
+    assert one.short == "coral."
+    assert "coral leaves the domains 0.8 times what chance makes apart." in one.more
 
 
 def test_what_is_left_to_labels():

@@ -140,6 +140,59 @@ def test_what_is_used_on_new_volumes_has_learned_from_all(sides, method):
     assert moved.network is None
 
 
+def without_labels(target, seed, first, patients=10):
+    """The same with more volumes after its own, whose labels are not known."""
+    more = domain(seed, first, patients, shift=2.0)
+    y = np.concatenate([target.y, np.full_like(more.y, np.nan)])
+    keys, x = (np.concatenate(pair) for pair in ((target.patients, more.patients), (target.features, more.features)))
+    return Domain(y, keys, x)
+
+
+def test_volumes_without_a_label_are_adapted_to_by_both_halves_but_for_those_of_who_is_scored(sides):
+    source, target = sides
+    more = without_labels(target, 2, 65)  # p65 to p74, of whom the first five are in the target
+    fits = cross_fit(source, more)
+    scores = fits.scores("coral", DRAWN, 3)
+    assert scores.shape == target.y.shape
+    for (fit, held), (own, others, problem) in zip(
+        inner_folds(target.y, target.patients, 3, 2), fits._halves, strict=True
+    ):
+        np.testing.assert_array_equal(others, held)
+        there = 80 + np.flatnonzero(~np.isin(more.patients[80:], target.patients[held]))
+        assert 10 < len(there) < 20
+        np.testing.assert_array_equal(own, [*fit, *there])
+        np.testing.assert_array_equal(problem.target, more.features[own])
+    assert not np.allclose(scores, cross_fit(source, target).scores("coral", DRAWN, 3))
+
+
+@pytest.mark.parametrize("few", ["shots", "alone", "tuned", "target-trained"])
+def test_what_learns_labels_of_the_target_learns_those_that_are_known(sides, few):
+    """Volumes without one give a head no more than the unit of its scores, which it does not rank by."""
+    source, target = sides
+    ask = SHOTS.get(few, lambda fits: fits.upper_bound(DRAWN, 3))
+    one, two = (ask(cross_fit(source, side)) for side in (target, without_labels(target, 2, 65)))
+    for _, held in inner_folds(target.y, target.patients, 3, 2):
+        np.testing.assert_array_equal(one[held, 0].argsort(), two[held, 0].argsort())
+
+
+def test_a_target_without_any_label_is_adapted_to_as_a_whole(sides, monkeypatch):
+    source, target = sides
+    bare = replace(target, y=np.full_like(target.y, np.nan))
+    solved = []
+    monkeypatch.setattr(crossfit, "solve", lambda problem, method: solved.append(method) or solve(problem, method))
+    fits = cross_fit(source, bare)
+    (choice,) = fits.choices(METHODS, DRAWN, 3)
+    assert choice.method in METHODS
+    at_home, entropy = fits.judged("coral", DRAWN, 3)
+    assert 0.5 < at_home < 1
+    assert 0 < entropy < 1
+    moved, head = fits.whole("coral", 3)
+    assert solved.count("coral") == 1
+    np.testing.assert_array_equal(moved.target, target.features)
+    assert len(moved.source) == len(source.y)  # nobody is scored, so nobody is left out
+    np.testing.assert_allclose(head.weight, cross_fit(source, target).whole("coral", 3)[1].weight)
+
+
 @pytest.mark.parametrize("method", [*METHODS, "auto", "target-trained", "shots", "adapted", "alone", "tuned"])
 def test_nothing_of_a_scored_patient_is_ever_seen(sides, method):
     """In either domain: with other features and labels, the other patients of its half keep their scores."""
