@@ -694,7 +694,9 @@ class AdaptConfig(LabelledConfig):
         _check_ranges(self, draws=1, projector_layer=0, crops=1, steps=1, batch_size=4, lr=0, weight_decay=0)
         _check_ranges(self, alignment=0, unlabelled=0)
         named = (self.target is not None) + (self.target_data is not None)
-        if named > 1 or not (named or self.corruption):
+        if named > 1:
+            raise UsageError("--target and --target-data: the target is a domain of the archive, or another archive")
+        if not (named or self.corruption):
             raise UsageError(
                 "name what to adapt to: a domain with --target COLUMN=VALUE, or an archive --target-data, or with "
                 "--corruption what the source becomes by it"

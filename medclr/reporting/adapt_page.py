@@ -89,12 +89,12 @@ def adapt_page(found: Adaptation, context: Mapping[str, Any]) -> str:
 def adapt_findings(found: Adaptation, context: Mapping[str, Any]) -> list[Answer]:
     """Answers to what a reader asks first. No gain is called one that Holm's correction does not leave standing."""
     if not context["target"]["n"]:
-        return [_unknown(context), _chosen(found, "encoders"), _excluded(context)]
+        return [_unknown(context), _chosen(found, context), _excluded(context)]
     few = [] if found.shots is None else [shots_answer(found.shots)]
     return [
         _gained(found, context["classifier"]),
         _regained(found),
-        _chosen(found, "halves"),
+        _chosen(found, context),
         _left(found, context),
         *few,
         _excluded(context),
@@ -165,15 +165,16 @@ def _regained(found: Adaptation) -> Answer:
     return Answer(question, f"By {listed(some)}." if some else "None is shown.", more)
 
 
-def _chosen(found: Adaptation, unit: str) -> Answer:
-    """unit: of what auto chose for each."""
+def _chosen(found: Adaptation, context: Mapping[str, Any]) -> Answer:
+    unit = "halves" if context["target"]["n"] else "encoders"
     question = "Which method is chosen without labels of the target?"
     points, rows, more = _by_method(found.points), found.choices.to_dict("records"), []
     if found.oracle:
         its = f"is {found.oracle} with {number(points[found.oracle]['auroc'])}"
         own = f"; auto has {number(points[AUTO]['auroc'])}" if AUTO in points else ""
         more.append(f"The oracle's choice, which takes labels of the target, {its}{own}.")
-    if judged := [row for row in points.values() if row["entropy"] == row["entropy"]]:
+    judged = [row for row in points.values() if row["entropy"] == row["entropy"]]
+    if len(judged) > 1:
         best = max(judged, key=lambda row: row["at_home"])
         more.append(
             f"The source-validation choice, by patients of the source alone, is {best['method']}: "
@@ -184,6 +185,8 @@ def _chosen(found: Adaptation, unit: str) -> Answer:
             f"The choice by entropy, surest of its answers in the target, is {surest['method']}: "
             f"{number(surest['entropy'])} of 1{_on_the_target(surest)}."
         )
+    if trained := [name for name in points if name in LEARNED]:
+        more.append(f"{listed(trained)} learned all labels of the source, by which nothing can choose them then.")
     if not rows:
         return Answer(question, "Not known: auto was not run.", more)
     first, n = rows[0], rows[0]["of"]
@@ -191,7 +194,11 @@ def _chosen(found: Adaptation, unit: str) -> Answer:
         where = f"in {row['n']} of {n} {unit}, where the domains are then" if n > 1 else "leaves the domains"
         more.append(f"{row['method']} {where} {row['left']:.1f} times what chance makes apart.")
     if any(row["left"] > 1 for row in rows):
-        more.append("Where that is above 1, no method brings the domains together, and the choice is less sure.")
+        more.append("Where that is above 1, none of these brings the domains together, and the choice is less sure.")
+    if _prevalences(context):
+        more.append("No distance sees that classes are shared otherwise in the target, as they are: do not rely on it.")
+    elif not context["target"]["n"]:
+        more.append("No distance sees whether classes are shared otherwise in the target: if they are, it may do harm.")
     if first["n"] == n:
         return Answer(question, f"{first['method']}, in all {n} {unit}." if n > 1 else f"{first['method']}.", more)
     return Answer(question, f"{first['method']}, but only in {first['n']} of {n} {unit}.", more)
@@ -289,7 +296,9 @@ def _called(output: str, context: Mapping[str, Any]) -> str:
 def methods_of(points: pd.DataFrame, context: Mapping[str, Any], judged: bool = True) -> list[str]:
     """How it was done, in sentences. points: of `Adaptation`; context: as for `adapt_page`; judged: by labels."""
     n, methods = len(context["encoders"]), set(points["method"])
-    over = "patients, halvings and encoders together" if n > 1 else "patients and halvings together"
+    several = ["halvings"] * (context["draws"] > 1) + ["encoders"] * (n > 1)
+    over = f"{listed(['patients', *several])} together" if several else "patients, and conditional on one halving"
+    between = f", with the variance between {listed(several)} added" if several else ""
     said = [f"All figures are means over {n} encoders."] if n > 1 else ["All is conditional on one encoder."]
     halved = (
         f"The target's patients are halved at random {counted(context['draws'], 'time')}, stratified by class. Each "
@@ -321,8 +330,8 @@ def methods_of(points: pd.DataFrame, context: Mapping[str, Any], judged: bool = 
     return [
         *said,
         f"Intervals are of 95%, over {over}{unit}: {count(context['resamples'])} bootstrap resamples of the target's "
-        "patients, the same for all methods, with the variance between halvings added. Differences have Student's t "
-        "and Holm's correction over all of them.",
+        f"patients, the same for all methods{between}. Differences have Student's t and Holm's correction over all of "
+        "them.",
     ]
 
 
@@ -345,13 +354,14 @@ def _training(settings: Mapping[str, Any], methods: set[str]) -> str:
     )
 
 
-_TRAINED = {"simclr-target", "simclr-both", "finetuned", "deep-coral", "mmd", "dann"}
+LEARNED = {"finetuned", "deep-coral", "mmd", "dann"}
+_TRAINED = LEARNED | {"simclr-target", "simclr-both"}
 _HOW = {
     "adabn": "adabn: batch-norm statistics are estimated anew, of the source from its own volumes, of the target from "
     "those adapted to (Li et al. 2016).",
     "adabn-coral": "adabn-coral: coral on the features of adabn.",
-    "coral": "coral: Sun, Feng and Saenko 2016, algorithm 1, on features divided by their deviation in the source, "
-    "with means aligned.",
+    "coral": "coral: Sun, Feng and Saenko 2016, algorithm 1, on features divided by the root of the mean of "
+    "their variances in both domains, with means aligned.",
     "pseudo": "pseudo: self-training on the surest 20, then 35 and 50% of the target's volumes of each class that it "
     "tells, so that the shares of classes stay as they were told (Zou et al. 2018).",
     "simclr-target": "simclr-target: SimCLR goes on, from the encoder and its projector, on what is adapted to; the "

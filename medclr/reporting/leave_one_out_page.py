@@ -156,6 +156,10 @@ def _chosen(found: LeaveOneOut) -> Answer:
     for domain, oracle in oracles.items():
         best = f"the oracle's choice, which takes them, is {oracle} with {number(points[domain, oracle]['auroc'])}"
         rows = choices[choices["domain"] == domain].to_dict("records")
+        judged = [row for (of, _), row in points.items() if of == domain and row["at_home"] == row["at_home"]]
+        if len(judged) > 1:
+            kept = max(judged, key=lambda row: row["at_home"])
+            best += f", and that of source validation {kept['method']} with {number(kept['auroc'])}"
         if rows:
             most = f"auto has {number(points[domain, AUTO]['auroc'])}, most often by {rows[0]['method']}"
             more.append(f"{domain}: {most} ({rows[0]['n']} of {rows[0]['of']} halves); {best}.")

@@ -48,6 +48,7 @@ class Problem:
             same rows.
         network: of the target's features, as in `Moved`.
         others: (m,) keys of the target's patients; None where each row is of another.
+        again: how many rows of the source, its last, show earlier ones in the style of the target.
     """
 
     source: Features
@@ -60,6 +61,7 @@ class Problem:
     anew: Mapping[str, Callable[[], Moved]] = field(default_factory=dict)
     network: nn.Module | None = None
     others: NDArray[np.object_] | None = None
+    again: int = 0
 
 
 class Choice(NamedTuple):
@@ -102,7 +104,7 @@ def choose_method(candidates: Sequence[str], solved: Callable[[str], tuple[Probl
         if name not in candidates or (move is _as_it_is and name != SOURCE_ONLY):
             continue
         moved, head = solved(name)
-        kept = held_out_auroc(moved, head)
+        kept = held_out_auroc(name, moved, head)
         at_home = kept if name == SOURCE_ONLY else at_home
         if kept < at_home - MOST_LOST:
             continue
@@ -120,12 +122,13 @@ def distance(problem: Problem) -> tuple[float, float]:
     """The squared MMD of source and target, and its noise: see `discrepancy`.
 
     Features are divided by the roots of their mean variances in both domains; of a domain with more rows, MOST_ROWS
-    are drawn.
+    are drawn. Of a source that is shown in the style of the target too, that style is compared.
     """
+    styled = slice(len(problem.source) - problem.again if problem.again else 0, None)
     rng, scale = np.random.default_rng(problem.seed), _scale(problem.source, problem.target)
     others = problem.others if problem.others is not None else np.arange(len(problem.target)).astype(str)
     features, patients = [], []
-    for x, keys in ((problem.source, problem.patients), (problem.target, others)):
+    for x, keys in ((problem.source[styled], problem.patients[styled]), (problem.target, others)):
         at = np.sort(rng.permutation(len(x))[:MOST_ROWS])
         features.append(x[at] / scale)
         patients.append(np.asarray(keys, dtype=object)[at])
@@ -207,6 +210,7 @@ def _with(method: str) -> Move:
             source=np.concatenate([problem.source, moved.source]),
             y=np.concatenate([problem.y] * 2),
             patients=np.concatenate([problem.patients] * 2),
+            again=len(moved.source),
         )
 
     return move
@@ -249,17 +253,22 @@ def _scale(source: Features, target: Features) -> Features:
     return np.where(scale > 0, scale, 1)
 
 
-def held_out_auroc(moved: Problem, head: Linear) -> float:
-    """Of the source as it was moved, each row scored by a head that did not learn from its patient."""
+def held_out_auroc(method: str, moved: Problem, head: Linear) -> float:
+    """Of the source as one of METHODS has moved it, each row scored by a head that did not learn from its patient.
+
+    Rows that show others again are learned from, and not judged.
+    """
+    learn = METHODS[method][1]
 
     def scores_of(own: NDArray[np.intp], held: NDArray[np.intp]) -> Scores:
-        part = _head(moved, moved.source[own], moved.y[own], head.strength)
-        return part.scores(moved.source[held])
+        part = replace(moved, source=moved.source[own], y=moved.y[own], patients=moved.patients[own])
+        return learn(part, head.strength).scores(moved.source[held])
 
     scores = head.held_out
     if scores is None:
         scores = out_of_fold(scores_of, moved.y, inner_folds(moved.y, moved.patients, moved.seed))
-    return float(weighted_mean_auroc(moved.y, scores, np.ones((1, len(scores))))[0])
+    n = len(moved.y) - moved.again
+    return float(weighted_mean_auroc(moved.y[:n], scores[:n], np.ones((1, n)))[0])
 
 
 def mean_entropy(scores: Scores, exclusive: bool) -> float:

@@ -98,7 +98,7 @@ class CrossFit:
         """
         self._halve(drawn, seed)
         solved = [self._solve(half, method) for half in range(len(self._halves))]
-        at_home = [held_out_auroc(moved, head) for moved, head in solved]
+        at_home = [held_out_auroc(method, moved, head) for moved, head in solved]
         entropy = [mean_entropy(head.scores(moved.target), self._exclusive) for moved, head in solved]
         return float(np.mean(at_home)), float(np.mean(entropy))
 

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from medclr.training.adapt import (
+    METHODS,
     SHARES,
     Moved,
     Problem,
@@ -19,11 +20,13 @@ from medclr.training.adapt import (
     confident,
     decided,
     distance,
+    held_out_auroc,
     mean_entropy,
     recoloured,
     solve,
     supervised,
 )
+from medclr.training.probe import inner_folds, out_of_fold
 
 
 def gaussians(n, rng, gap=3.0):
@@ -139,6 +142,34 @@ def test_a_style_is_learned_beside_the_source_as_it_is(method):
     np.testing.assert_array_equal(head.weight, solve(twice, "source-only")[1].weight)
     # By it the second feature is known for what does not count.
     assert abs(head.weight[1, 0]) < abs(solve(given, "source-only")[1].weight[1, 0])
+
+
+def test_a_style_is_judged_by_the_source_as_it_is_and_by_how_alike_it_makes_the_domains():
+    given, _ = problem(lambda x: x + FIRST * 3)
+    rng = np.random.default_rng(5)
+    lost = replace(given, anew={"histogram": lambda: Moved(rng.normal(size=(200, 3)), given.target, given.scored)})
+    moved, head = solve(lost, "histogram")
+    at_home = held_out_auroc("histogram", moved, head)
+    assert at_home == pytest.approx(roc_auc_score(given.y, head.held_out[:200]))
+    assert at_home > roc_auc_score(moved.y, head.held_out) + 0.1
+    styled = replace(given, anew={"histogram": lambda: Moved(given.source + FIRST * 3, given.target, given.scored)})
+    apart = distance(replace(given, source=given.source + FIRST * 3))
+    assert distance(solve(styled, "histogram")[0])[0] == pytest.approx(apart[0], abs=apart[1])
+    assert choice_of(styled, "source-only", "histogram").method == "histogram"
+
+
+def test_self_training_is_judged_with_what_it_has_taught_itself():
+    given, _ = problem(lambda x: x @ MIXING)
+    moved, head = solve(given, "pseudo")
+
+    def of_fold(own, held):
+        part = replace(given, source=given.source[own], y=given.y[own], patients=given.patients[own])
+        return METHODS["pseudo"][1](part, head.strength).scores(given.source[held])
+
+    scores = out_of_fold(of_fold, given.y, inner_folds(given.y, given.patients, given.seed))
+    found = held_out_auroc("pseudo", moved, head)
+    assert found == pytest.approx(roc_auc_score(given.y, scores))
+    assert found < held_out_auroc("source-only", *solve(given, "source-only")) - 0.01
 
 
 @pytest.mark.parametrize("exclusive", [False, True])

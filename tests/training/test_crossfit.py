@@ -121,7 +121,9 @@ def test_a_method_is_judged_by_the_source_and_by_the_half_adapted_to(sides):
     fits = cross_fit(source, target)
     at_home, entropy = fits.judged("pseudo", DRAWN, 3)
     moved, heads = zip(*(fits._solve(half, "pseudo") for half in (0, 1)), strict=True)
-    assert at_home == pytest.approx(np.mean([held_out_auroc(*solved) for solved in zip(moved, heads, strict=True)]))
+    assert at_home == pytest.approx(
+        np.mean([held_out_auroc("pseudo", *solved) for solved in zip(moved, heads, strict=True)])
+    )
     told = [heads[half].scores(target.features[fits._halves[half][0]]) for half in (0, 1)]
     assert entropy == pytest.approx(np.mean([mean_entropy(scores, False) for scores in told]))
 
