@@ -13,9 +13,11 @@ With --held, labels are learned from the train split, and the target is the rest
 
 Pooled over the conditions with a drop of at least .03 are the sum of (method - source-only), each a mean over draws and
 encoders, and its share of the sum of (target-trained - source-only). Their intervals are from resamples of the patients
-of each set, the same for all of its conditions; which conditions count is not resampled. Beside the methods stand the
-two other choices without labels of the target, one for each condition: the method with the highest AUROC in the source
-(`by source validation`), and the one whose answers in the target have the lowest entropy (`by entropy`).
+of each set and of its draws, the same for all of its conditions; which conditions count is not resampled.
+
+Beside the methods stand the two other choices without labels of the target, one for each condition: the method with the
+highest AUROC in the source (`by source validation`), and the one whose answers in the target have the lowest entropy
+(`by entropy`).
 """
 
 import argparse
@@ -72,7 +74,7 @@ def main(out: Path, strength: int, sets: list[list[str]], held: bool, flags: lis
 
 
 Found = dict[str, tuple[np.ndarray, np.ndarray]]
-"""By method, AUROCs of its cells and their mean over cells in each resample."""
+"""By method, AUROCs of its cells and their mean over resampled cells in each resample of patients."""
 
 
 def _of(words: list[str], run: Path) -> Found:
@@ -86,7 +88,10 @@ def _of(words: list[str], run: Path) -> Found:
     points = pd.read_csv(run / "adapt.csv").set_index("method")
     for method in points.index:
         scores = np.stack([cell.scores[:, 0] for cell in cells if cell.arm == method])
-        found[method] = np.array([auroc(y, one) for one in scores]), bootstrap_mean_auroc(y, scores, resamples)
+        by_cell = np.stack([bootstrap_mean_auroc(y, one[None], resamples) for one in scores])
+        drawn = np.random.default_rng(1).integers(len(scores), size=(len(scores), RESAMPLES))
+        resampled = np.take_along_axis(by_cell, drawn, axis=0).mean(axis=0)
+        found[method] = np.array([auroc(y, one) for one in scores]), resampled
     found["by source validation"] = found[points["at_home"].idxmax()]
     found["by entropy"] = found[points["entropy"].idxmin()]
     return found

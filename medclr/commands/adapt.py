@@ -15,6 +15,7 @@ from medclr import __version__
 from medclr.commands.domains import ARCHIVE, HOME, NEW, Part, known_of, labelled_part, refuse_same, unlabelled_part
 from medclr.commands.efficiency import encoder_groups, finished_cells, keep_cell, kept_features
 from medclr.commands.finetune import (
+    check_task,
     classifier_views,
     encoder_seen,
     home_of,
@@ -25,7 +26,7 @@ from medclr.commands.finetune import (
 from medclr.commands.leave_one_out import each_left_out
 from medclr.config import METHODS, AdaptConfig, AdaptMethod, LabelledConfig, Trained
 from medclr.data.identity import Seen, Verdict, check_leakage
-from medclr.data.labels import Task, labels_hash, read_keyed
+from medclr.data.labels import Task, check_labels, labels_hash, read_keyed
 from medclr.data.phantoms import SCANNERS
 from medclr.data.spec import DataSpec
 from medclr.errors import BundleError, DataError, LeakageError, UsageError
@@ -80,8 +81,7 @@ def adapt(config: AdaptConfig) -> Adaptation | LeaveOneOut:
     given, config = config, replace(config, key_file=config.key_file or read_paths(paths[0]).get("key_file"))
     methods = _methods(config, encoders)
     tables = [config.labels, *([config.target_labels] if config.target_labels else [])]
-    for table in tables:  # now, not after hours of preparing volumes
-        read_keyed(table, label_layout(config, encoders[0].spec))
+    _check_tables(config, encoders[0].spec)  # now, not after hours of preparing volumes
     run = Run.open("adapt", given, config.out)  # what is refused before leaves no folder
     say(f"run folder: {run.folder}")
     run.pin({
@@ -96,6 +96,23 @@ def adapt(config: AdaptConfig) -> Adaptation | LeaveOneOut:
     say(f"wrote {run.folder}: report.html, report.json, {figures}a .csv of each table, classifier/")
     say(f"next: open {run.folder / 'report.html'} in a browser, or medclr predict --classifier {run.folder}")
     return found
+
+
+def _check_tables(config: AdaptConfig, spec: DataSpec) -> None:
+    """Raise what can be raised of label tables before any volume is read."""
+    layout = label_layout(config, spec)
+    columns = [config.column] if config.column in read_keyed(config.labels, layout) else []
+    _, task = check_labels(config.labels, config.label, layout, columns)
+    if config.target_labels is not None:
+        label = _target_label(config, spec, task)
+        check_task(config.target_labels, check_labels(config.target_labels, label, layout)[1], task, "source")
+
+
+def _target_label(config: AdaptConfig, spec: DataSpec, task: Task) -> list[str]:
+    """--label of --target-labels: as those of the source are called, where it has such columns. task: of the source."""
+    assert config.target_labels
+    has = set(task.columns) <= {*read_keyed(config.target_labels, label_layout(config, spec))}
+    return list(task.columns) if has else config.label
 
 
 def _adapted(
@@ -297,7 +314,8 @@ def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tupl
     new = home
     if c.target_data is not None:
         task = home.table.task
-        own = LabelledConfig(c.target_data, c.store, key_file=c.key_file, label=c.label, spec=c.spec, workers=c.workers)
+        label = c.label if c.target_labels is None else _target_label(c, spec, task)
+        own = LabelledConfig(c.target_data, c.store, key_file=c.key_file, label=label, spec=c.spec, workers=c.workers)
         if c.target_labels is None:
             new = unlabelled_part(own, run, NEW, encoder, spec, task)
         else:

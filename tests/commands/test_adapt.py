@@ -407,6 +407,26 @@ def test_a_column_of_the_label_table_goes_before_that_of_the_manifest(capsys):
     assert (found["target"]["n"], found["source"]["n"]) == (len(own) // 2, len(own) - len(own) // 2)
 
 
+def test_labels_of_the_target_are_those_of_the_source_where_its_table_has_more(folder):
+    """Known before any volume is read."""
+    other = pd.read_csv("others/labels.csv", dtype=str)
+    other.assign(sex="F").to_csv("more.csv", index=False)
+    other.rename(columns={"lesion": "nodule"}).to_csv("nodule.csv", index=False)
+    spec = load_encoder("runs/one").spec
+    for name, label in (("more", ["lesion"]), ("nodule", [])):
+        config = AdaptConfig(
+            labels=Path("phantoms/labels.csv"), target_data=Path("d"), target_labels=Path(f"{name}.csv")
+        )
+        module._check_tables(config, spec)
+        assert module._target_label(config, spec, Task("binary", ("lesion",), ("0", "1"))) == label
+    other.rename(columns={"lesion": "nodule"}).assign(sex="F").to_csv("two.csv", index=False)
+    shutil.rmtree("runs/two", ignore_errors=True)
+    assert main([*BETWEEN[:-1], "two.csv", "--out", "runs/two"]) == 2
+    other.assign(lesion=other["lesion"].map({"0": "no", "1": "yes"})).to_csv("words.csv", index=False)
+    assert main([*BETWEEN[:-1], "words.csv", "--out", "runs/two"]) == 1
+    assert not Path("runs/two").exists()
+
+
 UNLABELLED = [*BASE, "--target-data", "others/dicom"]
 
 
