@@ -635,6 +635,13 @@ class AdaptConfig(LabelledConfig):
     target_labels: Path | None = _say(
         None, "label table of --target-data, or of some of it: no method sees it, but all figures need it"
     )
+    target_label: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "label column of --target-labels, or several (default: those of --labels, if it has them, or else "
+            "the only one)"
+        },
+    )
     unlabelled: int = _say(
         1000, "most volumes of the target without a label to adapt to as well, drawn at random; 0: none"
     )
@@ -715,6 +722,10 @@ class AdaptConfig(LabelledConfig):
             )
         if self.target_labels is not None and self.target_data is None:
             raise UsageError(f"--target-labels {self.target_labels}: only with --target-data, whose labels they are")
+        if self.target_label and self.target_labels is None:
+            raise UsageError(
+                f"--target-label {' '.join(self.target_label)}: only with --target-labels, whose column it is"
+            )
         if self.source is not None and self.target is None:
             raise UsageError(f"--source {self.source}: only with --target; with --target-data it is all of --labels")
         if self.data is not None and self.target_data is not None:

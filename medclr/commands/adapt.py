@@ -109,8 +109,10 @@ def _check_tables(config: AdaptConfig, spec: DataSpec) -> None:
 
 
 def _target_label(config: AdaptConfig, spec: DataSpec, task: Task) -> list[str]:
-    """--label of --target-labels: as those of the source are called, where it has such columns. task: of the source."""
+    """The label columns of --target-labels; task: of the source."""
     assert config.target_labels
+    if config.target_label:
+        return config.target_label
     has = set(task.columns) <= {*read_keyed(config.target_labels, label_layout(config, spec))}
     return list(task.columns) if has else config.label
 

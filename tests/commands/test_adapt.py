@@ -412,14 +412,14 @@ def test_labels_of_the_target_are_those_of_the_source_where_its_table_has_more(f
     other = pd.read_csv("others/labels.csv", dtype=str)
     other.assign(sex="F").to_csv("more.csv", index=False)
     other.rename(columns={"lesion": "nodule"}).to_csv("nodule.csv", index=False)
+    other.rename(columns={"lesion": "nodule"}).assign(sex="F").to_csv("two.csv", index=False)
     spec = load_encoder("runs/one").spec
-    for name, label in (("more", ["lesion"]), ("nodule", [])):
-        config = AdaptConfig(
-            labels=Path("phantoms/labels.csv"), target_data=Path("d"), target_labels=Path(f"{name}.csv")
-        )
+    own = Path("phantoms/labels.csv")
+    for name, given, label in (("more", [], ["lesion"]), ("nodule", [], []), ("two", ["nodule"], ["nodule"])):
+        target = {"target_data": Path("d"), "target_labels": Path(f"{name}.csv"), "target_label": given}
+        config = AdaptConfig(labels=own, **target)
         module._check_tables(config, spec)
         assert module._target_label(config, spec, Task("binary", ("lesion",), ("0", "1"))) == label
-    other.rename(columns={"lesion": "nodule"}).assign(sex="F").to_csv("two.csv", index=False)
     shutil.rmtree("runs/two", ignore_errors=True)
     assert main([*BETWEEN[:-1], "two.csv", "--out", "runs/two"]) == 2
     other.assign(lesion=other["lesion"].map({"0": "no", "1": "yes"})).to_csv("words.csv", index=False)
@@ -556,8 +556,9 @@ def test_what_cannot_be_done_is_said_in_a_line(capsys, words, code, said):
     ("given", "said"),
     [
         ({}, "name what to adapt to"),
-        ({"target": "view=AP", "target_data": Path("d"), "target_labels": Path("l")}, "name what to adapt to"),
+        ({"target": "view=AP", "target_data": Path("d"), "target_labels": Path("l")}, "--target and --target-data"),
         ({"target": "view=AP", "target_labels": Path("l")}, "--target-labels l: only with --target-data"),
+        ({"target": "view=AP", "target_label": ["l"]}, "--target-label l: only with --target-labels"),
         ({"target_data": Path("d"), "target_labels": Path("l"), "source": "view=PA"}, "only with --target"),
         ({"target_data": Path("d"), "target_labels": Path("l"), "data": Path("e")}, "--data with --target-data"),
         ({"target": "=AP"}, "must be COLUMN=VALUE"),
@@ -570,7 +571,7 @@ def test_what_cannot_be_done_is_said_in_a_line(capsys, words, code, said):
         ({"target": "view=AP", "source": "PA"}, "--source PA: must be COLUMN=VALUE"),
         ({"target": "view=AP", "source": "sex=F"}, "must be of the column of --target, view"),
         ({"target": "view=AP", "source": "view=AP"}, "is the source too"),
-        ({"target": "view=AP", "target_data": Path("d"), "corruption": "blur"}, "name what to adapt to"),
+        ({"target": "view=AP", "target_data": Path("d"), "corruption": "blur"}, "--target and --target-data"),
         ({"corruption": "blur", "strength": 6}, "--strength 6: must be from 0 to 5"),
         ({"corruption": "blur", "strength": -1}, "--strength -1: must be from 0 to 5"),
         ({"target": "view=AP", "strength": 2}, "--strength 2: changes nothing here, it is only for --corruption"),
