@@ -266,7 +266,7 @@ def _excluded(context: Mapping[str, Any]) -> Answer:
         without += f", drawn at random from {count(target['n_rest_there'])}"
     learned = f"{counted(source['n'], 'labelled volume')} of {source['name']}"
     if not target["n"]:
-        short = f"Nothing was scored: {target['name']} is adapted to by {without}, and learned are {learned}."
+        short = f"Nothing was scored: {target['name']} is adapted to by {without}, from {learned}."
         return Answer(question, short, [line for line in more if line])
     if target["n_rest"]:
         more.append(f"Both halves adapt to {without}, too, but for those of patients who are scored.")
