@@ -177,10 +177,11 @@ def test_without_a_gap_there_is_no_share_to_tell():
 
 def test_the_choice_of_auto_stands_beside_that_of_the_oracle():
     effects = {"coral": (0.06, 0.01), "pseudo": (0.01, 0.5), "auto": (0.05, 0.01), **BOUND}
-    same = answer(2, effects)
+    judged = {"coral": {"at_home": 0.9, "entropy": 0.9}}
+    same = answer(2, effects, judged=judged)
     assert same.short == "coral, in all 10 halves."
     assert same.more[0] == "The oracle's choice, which takes labels of the target, is coral with 0.760; auto has 0.750."
-    split = answer(2, effects, choices=(("coral", 7, 0.84), ("source-only", 3, 0.6)))
+    split = answer(2, effects, choices=(("coral", 7, 0.84), ("source-only", 3, 0.6)), judged=judged)
     assert split.short == "coral, but only in 7 of 10 halves."
     assert same.more[1] == (
         "The source-validation choice, by patients of the source alone, is source-only: 0.910 there, 0.700 on the "
@@ -204,6 +205,17 @@ def test_source_validation_and_entropy_may_choose_differently():
     assert "is coral: 0.500 of 1, 0.760 on the target." in more[2]
     unknown = answer(2, {"coral": "diverged", **BOUND}, judged={"source-only": UNJUDGED}).more
     assert not [line for line in unknown if "nan" in line]
+    alone = answer(2, {"dann": (0.06, 0.01), "mmd": (0.01, 0.5), **BOUND}, choices=()).more
+    assert not [line for line in alone if "choice by entropy" in line or "source-validation" in line]
+    assert "dann and mmd learned all labels of the source, by which nothing can choose them then." in alone
+
+
+def test_where_classes_are_shared_otherwise_a_choice_is_doubted():
+    target = {**CONTEXT["target"], "shares": {"1": 0.2}}
+    doubt = "No distance sees that classes are shared otherwise in the target, as they are: do not rely on it."
+    effects = {"coral": (0.06, 0.01), "auto": (0.06, 0.01), **BOUND}
+    assert answer(2, effects, context={"target": target}).more[-1] == doubt
+    assert doubt not in answer(2, effects).more
 
 
 def test_of_a_target_without_labels_nothing_is_claimed():
