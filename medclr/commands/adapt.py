@@ -1,5 +1,6 @@
 """`medclr adapt`: carry a classifier to another domain without its labels, and measure what that gained."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache, partial
@@ -60,6 +61,7 @@ _OF_TRAINING = ("steps", "batch_size", "lr", "weight_decay", "alignment", "negat
 
 _NORMED = ("adabn", "adabn-coral")  # they take statistics of batch norm
 _TRAINED = get_args(Trained)
+_LETTER = r"site [A-Z]+"  # of a place, whose name is in no report
 
 Rows = NDArray[np.intp]
 
@@ -312,7 +314,7 @@ def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tupl
     c, task = config, None
     home = labelled_part(c, run, HOME, c.labels, encoder, spec, [c.column] if c.column else [])
     if c.target is not None:
-        return _within(c, home)
+        return _within(c, run, home)
     new = home
     if c.target_data is not None:
         task = home.table.task
@@ -340,7 +342,7 @@ def _each(
     config: AdaptConfig, run: Run, path: Path, encoders: Sequence[Encoder], methods: Sequence[str], home: Part
 ) -> LeaveOneOut:
     """Each domain of a column in turn, in a folder of its own; features of the encoder as it is are computed once."""
-    every, labelled = _values(config, home), len(home.table.rows)
+    every, labelled = _values(config, run, home), len(home.table.rows)
     values = every[:labelled]
     everyone = _Side(config.column, home, np.flatnonzero(values != ""))
     rest = [_with_rest(config, everyone, every == name).rest for name in sorted(set(values) - {""})]
@@ -357,28 +359,36 @@ def _each(
         return found
 
     def one(own: AdaptConfig, within: Run) -> Adaptation:
-        return _adapted(own, within, path, encoders, methods, _corrupted(own, *_within(own, home)), features)
+        return _adapted(own, within, path, encoders, methods, _corrupted(own, *_within(own, within, home)), features)
 
     verdicts = _refuse_seen(config, encoders, everyone)  # now, not after the domains before
     context = _context(config, run, encoders, everyone, everyone, verdicts)
     return each_left_out(config, run, home.table, values, methods, context, one)
 
 
-def _values(config: AdaptConfig, home: Part) -> NDArray[np.object_]:
+def _values(config: AdaptConfig, run: Run, home: Part) -> NDArray[np.object_]:
     """Of each volume, labelled ones first, in which domain it is; "" where that is unknown."""
     known = known_of(home.every, np.full(len(home.every.rows), home.name))
     if config.column not in known:
         columns = listed([*known])
         raise UsageError(f"--target {config.target}: no such column in the labels or the manifest; there are {columns}")
-    return known[config.column].to_numpy()
+    values = known[config.column].to_numpy()
+    if config.column in home.every.groups and any(re.fullmatch(_LETTER, value) for value in values):
+        places = pd.DataFrame({"name": home.every.groups[config.column].to_numpy(), "letter": values})
+        run.write_frame("private/places.csv", places[places["letter"] != ""].drop_duplicates().sort_values("letter"))
+    return values
 
 
-def _within(config: AdaptConfig, home: Part) -> tuple[_Side, _Side]:
+def _within(config: AdaptConfig, run: Run, home: Part) -> tuple[_Side, _Side]:
     column, _, asked = (config.target or "").partition("=")
-    every, given = _values(config, home), (config.source or "").partition("=")[2]
+    every, given = _values(config, run, home), (config.source or "").partition("=")[2]
     values = every[: len(home.table.rows)]
     if asked not in every:
-        raise DataError(f"--target {column}={asked}: no volume of it; there are {listed(sorted(set(every) - {''}))}")
+        there = sorted(set(every) - {""})
+        named = ", as private/places.csv of the run folder names them" * any(
+            re.fullmatch(_LETTER, one) for one in there
+        )
+        raise DataError(f"--target {column}={asked}: no volume of it; there are {listed(there) or 'none'}{named}")
     others = sorted(set(values) - {"", asked})
     if not others:
         raise DataError(

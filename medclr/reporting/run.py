@@ -40,7 +40,7 @@ _HANDS = (
 )  # fmt: skip
 ADDRESSES = ("scheduler", "tracking_uri")  # they name machines, so no file of a run has them
 _GIVEN = {"config.yaml", "run.json", "inputs.json"} | {
-    f"private/{name}" for name in ("lock", "paths.yaml", "unmatched.csv")
+    f"private/{name}" for name in ("lock", "paths.yaml", "unmatched.csv", "places.csv")
 }
 FREE_FIELDS = (*_HANDS, "report", "share_images")
 # What spreadsheets take for the start of a formula, with the full-width forms that some of them accept.

@@ -407,6 +407,26 @@ def test_a_column_of_the_label_table_goes_before_that_of_the_manifest(capsys):
     assert (found["target"]["n"], found["source"]["n"]) == (len(own) // 2, len(own) - len(own) // 2)
 
 
+def test_a_hospital_has_a_letter_which_private_explains(capsys):
+    own = pd.read_csv("phantoms/labels.csv")
+    own.assign(hospital=[("Uster", "Baden")[n % 2] for n in range(len(own))]).to_csv("hospitals.csv", index=False)
+    words = [*BASE, "--label", "lesion", "--labels", "hospitals.csv", "--transductive", "--methods", "coral"]
+    shutil.rmtree("runs/hospital", ignore_errors=True)
+    found, line = refused(capsys, *words, "--target", "hospital=Uster", "--out", "runs/hospital")
+    assert found == 1
+    assert line == (
+        "--target hospital=Uster: no volume of it; there are site A and site B, as private/places.csv of the run folder "
+        "names them"
+    )
+    assert pd.read_csv("runs/hospital/private/places.csv").to_numpy().tolist() == [
+        ["Baden", "site A"],
+        ["Uster", "site B"],
+    ]
+    assert main([*words, "--target", "hospital=site B", "--out", "runs/hospital"]) == 0
+    told = [path for path in Path("runs/hospital").rglob("*") if path.is_file() and "private" not in path.parts]
+    assert not [path for path in told if b"Uster" in path.read_bytes()]
+
+
 def test_labels_of_the_target_are_those_of_the_source_where_its_table_has_more(folder):
     """Known before any volume is read."""
     other = pd.read_csv("others/labels.csv", dtype=str)
