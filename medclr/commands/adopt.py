@@ -19,7 +19,7 @@ from medclr.errors import BundleError, UsageError
 from medclr.models.bundle import save_bundle
 from medclr.models.encoder import Architecture, build_encoder
 from medclr.models.named import Named, in_3d, variants
-from medclr.models.weights import fit_weights, read_weights
+from medclr.models.weights import count, fit_weights, read_weights
 from medclr.reporting.console import say
 from medclr.reporting.run import Run, next_command, read_paths
 from medclr.training.encode import Encoder, load_encoder
@@ -61,7 +61,7 @@ def adopt(config: AdoptConfig) -> Encoder:
     for change in changes:
         say(change)
     say(
-        f"all {len(encoder.state_dict())} weights match; it is given grey values less {architecture.mean:g}, "
+        f"all {count(encoder.state_dict())} weights match; it is given grey values less {architecture.mean:g}, "
         f"divided by {architecture.std:g}"
     )
     on = f"“{config.trained_on}”, it is said" if config.trained_on else "data that nobody named"
@@ -175,14 +175,16 @@ def _fitted(
         except BundleError as error:
             faults.append(error)
             continue
-        mean, std = greys or encoder.greys()
+        # They are those of the network that was named; another that its name stands for knows its own.
+        mean, std = greys if greys and network == plain.network else encoder.greys()
         encoder.mean = mean if config.mean is None else config.mean
         encoder.std = std if config.std is None else config.std
         return replace(architecture, mean=encoder.mean, std=encoder.std), encoder, changes
     size = " × ".join(map(str, plain.patch))
     raise BundleError(
         f"--weights {config.weights}: {faults[0]}; these are not the weights of {config.network} for {size} voxels: "
-        "name theirs with --network, or a spec of their patch"
+        "name theirs with --network, or a spec of their patch. Names are read as timm or MONAI has them, with any "
+        "prefix or with parts by number; torchvision's are as timm's for ResNets, not for ViT, ConvNeXt or EfficientNet"
     ) from faults[0]
 
 

@@ -2,7 +2,7 @@
 
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +16,7 @@ from medclr.errors import BundleError, UsageError
 from medclr.models.named import Named
 
 _NESTS = ("state_dict", "model_state_dict", "model", "network", "net")
+_COUNTER = "num_batches_tracked"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -53,9 +54,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fit_weights(network: nn.Module, given: Mapping[str, Tensor], inflate: int | None = None) -> list[str]:
     """Give a network its weights, every one of them.
 
-    Names may have any one prefix, such as "module.encoder."; a head, or other parts that the network does not have, are
-    left out. Where it has one input channel and the stem was trained on several, that is summed over them: a grey image
-    is then seen as one whose channels are equal.
+    Names may have any one prefix, such as "module.encoder.", and parts may be numbered in them, as by
+    nn.Sequential(*network.children()); a head, or other parts that the network does not have, are left out. Where it
+    has one input channel and the stem was trained on several, that is summed over them: a grey image is then seen as
+    one whose channels are equal.
 
     A 3D network can be given the weights of a 2D one, inflated (Carreira and Zisserman 2017, section 2): each of its
     convolutions is repeated along an axis and divided by how often, so that a volume which is the same plane all along
@@ -73,7 +75,9 @@ def fit_weights(network: nn.Module, given: Mapping[str, Tensor], inflate: int | 
         BundleError: some are missing, of another shape or not finite, or there are others within the network.
     """
     body, heads = (network.body, network.heads) if isinstance(network, Named) else (network, ())
-    wanted, said = body.state_dict(), []
+    weights, names = body.state_dict(), _names(body, given)
+    wanted: dict[str, Tensor] = {name: weights[own] for name, own in names.items()}
+    said = []
     prefix = _prefix(wanted, given)
     own = {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
     if not wanted.keys() & own.keys():
@@ -86,8 +90,7 @@ def fit_weights(network: nn.Module, given: Mapping[str, Tensor], inflate: int | 
     faults: dict[str, list[str]] = {"missing": [], "of another shape": [], "not finite": []}
     for name, like in wanted.items():
         tensor = own.get(name)
-        if tensor is None and name.endswith("num_batches_tracked"):
-            # A counter that old checkpoints lack, and nothing reads.
+        if tensor is None and name.endswith(_COUNTER):
             tensor = torch.zeros_like(like)
         if tensor is None:
             faults["missing"].append(prefix + name)
@@ -102,32 +105,60 @@ def fit_weights(network: nn.Module, given: Mapping[str, Tensor], inflate: int | 
             faults["of another shape"].append(f"{name} {list(tensor.shape)} for {list(like.shape)}")
         elif not tensor.isfinite().all():
             faults["not finite"].append(name)
-        fitted[name] = tensor.to(like.dtype)
+        else:
+            fitted[name] = tensor.to(like.dtype)
     parts = {name.partition(".")[0] for name in wanted}
     rest = [name for name in own if name not in wanted]
     left = [name for name in rest if _of(heads, name) or name.partition(".")[0] not in parts]
     faults["unexpected"] = [name for name in rest if name not in left]
-    if found := [f"{len(names)} {what}: {_some(names)}" for what, names in faults.items() if names]:
-        fits = len(wanted) - sum(len(names) for what, names in faults.items() if what != "unexpected")
-        raise BundleError(f"{fits} of {len(wanted)} weights fit; {'; '.join(found)}")
+    if found := [f"{len(items)} {what}: {_some(items)}" for what, items in faults.items() if items]:
+        raise BundleError(f"{count(fitted)} of {count(wanted)} weights fit; {'; '.join(found)}")
     if inflate is not None:
         if not n_inflated:
             raise BundleError("none of its convolutions is of a 2D network, so there is nothing to inflate")
         said.append(f"its {n_inflated} convolutions, trained in 2D, were repeated along an axis and divided by as many")
-    body.load_state_dict(fitted)
+    body.load_state_dict({names[name]: tensor for name, tensor in fitted.items()})
     if prefix:
         said.append(f"names lost their prefix {prefix[:-1]}")
+    if any(name != own for name, own in names.items()):
+        said.append("its parts, by number in the file, were named by their order")
     if left:
         said.append(f"left out: {', '.join(sorted({name.partition('.')[0] for name in left}))}")
     return said
 
 
-def _prefix(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Under which most of the names are found."""
+def count(names: Iterable[str]) -> int:
+    """How many of them are weights: a counter of batch norm, which old checkpoints lack and nothing reads, is none."""
+    return sum(not name.endswith(_COUNTER) for name in names)
+
+
+def _names(body: nn.Module, given: Mapping[str, Tensor]) -> dict[str, str]:
+    """What the weights are called in the file, without a prefix, and in the network.
+
+    That is the same, but where most are found with the parts by number, and more than by name.
+    """
+    named = {name: name for name in body.state_dict()}
+    numbers = {part: str(number) for number, (part, _) in enumerate(body.named_children())}
+    numbered = {}
+    for name in named:
+        part, dot, rest = name.partition(".")
+        numbered[numbers.get(part, part) + dot + rest] = name
+    n_named, n_numbered = (max(_prefixes(names, given).values(), default=0) for names in (named, numbered))
+    return numbered if n_numbered > max(n_named, len(named) // 2) else named
+
+
+def _prefixes(wanted: Mapping[str, object], given: Mapping[str, Tensor]) -> Counter[str]:
+    """How many of the names are found under which prefix."""
     counts: Counter[str] = Counter()
     for name in given:
         starts = [0, *(at + 1 for at, char in enumerate(name) if char == ".")]
         counts.update(name[:at] for at in starts if name[at:] in wanted)
+    return counts
+
+
+def _prefix(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Under which most of the names are found."""
+    counts = _prefixes(wanted, given)
     if not counts:
         return ""
     (best, n), *others = counts.most_common()

@@ -48,6 +48,27 @@ def test_a_counter_that_old_files_lack_is_no_weight_and_halves_become_floats(giv
                 half) == []  # fmt: skip
 
 
+def test_parts_may_be_numbered_by_their_order(given):
+    named = network().body
+    named.load_state_dict(given)
+    cut = nn.ModuleDict({"backbone": nn.Sequential(*named.children(), nn.Linear(2, 2))}).state_dict()
+    assert "backbone.2.bias" in cut
+    said = "its parts, by number in the file, were named by their order"
+    assert fits(given, cut) == ["names lost their prefix backbone", said, "left out: 4"]
+    without = {name: tensor for name, tensor in cut.items() if not name.endswith("num_batches_tracked")}
+    assert fits(given, without) == ["names lost their prefix backbone", said, "left out: 4"]
+    # What is wrong is told by the names of the file.
+    del cut["backbone.1.running_mean"]
+    with pytest.raises(BundleError, match=r"7 of 8 weights fit; 1 missing: backbone.1.running_mean$"):
+        fit_weights(network(), cut)
+
+
+def test_counters_that_are_not_there_are_not_said_to_fit(given):
+    junk = {"stem.bias": given["stem.bias"], "bn.junk": torch.rand(2)}
+    with pytest.raises(BundleError, match=r"^1 of 8 weights fit; 7 missing: .*; 1 unexpected: bn.junk$"):
+        fit_weights(network(), junk)
+
+
 def test_a_stem_of_colours_sees_grey_as_equal_colours(given):
     colours = given | {"stem.weight": torch.rand(4, 3, 3, 3)}
     found = network()
@@ -63,14 +84,14 @@ def test_anything_less_than_all_of_them_is_refused_and_names_the_first(given):
     kept = {name: tensor.clone() for name, tensor in before.body.state_dict().items()}
     gone = {name: tensor for name, tensor in given.items() if name.startswith("bn")}
     for tensors, words in (
-        (gone, r"5 of 9 weights fit; 4 missing: stem.weight, stem.bias, body.weight, …"),
+        (gone, r"4 of 8 weights fit; 4 missing: stem.weight, stem.bias, body.weight, …"),
         (
             {"other": torch.rand(3)},
             r"not one of its 1 names is of this network: it has other, and wanted are stem.",
         ),
         (given | {"body.weight": torch.rand(4, 4, 3, 3)}, r"1 of another shape: body.weight \[4, 4, 3, 3\] for \[4, 4"),
         (given | {"bn.bias": torch.full((4,), torch.nan)}, r"1 not finite: bn.bias"),
-        (given | {"body.extra": torch.rand(1)}, r"9 of 9 weights fit; 1 unexpected: body.extra"),
+        (given | {"body.extra": torch.rand(1)}, r"8 of 8 weights fit; 1 unexpected: body.extra"),
     ):
         with pytest.raises(BundleError, match=words):
             fit_weights(before, tensors)
