@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from monai.networks import nets
 from monai.networks.nets.efficientnet import EfficientNetBN
+from monai.networks.nets.resnet import ResNetBottleneck
 from torch import Tensor, nn
 
 from medclr.errors import MedclrError, UsageError
@@ -27,6 +28,25 @@ def _resnet(depth: int, how: dict[str, Any], dims: int, channels: int) -> nn.Mod
     return network
 
 
+def _radimagenet(dims: int, channels: int) -> nn.Module:
+    """The ResNet-50 of RadImageNet's weights from Keras, as MONAI names them (Project-MONAI/perceptual-models).
+
+    As in Keras, convolutions have a bias and a block strides in its first one; torchvision's strides in the second. The
+    grey values are those of RadImageNet's training in Keras: less ImageNet's mean, and not divided.
+    """
+    network: Any = _resnet(50, _STRIDED, dims, channels)
+    for part in network.modules():
+        if isinstance(part, ResNetBottleneck):
+            part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride
+        elif isinstance(part, nn.Conv2d | nn.Conv3d):
+            part.bias = nn.Parameter(torch.zeros(part.out_channels))
+        elif isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d):
+            part.eps = 1.001e-5
+    network.pretrained_cfg = {"mean": _IMAGENET[:1]}
+    module: nn.Module = network
+    return module
+
+
 def _efficientnet(size: int, dims: int, channels: int) -> nn.Module:
     return EfficientNetBN(f"efficientnet-b{size}", pretrained=False, spatial_dims=dims, in_channels=channels)
 
@@ -44,6 +64,7 @@ _MONAI: dict[str, tuple[Callable[[int, int], nn.Module], str]] = {
     for depth in (10, 18, 34, 50, 101, 152, 200)
     for suffix, how in (*_SHORTCUTS.items(), ("-stride2", _STRIDED))
 }
+_MONAI["resnet50-radimagenet"] = (_radimagenet, "fc")
 _MONAI |= {
     f"densenet{depth}": (partial(getattr(nets, f"DenseNet{depth}"), out_channels=1), "class_layers.out")
     for depth in (121, 169, 201, 264)
@@ -108,7 +129,7 @@ def build_named(
             raise UsageError(f"network {network}: timm's are 2D, the images are {spatial_dims}D; choose one of MONAI's")
         return Named(*_timm(name, channels, patch), mean, std)
     if library != "monai" or name not in _MONAI:
-        names = [name for name in _MONAI if not name.endswith((*filter(None, _SHORTCUTS), "-stride2"))]
+        names = [name for name in _MONAI if not name.endswith((*filter(None, _SHORTCUTS), "-stride2", "-radimagenet"))]
         raise UsageError(f"network {network}: choose timm:NAME, or monai: and one of {', '.join(names)}")
     build, head = _MONAI[name]
     body = build(spatial_dims, channels)
@@ -117,10 +138,13 @@ def build_named(
 
 
 def variants(network: str) -> list[str]:
-    """The networks that a name may stand for: MONAI's ResNets also come with other shortcuts, as MedicalNet's do."""
-    if re.fullmatch(r"monai:resnet\d+", network):
-        return [network + suffix for suffix in _SHORTCUTS]
-    return [network]
+    """The networks that a name may stand for.
+
+    MONAI's ResNets also come with other shortcuts, as MedicalNet's do, and a ResNet-50 as RadImageNet's from Keras.
+    """
+    suffixes = _SHORTCUTS if re.fullmatch(r"monai:resnet\d+", network) else [""]
+    radimagenet = re.fullmatch(r"(timm:(tv_)?|monai:)resnet50(-stride2|\..*)?", network)
+    return [network + suffix for suffix in suffixes] + (["monai:resnet50-radimagenet"] if radimagenet else [])
 
 
 def in_3d(network: str) -> tuple[str, tuple[float, float] | None]:

@@ -218,6 +218,41 @@ def test_a_2d_file_becomes_an_encoder_of_volumes(adopted, capsys):
     torch.testing.assert_close(stem, grey[:, :, :, None].expand(-1, -1, -1, 7, -1) / 7)
 
 
+@pytest.mark.parametrize("inflate", [False, True])
+def test_a_resnet50_of_radimagenet_is_adopted_in_either_layout(adopted, capsys, inflate):
+    Path("solid.yaml").write_text(SOLID + "patch: [12, 12, 8]\nspacing_mm: [3, 3, 3]\n")
+    Path("flat.yaml").write_text(SPEC + "patch: [12, 12]\nspacing_mm: [3, 3]\n")
+    theirs = nets.resnet50(spatial_dims=2, n_input_channels=3, bias_downsample=False, conv1_t_stride=2)
+    cut = nn.Sequential(*list(theirs.children())[:9])
+    torch.save({f"backbone.{name}": tensor for name, tensor in cut.state_dict().items()}, "bmeii.pt")
+    plain = {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith("fc.")}
+    kernels = {name: tensor for name, tensor in plain.items() if tensor.ndim == 4}
+    biases = {name.replace("weight", "bias"): torch.rand(len(tensor)) for name, tensor in kernels.items()}
+    torch.save(plain | biases, "notop.pth")
+    for file, name, network, greys, n_weights in (
+        ("bmeii.pt", "timm:resnet50" if inflate else "monai:resnet50-stride2", "monai:resnet50-stride2", "", 265),
+        ("notop.pth", "timm:resnet50" if inflate else "monai:resnet50", "monai:resnet50-radimagenet", "0.449", 318),
+    ):
+        spec = ["--spec", "solid.yaml", "--inflate", "axial"] if inflate else ["--spec", "flat.yaml"]
+        out = f"runs/{Path(file).stem}{inflate}"
+        assert main(["adopt", "--network", name, "--weights", file, *spec, "--out", out]) == 0
+        said = capsys.readouterr().out
+        assert f"all {n_weights} weights match" in said
+        assert ("its parts, by number in the file, were named by their order" in said) == (file == "bmeii.pt")
+        assert not greys or f"it is given grey values less {greys}, divided by 1" in said
+        bundle = medclr.load_encoder(out).bundle
+        assert bundle.architecture.network == network
+        last = bundle.encoder.body.layer4[2].conv3
+        torch.testing.assert_close(last.weight.flatten(2), theirs.layer4[2].conv3.weight.flatten(2))
+        assert (last.bias is None) == (file == "bmeii.pt")
+    fewer = plain | biases
+    del fewer["layer4.2.bn3.bias"]
+    torch.save(fewer, "fewer.pth")
+    assert main(["adopt", "--network", name, "--weights", "fewer.pth", *spec, "--out", "runs/refused"]) == 1
+    assert "1 missing: layer4.2.bn3.bias" in capsys.readouterr().err
+    assert not Path("runs/refused").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

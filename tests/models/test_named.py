@@ -227,6 +227,85 @@ def test_the_names_of_monais_resnets_also_stand_for_other_shortcuts():
     assert variants("monai:resnet18") == ["monai:resnet18", "monai:resnet18-nobias", "monai:resnet18-a"]
     assert variants("monai:resnet18-a") == ["monai:resnet18-a"]
     assert variants("timm:resnet18") == ["timm:resnet18"]
+    assert variants("monai:resnet50-nobias") == ["monai:resnet50-nobias"]
+    # RadImageNet's, under whatever name a ResNet-50 is given.
+    assert variants("monai:resnet50")[-1] == "monai:resnet50-radimagenet"
+    for name in ("timm:resnet50", "timm:tv_resnet50", "timm:resnet50.a1_in1k", "monai:resnet50-stride2"):
+        assert variants(name) == [name, "monai:resnet50-radimagenet"]
+    assert variants("timm:resnet50d") == ["timm:resnet50d"]
+
+
+def resnet50() -> nn.Module:
+    """With torchvision's names and strides."""
+    torch.manual_seed(0)
+    how = {"spatial_dims": 2, "n_input_channels": 3, "bias_downsample": False, "conv1_t_stride": 2}
+    return settled(nets.resnet50(**how, num_classes=3), 4, 3, 48, 48).eval()
+
+
+def features_of(network: str, weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    encoder = build_encoder(Architecture.named(network, 2, 1, (48, 48))).eval()
+    fit_weights(encoder, weights)
+    with torch.no_grad():
+        features: torch.Tensor = encoder(images)
+    return features
+
+
+def test_radimagenets_resnet50_for_pytorch_has_its_parts_by_number(timm):
+    """As BMEII-AI/RadImageNet cuts it from torchvision's (acl/acl_pytorch_train.ipynb, Backbone)."""
+    theirs, images = resnet50(), torch.rand(2, 1, 48, 48)
+    cut = nn.ModuleDict({"backbone": nn.Sequential(*list(theirs.children())[:9])}).state_dict()
+    assert {"backbone.0.weight", "backbone.1.bias", "backbone.4.0.conv1.weight", "backbone.7.2.bn3.bias"} <= cut.keys()
+    for network in ("timm:resnet50", "monai:resnet50-stride2"):
+        expected = features_of(network, theirs.state_dict(), images)
+        torch.testing.assert_close(features_of(network, cut, images), expected, rtol=1e-5, atol=1e-5)
+    expected = seen_by(theirs.fc, theirs, images.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(features_of("timm:resnet50", cut, images), expected, rtol=1e-4, atol=1e-5)
+
+
+def biased(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of a ResNet, with a bias for each of its convolutions."""
+    kernels = {name: tensor for name, tensor in weights.items() if tensor.ndim == 4}
+    return weights | {name.replace("weight", "bias"): 0.1 * torch.randn(len(k)) for name, k in kernels.items()}
+
+
+def keras_resnet50(weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """keras.applications.ResNet50 without its head, of (B, 3, H, W), from the tensors alone."""
+
+    def block(x: torch.Tensor, conv: str, bn: str, stride: int = 1, padding: int = 0) -> torch.Tensor:
+        x = F.conv2d(x, weights[f"{conv}.weight"], weights[f"{conv}.bias"], stride, padding)
+        of = [weights[f"{bn}.{what}"] for what in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(x, *of, eps=1.001e-5)
+
+    x = block(images, "conv1", "bn1", 2, 3).relu()
+    x = F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2)
+    for stage, blocks in enumerate((3, 4, 6, 3), 1):
+        for number in range(blocks):
+            at, stride = f"layer{stage}.{number}", 2 if stage > 1 and number == 0 else 1
+            y = block(x, f"{at}.conv1", f"{at}.bn1", stride).relu()
+            y = block(y, f"{at}.conv2", f"{at}.bn2", 1, 1).relu()
+            y = block(y, f"{at}.conv3", f"{at}.bn3")
+            x = block(x, f"{at}.downsample.0", f"{at}.downsample.1", stride) if number == 0 else x
+            x = (x + y).relu()
+    return x.mean((2, 3))
+
+
+def test_radimagenets_resnet50_from_keras_has_biases_and_strides_of_its_own():
+    """As Project-MONAI/perceptual-models has it (radimagenet/resnet.py)."""
+    weights, images = biased(resnet50().state_dict()), torch.rand(2, 1, 48, 48)
+    expected = keras_resnet50(weights, images.expand(-1, 3, -1, -1))
+    features = features_of("monai:resnet50-radimagenet", weights, images)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    # A bias before batch norm is its running mean less that bias.
+    plain = {name: tensor.clone() for name, tensor in weights.items() if name in resnet50().state_dict()}
+    for name in weights.keys() - plain.keys():
+        bn = name.replace("conv", "bn").replace("downsample.0", "downsample.1").replace("bias", "running_mean")
+        plain[bn] -= weights[name]
+    unbiased = plain | {name: torch.zeros_like(weights[name]) for name in weights.keys() - plain.keys()}
+    again = features_of("monai:resnet50-radimagenet", unbiased, images)
+    torch.testing.assert_close(again, features, rtol=1e-5, atol=1e-5)
+    # Its strides are not torchvision's, whose names these weights would fit as well.
+    assert not torch.allclose(features_of("monai:resnet50-stride2", plain, images), features, rtol=1e-2)
+    assert build_encoder(Architecture.named("monai:resnet50-radimagenet", 2, 1, (48, 48))).greys() == (0.449, 1.0)
 
 
 def test_an_architecture_of_ones_own_is_written_as_it_always_was():
