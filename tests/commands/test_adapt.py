@@ -415,8 +415,8 @@ def test_a_hospital_has_a_letter_which_private_explains(capsys):
     found, line = refused(capsys, *words, "--target", "hospital=Uster", "--out", "runs/hospital")
     assert found == 1
     assert line == (
-        "--target hospital=Uster: no volume of it; there are site A and site B, as private/places.csv of the run folder "
-        "names them"
+        "--target hospital=Uster: no volume of it; there are site A and site B, as private/places.csv of the run "
+        "folder names them"
     )
     assert pd.read_csv("runs/hospital/private/places.csv").to_numpy().tolist() == [
         ["Baden", "site A"],
