@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medclr import __version__
-from medclr.commands.domains import ARCHIVE, HOME, NEW, Part, known_of, labelled_part, refuse_same, unlabelled_part
+from medclr.commands.domains import (
+    ARCHIVE,
+    HOME,
+    NEW,
+    Part,
+    known_of,
+    labelled_part,
+    no_column,
+    refuse_same,
+    unlabelled_part,
+)
 from medclr.commands.efficiency import encoder_groups, finished_cells, keep_cell, kept_features
 from medclr.commands.finetune import (
     check_task,
@@ -370,8 +380,7 @@ def _values(config: AdaptConfig, run: Run, home: Part) -> NDArray[np.object_]:
     """Of each volume, labelled ones first, in which domain it is; "" where that is unknown."""
     known = known_of(home.every, np.full(len(home.every.rows), home.name))
     if config.column not in known:
-        columns = listed([*known])
-        raise UsageError(f"--target {config.target}: no such column in the labels or the manifest; there are {columns}")
+        raise no_column(f"--target {config.target}", [home], known)
     values = known[config.column].to_numpy()
     if config.column in home.every.groups and any(re.fullmatch(_LETTER, value) for value in values):
         places = pd.DataFrame({"name": home.every.groups[config.column].to_numpy(), "letter": values})

@@ -14,13 +14,14 @@ from medclr.commands.finetune import break_down, check_task, find_volumes, join_
 from medclr.commands.prepare import check_stock
 from medclr.config import LabelledConfig
 from medclr.data.identity import load_key
-from medclr.data.labels import LabelTable, Task, Unlabelled, read_keyed
+from medclr.data.labels import LabelTable, Task, Unlabelled, other_columns, read_keyed
 from medclr.data.manifest import DOMAINS
 from medclr.data.spec import DataSpec
 from medclr.data.store import Store
-from medclr.errors import DataError
+from medclr.errors import DataError, UsageError
 from medclr.evaluation.subgroups import MOST_GROUPS, quartile_bands
 from medclr.reporting.console import counted
+from medclr.reporting.numbers import listed
 from medclr.reporting.run import Run, read_paths
 
 ARCHIVE, HOME, NEW = "archive", "home", "new"
@@ -33,7 +34,7 @@ class Part:
 
     name: HOME, of the network's own, or NEW; table: its labels; store, spec: where and how to read them; scans: what
     the volumes were prepared from, where that is known; fingerprint: of the key of its pseudonyms; start: of its rows
-    among those of all parts.
+    among those of all parts; columns: that its label table has beside keys, split and labels.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Part:
     scans: Path | None
     fingerprint: str
     start: int = 0
+    columns: tuple[str, ...] = ()
 
     @cached_property
     def every(self) -> LabelTable:
@@ -79,13 +81,15 @@ def labelled_part(
         task: what the labels have to mean, and who says so in a message; None if they may mean anything.
         start: of its rows among those of all parts.
     """
-    header = set(read_keyed(labels, label_layout(config, spec)).columns)
+    layout = label_layout(config, spec)
+    cells = read_keyed(labels, layout)
     own, store, manifest = find_volumes(config, run, spec, source)
     names = load_key(config.key_file)
-    _, table = join_labels(labels, config, run, manifest, names, spec, [one for one in columns if one in header])
+    _, table = join_labels(labels, config, run, manifest, names, spec, [one for one in columns if one in cells])
     if task is not None:
         check_task(labels, table.task, *task)
-    return Part(name, table, store, own, config.data or read_paths(source).get("data"), names.fingerprint, start)
+    scans, others = config.data or read_paths(source).get("data"), other_columns(cells, table.task.columns, layout)
+    return Part(name, table, store, own, scans, names.fingerprint, start, others)
 
 
 def unlabelled_part(config: LabelledConfig, run: Run, name: str, source: Path, spec: DataSpec, task: Task) -> Part:
@@ -136,3 +140,9 @@ def known_of(table: LabelTable, archive: NDArray[np.object_]) -> pd.DataFrame:
     many = size.nunique() > MOST_GROUPS
     groups[SIZE] = quartile_bands(np.array([float(math.prod(shape)) for shape in sizes])) if many else size
     return groups.astype(str).replace({"nan": "", "unknown": ""})
+
+
+def no_column(flag: str, parts: Sequence[Part], known: pd.DataFrame) -> UsageError:
+    """That what a flag names is none of the columns of the label tables, nor `known`; it lists them all."""
+    columns = listed(list(dict.fromkeys([name for part in parts for name in part.columns] + [*known])))
+    return UsageError(f"{flag}: no such column in the labels or the manifest; there are {columns}")

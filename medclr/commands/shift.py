@@ -19,6 +19,7 @@ from medclr.commands.domains import (
     joined,
     known_of,
     labelled_part,
+    no_column,
     refuse_same,
 )
 from medclr.commands.finetune import label_layout, run_of, volumes_behind
@@ -40,6 +41,7 @@ from medclr.training.probe import held_out_scores
 from medclr.transforms.corruption import CORRUPTIONS
 
 CLEAN, STRENGTHS = "0", 5
+ADAPTED = "adapt, "  # with which the method of a classifier of `medclr adapt` begins
 
 
 def shift(config: ShiftConfig) -> Shift:
@@ -77,9 +79,10 @@ def shift(config: ShiftConfig) -> Shift:
     parts = _parts(config, run, paths[0], own, classifiers[0], behind)
     table, archive = joined(parts)
     groups = known_of(table, archive)
-    for column in (*config.sources, *config.attributes):
-        if column not in groups:
-            raise UsageError(f"column {column}: not in the label table nor the manifest; there are {listed([*groups])}")
+    for flag, columns in (("--by", config.sources), ("--attributes", config.attributes)):
+        for column in columns:
+            if column not in groups:
+                raise no_column(f"{flag} {column}", parts, groups)
     trained = _any_seen([one.trained_on for one in classifiers], parts)
     fresh = np.flatnonzero(trained != "yes")
     at = {part.name: fresh[archive[fresh] == part.name] for part in parts}
@@ -91,7 +94,8 @@ def shift(config: ShiftConfig) -> Shift:
             f"{counted(part.table.rows.iloc[places]['patient_key'].nunique(), 'patient')} that the classifier did not "
             "learn from"
         )
-    sources = _sources(config, groups, table.rows["patient_key"], trained == "yes", fresh)
+    used = HOME in at and any(one.details["method"].startswith(ADAPTED) for one in classifiers)
+    sources = _sources(config, groups, table.rows["patient_key"], trained == "yes", fresh, used)
     networks = [one.classifier for one in classifiers]
     features, logits = _embedded(config, networks, parts, at)
     attributes = groups.iloc[fresh].reset_index(drop=True)
@@ -184,8 +188,15 @@ def _sources(
     patients: "pd.Series[str]",
     trained: NDArray[np.bool_],
     fresh: NDArray[np.intp],
+    used: bool,
 ) -> dict[str, str]:
-    """By column, its source: the one that was named, or that with most volumes which the classifier learned from."""
+    """By column, its source: the one that was named, or that with most volumes which the classifier learned from.
+
+    used: its archive is at hand, and was a source or a target of `medclr adapt`.
+    """
+    why = "; `medclr adapt` has used all patients of its source and of its target" * used
+    third = "a third archive is needed: give --data and --labels of one, and its columns with --by"
+    fix = "name columns of the label table with --by" + ", or another archive with --data" * (ARCHIVE not in groups)
     asked = config.sources or ({ARCHIVE: HOME} if ARCHIVE in groups else dict.fromkeys(DOMAINS, ""))
     if config.corruptions and not config.sources and ARCHIVE not in groups:
         return {}
@@ -193,13 +204,13 @@ def _sources(
     for column, named in asked.items():
         values = patients.iloc[fresh].groupby(groups[column].iloc[fresh]).nunique().drop("", errors="ignore")
         enough = values[values >= LEAST].index
-        if named and named not in set(values.index):
+        if named and named not in set(values.index) and column in config.sources:
             raise UsageError(f"--by {column}={named}: no such domain; there are {listed(sorted(values.index))}")
         if len(enough) < 2 and column in config.sources:
             there = f"only {enough[0]!r}" if len(enough) else "none"
             raise DataError(
-                f"--by {column}: there is {there} of {LEAST} patients whom the classifier did not learn from; two such "
-                "domains are needed"
+                f"--by {column}: there is {there} of {LEAST} patients whom the classifier did not learn from{why}; "
+                + (third if used and ARCHIVE not in groups else "two such domains are needed")
             )
         if len(values) > MOST_GROUPS and column in config.sources:
             raise DataError(
@@ -212,8 +223,8 @@ def _sources(
             found[column] = named or str(by_volumes.index[0])
     if not found:
         raise DataError(
-            f"there is one domain only by each of {listed(list(asked))}; name columns of the label table with --by, or "
-            "another archive with --data"
+            f"there is one domain only by each of {listed(list(asked))}{why}; "
+            + (third if used and ARCHIVE not in groups else fix)
         )
     return found
 
@@ -232,6 +243,7 @@ def _embedded(
         found = [
             feature_rows(network, part.table.rows.iloc[at[part.name] - part.start], part.store, part.spec)
             for part in parts
+            if len(at[part.name])  # none where the classifier learned from a whole archive
         ]
         features.append(np.concatenate(found))
         logits.append(head_logits(network, features[-1]))
@@ -292,6 +304,7 @@ def _context(
         "task": {"kind": task.kind, "columns": list(task.columns), "outputs": list(task.outputs)},
         "classes": list(task.classes),
         "classifiers": [{"method": one.details["method"], "fingerprint": one.digest[:16]} for one in classifiers],
+        "learned": sorted({len(one.trained_on.pixels) for one in classifiers}),
         "test": {
             "n": len(fresh),
             "n_patients": int(rows["patient_key"].iloc[fresh].nunique()),

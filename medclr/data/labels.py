@@ -258,6 +258,11 @@ def check_labels(
     return table, Task("multilabel", columns, tuple(found[1] for found in classes))
 
 
+def other_columns(table: pd.DataFrame, label: Sequence[str], layout: TableLayout | None = None) -> tuple[str, ...]:
+    """Those of `read_keyed` that are neither a key, nor the split, nor a label."""
+    return tuple(name for name in table.columns if name not in (*KEYS, *_keys_of(table, layout), "split", *label))
+
+
 def labels_hash(path: Path) -> str:
     """16 hexadecimal digits of what a label table, or a folder of classes, holds."""
     content = _read_folder(path).to_csv().encode("utf-8", "surrogateescape") if path.is_dir() else path.read_bytes()

@@ -226,6 +226,27 @@ def shots(folder):
     return record("runs/shots/report.json")
 
 
+def test_its_classifier_can_only_be_judged_on_a_third_archive(within, capsys):
+    words = ["shift", "--classifier", "runs/within", "--resamples", "100", "--workers", "0", "--out", "runs/judged"]
+    used = "`medclr adapt` has used all patients of its source and of its target; "
+    third = f"{used}a third archive is needed: give --data and --labels of one, and its columns with --by"
+    other = ["--data", "others/dicom", "--labels", "others/labels.csv"]
+    for more, said in (
+        (
+            ["--by", "modality"],
+            f"--by modality: there is none of 5 patients whom the classifier did not learn from; {third}",
+        ),
+        ([], f"kernel and field_strength; {third}"),
+        (other, f"there is one domain only by each of archive; {used}name columns of the label table with --by"),
+    ):
+        shutil.rmtree("runs/judged", ignore_errors=True)
+        code, line = refused(capsys, *words, *more)
+        assert line.endswith(said)
+        assert code == 1
+    shutil.rmtree("runs/judged")
+    assert main([*words, *other, "--by", "manufacturer"]) == 0
+
+
 def test_a_few_labels_of_the_target_with_and_without_adaptation(shots, within):
     kinds = ["source+target", "adapted+target", "target-alone", "lp-ft"]
     points = {(row["method"], row["shots"]): row for row in shots["shots"]}
@@ -546,7 +567,16 @@ def test_an_encoder_without_batch_norm_has_no_adabn(capsys):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--target", "ward=a"], 2, "--target ward=a: no such column in the labels or the manifest; there are "),
+        (
+            ["--target", "ward=a"],
+            2,
+            "--target ward=a: no such column in the labels or the manifest; there are manufact",
+        ),
+        (
+            ["--target", "a=b", "--labels", "halves.csv", "--label", "lesion"],
+            2,
+            "there are half, manufacturer, model, ",
+        ),
         (["--target", "manufacturer=Coldlight"], 1, "manufacturer=Coldlight: no volume of it; there are Acme and Bor"),
         (["--target", "manufacturer=Acme", "--source", "manufacturer=X"], 1, "X: no labelled volume of it, where 5 pa"),
         (["--target-data", "phantoms/dicom"], 1, "--target-data phantoms/dicom: 52 of its 52 volumes are among tho"),

@@ -200,7 +200,7 @@ def test_the_public_function_returns_the_tables(scanners):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--target", "ward"], 2, "--target ward: no such column in the labels or the manifest; there are "),
+        (["--target", "ward"], 2, "no such column in the labels or the manifest; there are room, many, half, b"),
         (["--target", "modality"], 1, "--target modality: all are CT, so that none can be left out; name another col"),
         (["--target", "blank"], 1, "--target blank: all are unknown, so that none can be left out"),
         (["--target", "room", "--source", "room=a"], 2, "--source room=a: with --target room, a column alone, each d"),

@@ -321,10 +321,10 @@ OTHER = ["--data", "other/dicom", "--labels", "other/labels.csv", "--workers", "
     [
         (["--classifier", "runs/first", "runs/first/classifier"], 2, "--classifier: two of them are the same"),
         ([*FIRST, "--by", "modality"], 1, "--by modality: there is only 'CT' of 5 patients"),
-        ([*FIRST, "--by", "view"], 2, "column view: not in the label table nor the manifest; there are"),
+        ([*FIRST, "--by", "view"], 2, "--by view: no such .*; there are sex, age, hospital, stage, manufacturer, "),
         ([*FIRST, "--by", "patient_id"], 2, "names patients"),
         ([*FIRST, "--by", "manufacturer=Corona"], 2, "no such domain; there are Acme and Borealis"),
-        ([*FIRST, "--by", "sex", "--attributes", "weight"], 2, "column weight: not in the label table"),
+        ([*FIRST, "--by", "sex", "--attributes", "weight"], 2, "--attributes weight: no such column in the "),
         ([*FIRST, "--by", "sex", "sex=F"], 2, "name each column once"),
         ([*FIRST, "--data", "other/dicom"], 2, "--data: whose label table is not given; name it with --labels"),
         ([*FIRST, "--data", "one/dicom", "--labels", LABELS, "--workers", "0"], 1, "are among those of the"),
