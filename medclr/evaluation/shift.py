@@ -60,9 +60,11 @@ class Shift:
     """What was found. Where a row has a `reason`, there is no number, and it says why. Intervals are of 95%.
 
     `domains`: a row for each column and domain: counts; AUROC; and of a single binary label the mean predicted
-    probability and the share of positives, the calibration error (NaN of too few rows), and sensitivity and specificity
-    at the source's threshold, which is that of 90% specificity there, with p of their difference from the source's,
-    after Holm over all of these. `is_source` marks the source.
+    probability and the share of positives, their `gap` (calibration-in-the-large, Van Calster et al. 2019) with p of
+    its being 0, by how much it differs from the source's with p, both after Holm over all gaps and these differences,
+    the calibration error (NaN of too few rows), and sensitivity and specificity at the source's threshold, which is
+    that of 90% specificity there, with p of their difference from the source's, after Holm over all of these.
+    `is_source` marks the source.
 
     `differences`: AUROC of each domain minus that of its source, with p, and p after Holm over all of these rows.
 
@@ -131,7 +133,8 @@ def domain_shift(judged: Judged, sources: Mapping[str, str], held_out: HeldOut, 
 
 _COLUMNS = {
     "domains": [
-        "column", "domain", "is_source", *_COUNTS, "auroc", *_INTERVAL, "predicted", "observed", "ece",
+        "column", "domain", "is_source", *_COUNTS, "auroc", *_INTERVAL, "predicted", "observed",
+        "gap", "gap_low", "gap_high", "gap_p", "gap_change", "gap_change_low", "gap_change_high", "gap_change_p", "ece",
         "sensitivity", "sensitivity_low", "sensitivity_high", "sensitivity_p",
         "specificity", "specificity_low", "specificity_high", "specificity_p", "reason",
     ],
@@ -147,6 +150,7 @@ _COLUMNS = {
 # Of each table, the p that are corrected together, and what the result is called where both are kept.
 _CORRECTED = (
     ("domains", ("sensitivity_p", "specificity_p"), ""),
+    ("domains", ("gap_p", "gap_change_p"), ""),
     ("differences", ("p",), "p_holm"),
     ("shortcuts", ("p_holm",), ""),
 )
@@ -167,9 +171,12 @@ class _Column:
         self.scores = [np.asarray(one[rows], dtype=np.float64) for one in judged.scores]
         self.features = [one[rows] for one in judged.features]
         self.temperatures = judged.temperatures
+        self.probabilities = [expit(one[:, 0] / t) for one, t in zip(self.scores, self.temperatures, strict=True)]
         self.attributes = judged.attributes.iloc[rows].drop(columns=column, errors="ignore").reset_index(drop=True)
         self.chance = Chance(len(self.scores), 1, resamples, seed)
-        self.resamples = self.chance.patients(self.patients, self._strata())
+        self.resamples = self.chance.patients(self.patients, self._strata(self._classes()))
+        # How many are positive is random too, where that is what predictions are held against.
+        self.of_any_class = self.chance.patients(self.patients, self._strata(np.zeros(len(rows))))
         self.truths = {name: self._truth(self.domain == name) for name in self.names}
         self.samples = {name: self._auroc(truth, self.scores) for name, truth in self.truths.items()}
         known = [name for name in self.names if isinstance(self.samples[name], Sample)]
@@ -179,6 +186,7 @@ class _Column:
         logits = [cut / t for (cut, _), t in zip(cuts, self.temperatures, strict=False)]
         self.threshold = float(np.mean(expit(logits))) if cuts else math.nan
         self.called = {name: self._called(name, cuts) for name in called}
+        self.meant = {name: self._meant(name) for name in known} if self.kind == "binary" else {}
 
     def domains(self) -> list[dict[str, Any]]:
         return [self._domain(name) for name in self.names]
@@ -279,9 +287,13 @@ class _Column:
                 found.append(self._shortcut(ALL, everywhere, str(attribute)))
         return [row for row in found if row]
 
-    def _strata(self) -> np.ndarray:
+    def _classes(self) -> np.ndarray:
+        several: np.ndarray = self.y.argmax(axis=1)
+        any_positive: np.ndarray = np.fmax.reduce(self.y, axis=1, initial=0)
+        return several if self.kind == "multiclass" else any_positive
+
+    def _strata(self, classes: np.ndarray) -> np.ndarray:
         """Of each row the class of its patient and the domains that the patient is in; rare ones are put together."""
-        classes = self.y.argmax(axis=1) if self.kind == "multiclass" else np.fmax.reduce(self.y, axis=1, initial=0)
         frame = pd.DataFrame({"patient": self.patients, "class": classes, "domain": self.domain})
         of = frame.groupby("patient")
         by = pd.DataFrame({"class": of["class"].max(), "domain": of["domain"].agg(lambda x: "\0".join(sorted(set(x))))})
@@ -318,7 +330,7 @@ class _Column:
             return row | {"reason": sample}
         row |= _numbers(self.chance.estimate(sample, self._rarer(name)), "auroc")
         if self.kind == "binary":
-            row |= self._probabilities(rows)
+            row |= self._probabilities(name)
         for what, (one, n) in self.called.get(name, {}).items():
             row |= _numbers(self.chance.estimate(one, n), what, f"{what}_")
             if name != self.source:
@@ -326,11 +338,32 @@ class _Column:
                 row[f"{what}_p"] = self.chance.estimate(one, min(n, n_source), other).p
         return row
 
-    def _probabilities(self, rows: np.ndarray) -> dict[str, float]:
-        y = self.y[rows, 0]
-        each = [expit(one[rows, 0] / t) for one, t in zip(self.scores, self.temperatures, strict=True)]
-        ece = float(np.mean([calibration(y, p, N_BINS).ece for p in each]))
-        return {"predicted": float(np.mean(each)), "observed": float(y.mean()), "ece": ece}
+    def _probabilities(self, name: str) -> dict[str, float]:
+        """What is predicted, what is true, by how much these differ, and how that differs from the source."""
+        rows, (predicted, observed) = self.domain == name, self.meant[name]
+        gap = self.chance.estimate(predicted, self._rarer(name), observed)
+        found = {"predicted": float(predicted.by_cell.mean()), "observed": float(observed.by_cell.mean())}
+        found |= _numbers(gap, "gap", "gap_") | {"gap_p": gap.p}
+        if name != self.source and self.source in self.meant:
+            least = min(self._rarer(name), self._rarer(self.source))
+            change = self.chance.estimate(_halved(*self.meant[name]), least, _halved(*self.meant[self.source]))
+            numbers = _numbers(change, "gap_change", "gap_change_")
+            found |= {what: 2 * value for what, value in numbers.items()} | {"gap_change_p": change.p}
+        each = [calibration(self.y[rows, 0], p[rows], N_BINS).ece for p in self.probabilities]
+        return found | {"ece": float(np.mean(each))}
+
+    def _meant(self, name: str) -> tuple[Sample, Sample]:
+        """The mean prediction of a domain, and its share of positives."""
+        rows = np.flatnonzero(self.domain == name)
+        y, each = self.y[rows, 0], np.stack([p[rows] for p in self.probabilities])
+        resampled = np.empty((2, len(self.of_any_class)))
+        for at, weights in self.of_any_class.weights():
+            own = weights[:, rows]
+            total = own.sum(axis=1)
+            for one, values in zip(resampled, (each.mean(axis=0), y), strict=True):
+                one[at] = np.divide(own @ values, total, out=np.full(len(own), np.nan), where=total > 0)
+        shares = np.full((1, len(each)), y.mean())
+        return Sample(each.mean(axis=1)[None], resampled[0]), Sample(shares, resampled[1])
 
     def _cuts(self) -> list[tuple[float, np.ndarray]]:
         """The source's threshold for each classifier, and on each resample."""
@@ -460,6 +493,12 @@ class _Column:
 def _outcome(scores: Sequence[np.ndarray]) -> Outcome:
     cells = [Cell("", 1.0, draw, 0, 0, None, None, math.nan, one, None, "", "", 0.0) for draw, one in enumerate(scores)]
     return Outcome("", 1.0, cells, "", None, {})
+
+
+def _halved(predicted: Sample, observed: Sample) -> Sample:
+    """Half their difference, above .5: from 0 to 1, as `Chance.estimate` asks."""
+    by_cell = (1 + predicted.by_cell - observed.by_cell) / 2
+    return Sample(by_cell, (1 + predicted.resampled - observed.resampled) / 2)
 
 
 def _numbers(found: Estimate, name: str, prefix: str = "") -> dict[str, float]:

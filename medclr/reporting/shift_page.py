@@ -1,6 +1,6 @@
 """What a domain shift report says, and its page."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import pandas as pd
@@ -52,8 +52,9 @@ def shift_page(shift: Shift, context: Mapping[str, Any]) -> str:
     """The domain shift report as HTML.
 
     shift: its tables. context: title, command_line, phantoms, task (kind, columns, outputs), classes, classifiers (each
-    method and fingerprint), test (n, n_patients, n_trained, n_uncheckable, n_pretrained), trained (counts by column and
-    domain), known, resamples, versions and hardware. Nothing in it may name a patient.
+    method and fingerprint), learned (on how many volumes they were trained), test (n, n_patients, n_trained,
+    n_uncheckable, n_pretrained), trained (counts by column and domain, of patients who were learned from), known,
+    resamples, versions and hardware. Nothing in it may name a patient.
     """
     domains = shift.domains.assign(learned=[_learned(row, context) for row in shift.domains.to_dict("records")])
     overall = domains[domains["is_source"]].set_index("column")["auroc"]
@@ -89,12 +90,13 @@ def shift_findings(shift: Shift, context: Mapping[str, Any]) -> list[Answer]:
 
 
 def _lost(shift: Shift) -> Answer:
-    question = "Where does the classifier do worse?"
+    question = "Where does the classifier do worst?"
     rows = shift.differences.to_dict("records")
     tested = [row for row in rows if not row["reason"]]
     fallen = [row for row in tested if row["p_holm"] < ALPHA and row["difference"] < 0]
     risen = [row for row in tested if row["p_holm"] < ALPHA and row["difference"] > 0]
-    value = shift.domains.set_index(["column", "domain"])
+    known = shift.domains[shift.domains["reason"] == ""]
+    value = known.set_index(["column", "domain"])
     more = []
     for row in fallen + risen:
         own, source = (value.loc[(row["column"], row[name])] for name in ("domain", "source"))
@@ -103,7 +105,7 @@ def _lost(shift: Shift) -> Answer:
             f"{row['source']}; difference {number(row['difference'], sign=True)} "
             f"({span(row['low'], row['high'], sign=True)}), p {p_equals(row['p_holm'])} after Holm's correction."
         )
-    below = [row for row in shift.domains.to_dict("records") if row["high"] < 0.5]
+    below = [row for row in known.to_dict("records") if row["high"] < 0.5]
     more += [f"In {row['domain']} ({row['column']}) it ranks worse than chance: {_value(row)}." for row in below]
     open_ = [row for row in tested if row not in fallen + risen]
     if open_:
@@ -111,15 +113,36 @@ def _lost(shift: Shift) -> Answer:
         power = f" A true difference below {number(seen)} would often have gone unseen there (80% power, tested alone)."
         more.append(f"Not resolved: {_all_named(open_)}.{power if seen == seen else ''}")
     more += [f"{_named(row)}: n/a, {row['reason']}." for row in rows if row["reason"]]
-    if fallen:
-        worst = min(fallen, key=lambda row: row["difference"])
-        others = f", and in {counted(len(fallen) - 1, 'other domain')}" if len(fallen) > 1 else ""
-        lost = number(-worst["difference"])
-        return Answer(question, f"In {_named(worst)}, by {lost} AUROC against {worst['source']}{others}.", cut(more))
+    ranked = known.sort_values("auroc", kind="stable").to_dict("records")
+    short = [_lowest(ranked[0], tested, fallen, risen)] if len(ranked) > 1 else []
     if not tested:
         why = "".join(f" ({_named(row)}: {row['reason']})" for row in rows[:1])
-        return Answer(question, f"Not known: no domain could be compared with its source{why}.", more)
-    return Answer(question, "In no domain is a fall shown.", cut(more))
+        short.append(f"Not known: no domain could be compared with its source{why}.")
+    elif not fallen:
+        short.append("In no domain is a fall shown.")
+    elif others := [row for row in fallen if not _same(row, ranked[0])]:
+        too = " too" * (len(others) < len(fallen))
+        short.append(f"A fall against the source is shown in {_all_named(others)}{too}.")
+    return Answer(question, " ".join(short), cut(more))
+
+
+def _lowest(worst: Row, tested: Sequence[Row], fallen: Sequence[Row], risen: Sequence[Row]) -> str:
+    """The domain with the lowest AUROC, and whether it is shown to be lower than the source, or than the others."""
+    said = f"In {_named(worst)}: AUROC {_value(worst)}"
+    if worst["is_source"]:
+        above = [row for row in risen if row["column"] == worst["column"]]
+        shown = f"shown to be lower than {_all_named(above)}" if above else "not shown to be lower than any other"
+        return f"{said}. It is the source, and {shown}."
+    found = next((row for row in tested if _same(row, worst)), None)
+    if found is None:
+        return f"{said}; there is no figure of its source."
+    if any(_same(row, worst) for row in fallen):
+        return f"{said}, which is shown to be lower than in {found['source']}, by {number(-found['difference'])}."
+    return f"{said}; that this is lower than in {found['source']} is not shown."
+
+
+def _same(row: Row, other: Row) -> bool:
+    return bool(row["column"] == other["column"] and row["domain"] == other["domain"])
 
 
 def _carried(shift: Shift) -> Answer:
@@ -129,7 +152,7 @@ def _carried(shift: Shift) -> Answer:
     others = [row for row in rows if not row["is_source"]]
     if not others:
         return Answer(question, "Not known: it takes a single label, and both classes in the source and elsewhere.", [])
-    more, moved, off = [], [], []
+    more, moved = [], []
     for row in others:
         own = source[row["column"]]
         what = [_value(row, name, f"{name}_") for name in ("sensitivity", "specificity")]
@@ -139,22 +162,52 @@ def _carried(shift: Shift) -> Answer:
         )
         if min(row["sensitivity_p"], row["specificity_p"]) < ALPHA:
             moved.append(row)
-        if abs(row["predicted"] - row["observed"]) > _MISJUDGED:
-            off.append(row)
-            more.append(
-                f"In {row['domain']} it predicts {number(row['predicted'])} on average, and {number(row['observed'])} "
-                "are positive: its probabilities are not to be taken at their word there."
-            )
     short = (
         f"The threshold not to {_all_named(moved)}: sensitivity or specificity are others than in the source."
         if moved
         else "Nothing shows that sensitivity and specificity are others than in the source."
     )
-    if off:
-        short += (
-            f" The probabilities not to {_all_named(off)}: on average they are too far from the share of positives."
+    said, evidence = _misjudged([row for row in rows if row["column"] in {other["column"] for other in others}], source)
+    return Answer(question, f"{short} {said}", cut(evidence + more))
+
+
+def _misjudged(rows: Sequence[Row], source: Mapping[str, Row]) -> tuple[str, list[str]]:
+    """Where the mean prediction is shown to be off, and whether by more than in the source; and the evidence.
+
+    Where the source itself is off, that a domain is too says nothing of the domain.
+    """
+    home: list[Row] = []
+    lost: list[Row] = []
+    alike: list[Row] = []
+    for row in rows:
+        own = source[row["column"]]
+        further = abs(row["gap"]) > abs(own["gap"]) and row["gap_change_p"] < ALPHA
+        if row["gap_p"] < ALPHA and (abs(row["gap"]) > _MISJUDGED or further):
+            at_home = own["gap_p"] < ALPHA and abs(own["gap"]) > _MISJUDGED
+            (home if row["is_source"] else lost if further or not at_home else alike).append(row)
+    evidence = []
+    for row in lost + home + alike:
+        change = f"; against {source[row['column']]['domain']} {_value(row, 'gap_change', 'gap_change_', True)}"
+        evidence.append(
+            f"{_named(row)}: it predicts {number(row['predicted'])} on average, and {number(row['observed'])} are "
+            f"positive: {_value(row, 'gap', 'gap_', True)}, p {p_equals(row['gap_p'])} after Holm's correction"
+            f"{'' if row['is_source'] else change}."
         )
-    return Answer(question, short, cut(more))
+    said = []
+    if lost:
+        said.append(
+            f"The probabilities not to {_all_named(lost)}: on average they are too far from the share of positives."
+        )
+    if home:
+        said.append(f"The probabilities are off in the source itself: {_all_named(home)}.")
+    if alike:
+        said.append(f"They are not shown to be further off in {_all_named(alike)}.")
+    if not said:
+        said.append(
+            f"Nothing shows that probabilities are off on average by more than {_MISJUDGED}, or further than in the "
+            "source."
+        )
+    return " ".join(said), evidence
 
 
 def _why(shift: Shift) -> Answer:
@@ -321,7 +374,11 @@ def _methods(shift: Shift, context: Mapping[str, Any]) -> list[str]:
         "The source of a column is the domain that was named, or that with most volumes that the classifier learned "
         "from. Its threshold is the lowest with a specificity of 90% among its volumes here, chosen anew on each "
         "resample. That sensitivity or specificity differ from the source's is said where Holm's correction over all "
-        "of these leaves it standing.",
+        "of these leaves it standing. The lowest AUROC of several domains is by chance lower than it truly is.",
+        "The gap of mean prediction and share of positives is calibration-in-the-large (Van Calster et al. 2019). For "
+        "it patients are resampled by domain alone, as how many are positive is random there too. Probabilities are "
+        "called off where Holm's correction over all gaps and their differences leaves the gap standing, and it is "
+        f"above {_MISJUDGED} or shown to be further from 0 than that of the source.",
         "Heads are logistic regressions on the features that the classifier's own head is given, each scored on "
         "patients that it was not fitted on (five folds by patient, regularised by cross-validation within; rows are "
         "ranked within their fold). Their intervals are over those who are judged, not over those who were learned "
@@ -361,10 +418,10 @@ def _gain(head: Row) -> str:
     return f"{number(head['gain'], sign=True)} ({span(head['gain_low'], head['gain_high'], sign=True)})"
 
 
-def _value(row: Row, name: str = "auroc", prefix: str = "") -> str:
+def _value(row: Row, name: str = "auroc", prefix: str = "", sign: bool = False) -> str:
     """A value with its interval, if it has one."""
     low = row[f"{prefix}low"]
-    return number(row[name]) + (f" ({span(low, row[f'{prefix}high'])})" if low == low else "")
+    return number(row[name], sign) + (f" ({span(low, row[f'{prefix}high'], sign)})" if low == low else "")
 
 
 def _by_column(frame: pd.DataFrame) -> list[tuple[str, list[dict[Any, Any]]]]:

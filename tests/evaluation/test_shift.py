@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import expit, logit, ndtr
+from scipy.special import expit, logit, ndtr, stdtr
 from sklearn.metrics import roc_auc_score
 
 from medclr.evaluation.shift import ALL, CLASSIFIER, JOINT, OWN, Judged, Shift, domain_shift
@@ -97,6 +97,8 @@ def test_of_several_classifiers_all_figures_are_means(made: Made) -> None:
         assert row["auroc"] == pytest.approx(np.mean([roc_auc_score(y, one[own, 0]) for one in made.scores]))
         probabilities = [expit(one[own] / t).mean() for one, t in zip(made.scores, made.temperatures, strict=True)]
         assert row["predicted"] == pytest.approx(np.mean(probabilities))
+        # Over classifiers too: by as much as they differ the interval is wider.
+        assert row["gap_high"] - row["gap_low"] > 2 * 1.96 * np.std(probabilities, ddof=1) / math.sqrt(3)
     limits = [threshold_at(made.y[~made.b, 0], one[~made.b, 0], 0.9) for one in made.scores]
     called = [
         made.y[made.b & (one[:, 0] >= limit), 0].sum() / 40 for one, limit in zip(made.scores, limits, strict=True)
@@ -104,6 +106,52 @@ def test_of_several_classifiers_all_figures_are_means(made: Made) -> None:
     assert the(found.domains, domain="B")["sensitivity"] == pytest.approx(np.mean(called))
     as_probabilities = [expit(limit / t) for limit, t in zip(limits, made.temperatures, strict=True)]
     assert found.thresholds == {"place": pytest.approx(np.mean(as_probabilities))}
+
+
+def naive_gaps(made: Made, resamples: int) -> np.ndarray:
+    """(resamples, 2): mean prediction less the share of positives in A and in B, of patients drawn within these."""
+    rng, off = np.random.default_rng(1), (expit(np.mean(made.scores, axis=0)) - made.y)[:, 0]
+    sums = [
+        np.array([(off[own].sum(), own.sum()) for own in (made.patients == p for p in np.unique(made.patients[rows]))])
+        for rows in (~made.b, made.b)
+    ]
+    drawn = [one[rng.integers(len(one), size=(resamples, len(one)))].sum(axis=1) for one in sums]
+    return np.stack([one[:, 0] / one[:, 1] for one in drawn], axis=1)
+
+
+def test_a_gap_of_predictions_and_what_is_true_has_the_interval_of_its_patients(made: Made) -> None:
+    """Who is positive is drawn too: predictions that are all alike are not certain to be right."""
+    made.scores[0][made.b] += 1.4
+    for constant in (False, True):
+        if constant:
+            made.scores = [np.where(made.b, 1.0, 0.0)[:, None]]
+        found = made.found(resamples=1000)
+        a, b = (the(found.domains, domain=name) for name in "AB")
+        drawn = naive_gaps(made, 4000)
+        for row, values in ((a, drawn[:, 0]), (b, drawn[:, 1])):
+            assert row["gap"] == pytest.approx(row["predicted"] - row["observed"])
+            t, n = 2.093, 20  # patients of the rarer class
+            half = t * values.std() * math.sqrt(n / (n - 1))
+            assert (row["gap_low"], row["gap_high"]) == pytest.approx((row["gap"] - half, row["gap"] + half), rel=0.1)
+        assert b["gap_change"] == pytest.approx(b["gap"] - a["gap"])
+        half = t * (drawn[:, 1] - drawn[:, 0]).std() * math.sqrt(n / (n - 1))
+        low, high = b["gap_change"] - half, b["gap_change"] + half
+        assert (b["gap_change_low"], b["gap_change_high"]) == pytest.approx((low, high), rel=0.1)
+        assert math.isnan(a["gap_change_p"])
+        assert b["gap_p"] < 0.05 < a["gap_p"]
+
+
+def test_gaps_are_corrected_together_and_apart_from_thresholds(made: Made) -> None:
+    made.scores[0][made.b] += 0.9
+    found, alone = made.found(resamples=400), {}
+    for domain, what in (("A", "gap"), ("B", "gap"), ("B", "gap_change")):
+        row = the(found.domains, domain=domain)
+        error = (row[f"{what}_high"] - row[f"{what}_low"]) / 2 / 2.093
+        # The t of its interval, for 20 patients of a class.
+        alone[domain, what] = 2 * stdtr(19, -abs(row[what]) / error)
+    corrected = dict(zip(alone, holm(np.array(list(alone.values()))), strict=True))
+    for (domain, what), p in corrected.items():
+        assert the(found.domains, domain=domain)[f"{what}_p"] == pytest.approx(p, rel=1e-3)
 
 
 def test_patients_who_are_in_both_domains_make_differences_surer(made: Made) -> None:
@@ -132,6 +180,20 @@ def test_intervals_of_a_difference_cover_it(monkeypatch: pytest.MonkeyPatch) -> 
         assert claimed[-1] == (not row["low"] <= 0 <= row["high"])
     assert np.mean(covered) > 0.87  # of 80, .95 is nearly always (99.7%)
     assert np.mean(claimed) > 0.5
+
+
+def test_intervals_of_a_gap_cover_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of predictions that are right on average, in cohorts whose shares of positives differ by chance."""
+    monkeypatch.setattr("medclr.evaluation.shift.distances_of", lambda *_: pd.DataFrame(columns=["domain", "versus"]))
+    covered = []
+    for seed in range(80):
+        made = Made(60, seed)
+        likely = np.repeat(made.rng.normal(scale=0.7, size=60), 2)
+        made.y = np.repeat(made.rng.random(60) < expit(likely[::2]), 2)[:, None].astype(float)
+        made.scores = [likely[:, None]]
+        covered.append(the(made.found(resamples=100).domains, domain="B")[["gap_low", "gap_high"]].tolist())
+    low, high = np.array(covered).T
+    assert 0.87 < np.mean((low < 0) & (high > 0)) < 1
 
 
 def naive(made: Made, resamples: int) -> dict[str, np.ndarray]:
@@ -300,6 +362,8 @@ def test_a_domain_of_one_class_says_so_and_has_no_figure(made: Made, where: str)
     others = found.domains[~found.domains["is_source"]]
     assert others["auroc"].notna().all()
     assert others[["sensitivity", "specificity", "sensitivity_low", "specificity_high"]].isna().all(axis=None)
+    assert others["gap"].notna().all()
+    assert others[["gap_change", "gap_change_p"]].isna().all(axis=None)
 
 
 def test_a_source_of_a_single_patient_is_no_measure(made: Made) -> None:
@@ -336,7 +400,7 @@ def test_several_classes_are_one_against_the_rest(made: Made) -> None:
     y, scores = made.y[made.b], made.scores[0][made.b]
     each = [roc_auc_score(y[:, column], scores[:, column]) for column in range(3)]
     assert row["auroc"] == pytest.approx(np.mean(each))
-    assert row[["n_positive", "sensitivity", "predicted", "ece"]].isna().all()
+    assert row[["n_positive", "sensitivity", "predicted", "gap", "ece"]].isna().all()
     assert found.probes["among"].tolist() == [ALL]
     assert math.isnan(found.thresholds["place"])
     assert (found.heads["reason"] == "").all()

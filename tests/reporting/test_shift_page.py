@@ -21,7 +21,8 @@ from medclr.reporting.shift_page import shift_findings, shift_page
 NAN = float("nan")
 PLAIN: dict[str, Any] = {
     "auroc": 0.9, "half": 0.03, "p": 0.6, "n": 100, "positive": 40, "predicted": 0.42, "observed": 0.4,
-    "sensitivity": 0.8, "specificity": 0.9, "moved": 1.0, "own": (0.0, 0.02), "joint": (0.0, 0.02), "reason": "",
+    "sensitivity": 0.8, "specificity": 0.9, "moved": 1.0, "off": 1.0, "further": 1.0, "own": (0.0, 0.02),
+    "joint": (0.0, 0.02), "reason": "",
 }  # fmt: skip
 FALLEN = {"auroc": 0.7, "p": 0.001}
 
@@ -36,6 +37,12 @@ def made(**domains: Any) -> Any:
         counts = {"n": one["n"], "n_patients": one["n"], "n_positive": one["positive"]}
         counts |= {"n_negative": one["n"] - one["positive"], "is_source": name == "PA"}
         called = {what: one[what] for what in ("sensitivity", "specificity", "predicted", "observed")} | {"ece": 0.04}
+        apart = one["predicted"] - one["observed"]
+        called |= {"gap": apart, "gap_low": apart - 0.05, "gap_high": apart + 0.05, "gap_p": one["off"]}
+        if name != "PA":
+            change = apart - given["PA"]["predicted"] + given["PA"]["observed"]
+            called |= {"gap_change": change, "gap_change_low": change - 0.08, "gap_change_high": change + 0.08}
+            called |= {"gap_change_p": one["further"]}
         for what in ("sensitivity", "specificity"):
             called |= {f"{what}_low": one[what] - 0.05, f"{what}_high": one[what] + 0.05, f"{what}_p": one["moved"]}
         rows["domains"].append(place | counts | ({} if one["reason"] else {"auroc": one["auroc"]} | interval | called))
@@ -70,7 +77,8 @@ def context(**changes: Any) -> dict[str, Any]:
         "title": "Domain shift: pneumonia", "command": "shift", "command_line": "medclr shift --by view",
         "phantoms": False, "task": {"kind": "binary", "columns": ["pneumonia"], "outputs": ["1"]},
         "classes": ["0", "1"],
-        "classifiers": [{"method": "linear", "fingerprint": "4f2a90b1"}], "known": True, "resamples": 2000,
+        "classifiers": [{"method": "linear", "fingerprint": "4f2a90b1"}], "learned": [1289], "known": True,
+        "resamples": 2000,
         "test": test | changes.pop("test", {}), "trained": {"view": {"PA": 50}}, "versions": {"medclr": "0.1.0"},
         "hardware": {"cores": 2},
     } | changes  # fmt: skip
@@ -86,7 +94,10 @@ def test_the_constants_are_those_of_the_evaluation() -> None:
 
 def test_a_fall_is_one_where_holm_leaves_it_standing() -> None:
     found = answers(made(AP=FALLEN, LL={"auroc": 0.6, "p": 0.06}, OB={"auroc": 0.8, "p": 0.02}))[0]
-    assert found.short == "In AP (view), by 0.200 AUROC against PA, and in 1 other domain."
+    assert found.short == (
+        "In LL (view): AUROC 0.600 (0.570 to 0.630); that this is lower than in PA is not shown. A fall against the "
+        "source is shown in AP and OB (view)."
+    )
     assert found.more[:2] == [
         f"view: AUROC {auroc} in {name}, 0.900 in PA; difference {said} after Holm's correction."
         for auroc, name, said in (
@@ -102,10 +113,14 @@ def test_a_fall_is_one_where_holm_leaves_it_standing() -> None:
 
 def test_without_a_fall_none_is_said_nor_that_there_is_none() -> None:
     lost, _, why, *_ = answers(made(AP={"auroc": 0.7, "p": 0.051}))
-    assert lost.short == "In no domain is a fall shown."
+    open_ = "In AP (view): AUROC 0.700 (0.670 to 0.730); that this is lower than in PA is not shown."
+    assert lost.short == f"{open_} In no domain is a fall shown."
     assert why.short == "No fall is shown that would have to be explained."
     better = answers(made(AP={"auroc": 0.97, "p": 0.001}))[0]
-    assert better.short == "In no domain is a fall shown."
+    assert better.short == (
+        "In PA (view): AUROC 0.900 (0.870 to 0.930). It is the source, and shown to be lower than AP (view). In no "
+        "domain is a fall shown."
+    )
     assert "difference +0.070" in better.more[0]
     nothing = answers(made(AP={"reason": "no positive"}))[0]
     assert nothing.short == "Not known: no domain could be compared with its source (AP (view): no positive)."
@@ -113,6 +128,33 @@ def test_without_a_fall_none_is_said_nor_that_there_is_none() -> None:
     same = made(AP={"auroc": 0.9, "p": 1.0})
     same.differences["detectable"] = NAN  # of scores that are all alike
     assert answers(same)[0].more == ["Not resolved: AP (view)."]
+
+
+def test_the_lowest_domain_is_always_named_and_whether_it_is_shown_to_be_that() -> None:
+    """The lowest, which need not be the one that is furthest below its own source."""
+    assert answers(made(AP=FALLEN))[0].short == (
+        "In AP (view): AUROC 0.700 (0.670 to 0.730), which is shown to be lower than in PA, by 0.200."
+    )
+    short = answers(made(AP=FALLEN, LL=FALLEN | {"auroc": 0.8}))[0].short
+    assert short.endswith("by 0.200. A fall against the source is shown in LL (view) too.")
+    source = answers(made(AP={"auroc": 0.95, "p": 0.2}))[0].short
+    assert source.startswith("In PA (view): AUROC 0.900 (0.870 to 0.930). It is the source, and not shown to be lower ")
+    shift = made(PA={"reason": "no positive"}, AP={"auroc": 0.7}, LL={})
+    shift.differences["reason"], shift.domains["sensitivity"] = "the source has no positive", NAN
+    assert answers(shift)[0].short == (
+        "In AP (view): AUROC 0.700 (0.670 to 0.730); there is no figure of its source. Not known: no domain could be "
+        "compared with its source (AP (view): the source has no positive)."
+    )
+    # Of two columns whose domains have the same names: furthest from its source is the first AP, lowest the second.
+    shift, other = made(AP=FALLEN), made(PA={"auroc": 0.65}, AP={"auroc": 0.6, "p": 0.01})
+    for name in ("domains", "differences"):
+        two = getattr(other, name).replace({"column": {"view": "sex"}})
+        setattr(shift, name, pd.concat([getattr(shift, name), two], ignore_index=True))
+    shift.sources = {"view": "PA", "sex": "PA"}
+    assert answers(shift)[0].short == (
+        "In AP (sex): AUROC 0.600 (0.570 to 0.630), which is shown to be lower than in PA, by 0.050. A fall against "
+        "the source is shown in AP (view) too."
+    )
 
 
 def test_worse_than_chance_is_said_where_the_interval_is_below_it() -> None:
@@ -123,21 +165,47 @@ def test_worse_than_chance_is_said_where_the_interval_is_below_it() -> None:
 
 def test_a_threshold_is_not_to_be_carried_over_where_that_is_shown() -> None:
     found = answers(made(AP={"sensitivity": 0.5, "moved": 0.01}, LL={"sensitivity": 0.6, "moved": 0.2}))[1]
-    assert found.short == "The threshold not to AP (view): sensitivity or specificity are others than in the source."
+    sound = " Nothing shows that probabilities are off on average by more than 0.1, or further than in the source."
+    assert found.short == (
+        f"The threshold not to AP (view): sensitivity or specificity are others than in the source.{sound}"
+    )
     assert found.more[0] == (
         "AP (view): sensitivity 0.500 (0.450 to 0.550) and specificity 0.900 (0.850 to 0.950) at the threshold of PA, "
         "which has 0.800 and 0.900 there."
     )
-    sound = answers(made(AP={"sensitivity": 0.5, "moved": 0.2}))[1]
-    assert sound.short == "Nothing shows that sensitivity and specificity are others than in the source."
+    unmoved = answers(made(AP={"sensitivity": 0.5, "moved": 0.2}))[1]
+    assert unmoved.short == f"Nothing shows that sensitivity and specificity are others than in the source.{sound}"
 
 
-def test_probabilities_are_not_to_be_taken_at_their_word_where_they_are_off() -> None:
-    found = answers(made(AP={"predicted": 0.65}, LL={"predicted": 0.45}))[1]
-    off = "The probabilities not to AP (view): on average they are too far from the share of positives."
-    assert found.short.endswith(f". {off}")
-    assert "In AP it predicts 0.650 on average, and 0.400 are positive" in found.more[1]
-    assert not any("In LL it predicts" in sentence for sentence in found.more)
+OFF = {"predicted": 0.65, "off": 0.001}
+NOT_TO = "The probabilities not to {} (view): on average they are too far from the share of positives."
+
+
+def test_probabilities_are_off_where_that_is_shown_and_matters() -> None:
+    found = answers(made(AP=OFF | {"further": 0.04}, LL=OFF | {"off": 0.06}, OB={"predicted": 0.45, "off": 0.01}))[1]
+    assert found.short.endswith(f". {NOT_TO.format('AP')}")
+    assert found.more[0] == (
+        "AP (view): it predicts 0.650 on average, and 0.400 are positive: +0.250 (+0.200 to +0.300), p = 0.001 after "
+        "Holm's correction; against PA +0.230 (+0.150 to +0.310)."
+    )
+    assert not any("LL (view): it predicts" in sentence for sentence in found.more)
+    # A little off, yet shown to be further than the source.
+    further = answers(made(AP={"predicted": 0.45, "off": 0.01, "further": 0.04}))[1]
+    assert further.short.endswith(NOT_TO.format("AP"))
+    # Another way off, but not further.
+    nearer = answers(made(PA={"predicted": 0.47}, AP={"predicted": 0.35, "off": 0.01, "further": 0.04}))[1]
+    assert nearer.short.endswith("or further than in the source.")
+
+
+def test_that_the_source_is_off_itself_is_no_matter_of_a_domain() -> None:
+    found = answers(made(PA=OFF, AP=OFF, LL={"predicted": 0.9, "off": 0.001, "further": 0.01}, OB={}))[1]
+    assert found.short.endswith(
+        f". {NOT_TO.format('LL')} The probabilities are off in the source itself: PA (view). They are not shown to be "
+        "further off in AP (view)."
+    )
+    said = [sentence.split(" (")[0] for sentence in found.more if "predicts" in sentence]
+    assert said == ["LL", "PA", "AP"]
+    assert found.more[1].endswith("p = 0.001 after Holm's correction.")  # there is nothing to hold the source against
 
 
 @pytest.mark.parametrize(
@@ -184,7 +252,7 @@ def test_what_the_features_hold(own: Any, joint: Any, there: Any, words: str) ->
 
 def test_what_is_easier_does_not_hide_a_loss() -> None:
     lost, _, why, *_ = answers(made(AP={"own": GAIN, "joint": GAIN}))
-    assert lost.short == "In no domain is a fall shown."
+    assert lost.short.endswith(" In no domain is a fall shown.")
     assert why.short.startswith("AP (view): the features still hold what the label asks for")
     assert why.more[0] == "No fall is shown in AP (view), and yet labels of its own bring more there."
     alike = answers(made(PA={"own": GAIN, "joint": GAIN}, AP={"own": GAIN, "joint": GAIN}))[2]
@@ -311,8 +379,10 @@ def test_the_page_answers_first_and_is_whole(fallen: Any, plain: str) -> None:
         parts += [answer.question, answer.short, *answer.more]
     parts += [
         "By domain", "PA (source)", "100 volumes of 100 patients", "40 positive volumes, 60 negative volumes",
-        "learned from: 50 volumes", "n/a, because no positive", "Differences from the source", "0.001",
-        "What the features hold", "How far apart the domains lie", "MMD²", "Shortcuts",
+        "learned from: 50 volumes", "n/a, because no positive", "Probabilities",
+        "not to be compared between domains of", "Differences from the source", "0.001",
+        "What the features hold", "was trained on 1,289; whichever has fewer may rank lower",
+        "How far apart the domains lie", "MMD²", "Shortcuts",
         "n/a, because only 3 patients", "Methods", "Classifier: linear, fingerprint 4f2a90b1",
         "Threshold of PA (view): probability 0.370", "medclr shift --by view", "0.1.0", "medclr efficiency --labels",
     ]  # fmt: skip
@@ -337,8 +407,14 @@ def test_a_table_has_the_numbers_of_its_frame(fallen: Any, plain: str) -> None:
     rows = [unescape(re.sub(r"<[^>]*>", " ", row)) for row in re.findall(r"<tr>(.*?)</tr>", table, flags=re.DOTALL)]
     numbers = [re.findall(r"\d\.\d{3}", row) for row in rows[1:]]
     aurocs, rates = ["0.900", "0.870", "0.930"], ["0.800", "0.750", "0.850", "0.900", "0.850", "0.950"]
-    assert numbers[0] == [*aurocs, *rates, "0.420", "0.400", "0.040"]
+    assert numbers[0] == [*aurocs, *rates]
     assert numbers[1][:3] == ["0.700", "0.670", "0.730"]
+    assert numbers[2] == []
+    (table,) = re.findall(r'aria-label="Probabilities">(.*?)</table>', plain, flags=re.DOTALL)
+    rows = [unescape(re.sub(r"<[^>]*>", " ", row)) for row in re.findall(r"<tr>(.*?)</tr>", table, flags=re.DOTALL)]
+    numbers = [re.findall(r"[+−]?\d\.\d{3}", row) for row in rows[1:]]
+    assert numbers[0] == ["0.420", "0.400", "+0.020", "−0.030", "+0.070", "1.000", "0.040"]
+    assert numbers[1] == [*numbers[0][:-1], "+0.000", "−0.080", "+0.080", "1.000", "0.040"]
     assert numbers[2] == []
 
 
@@ -374,15 +450,16 @@ def test_intervals_are_drawn_on_one_scale(
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
 def test_of_several_outputs_there_is_no_threshold(kind: str) -> None:
     shift = made(AP=FALLEN)
-    none = ["sensitivity", "specificity", "predicted", "observed", "ece"]
-    shift.domains[[f"{what}{end}" for what in none[:2] for end in ("", "_low", "_high", "_p")] + none[2:]] = NAN
+    none = ["sensitivity", "specificity", "gap", "gap_change", "predicted", "observed", "ece"]
+    shift.domains[[f"{what}{end}" for what in none[:4] for end in ("", "_low", "_high", "_p")] + none[4:]] = NAN
     shift.thresholds = {"view": NAN}
     if kind == "multiclass":
         shift.domains[["n_positive", "n_negative"]] = NAN
     page = Page(shift_page(shift, context(task={"kind": kind, "columns": ["a"], "outputs": ["a", "b", "c"]}))).text
     assert "Sensitivity" not in page
     assert "Threshold of" not in page
-    assert "In AP (view), by 0.200 AUROC" in page
+    assert "Predicted" not in page
+    assert "In AP (view): AUROC 0.700" in page
     assert ("any positive" in page) == (kind == "multilabel")
     assert "nan" not in page
 
