@@ -321,13 +321,12 @@ def _corrupted(config: AdaptConfig, source: _Side, target: _Side) -> tuple[_Side
 
 def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tuple[_Side, _Side]:
     """Source and target: two domains of one archive, two archives, or one archive twice, for a corruption."""
-    c, task = config, None
+    c = config
     home = labelled_part(c, run, HOME, c.labels, encoder, spec, [c.column] if c.column else [])
     if c.target is not None:
         return _within(c, run, home)
-    new = home
+    new, task = home, home.table.task
     if c.target_data is not None:
-        task = home.table.task
         label = c.label if c.target_labels is None else _target_label(c, spec, task)
         own = LabelledConfig(c.target_data, c.store, key_file=c.key_file, label=label, spec=c.spec, workers=c.workers)
         if c.target_labels is None:
