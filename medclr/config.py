@@ -713,6 +713,8 @@ class AdaptConfig(LabelledConfig):
         self._refuse_idle()
         if any(shots < 1 for shots in self.target_shots):
             raise UsageError(f"--target-shots {min(self.target_shots)}: must be at least 1; 0 is always there")
+        if self.target_shots and self.target_data is not None and self.target_labels is None:
+            raise UsageError("--target-shots: only with --target-labels, the labels to learn")
         if self.lp_ft and not self.target_shots:
             raise UsageError("--lp-ft: only with --target-shots, the labels to learn")
         if self.lp_ft and self.corruption:

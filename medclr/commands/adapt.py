@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, get_args
 
 import numpy as np
@@ -126,7 +127,7 @@ def _target_label(config: AdaptConfig, spec: DataSpec, task: Task) -> list[str]:
     if config.target_label:
         return config.target_label
     has = set(task.columns) <= {*read_keyed(config.target_labels, label_layout(config, spec))}
-    return list(task.columns) if has else config.label
+    return list(task.columns) if has else []
 
 
 def _adapted(
@@ -141,9 +142,14 @@ def _adapted(
     """One target. path: of the first encoder; known: of each the features of all volumes, where they are to be had."""
     source, target = sides
     task = source.part.table.task
-    if not len(target.every):
-        raise DataError(f"--unlabelled {config.unlabelled}: {target.name} has no labelled volume, and no other")
     if not len(target.at):
+        there = target.part.every.rows["patient_key"].iloc[target.rest].nunique()
+        if there < LEAST_PATIENTS:
+            raise DataError(
+                f"{target.name}: no labelled volume, and {counted(len(target.rest), 'other')} of "
+                f"{counted(there, 'patient')} (--unlabelled {config.unlabelled} at most), where it takes "
+                f"{LEAST_PATIENTS} to adapt to"
+            )
         methods = [name for name in methods if name != TARGET_TRAINED]
         if config.target_shots:
             raise UsageError(f"--target-shots: {target.name} has no label to learn; leave it out, or label some")
@@ -164,7 +170,7 @@ def _adapted(
     else:
         found = _unjudged(config, methods, fits, np.arange(len(source.at)))
     kept = _kept_method(methods, found)
-    say(f"classifier: {kept}, adapted to all of {target.name}")
+    say(f"classifier: {kept}, adapted to {target.name}")
     _save_classifier(config, run, path, encoders[0], fits[0], kept, source, target)
     _write(config, run, found, _context(config, run, encoders, source, target, verdicts) | {"classifier": kept})
     return found
@@ -341,7 +347,9 @@ def _sides(config: AdaptConfig, run: Run, encoder: Path, spec: DataSpec) -> tupl
 
 def _with_rest(config: AdaptConfig, side: _Side, of: NDArray[np.bool_]) -> _Side:
     """With those volumes without a label that are `of` the side, a value for each volume of the archive."""
-    labelled = len(side.part.table.rows)
+    labelled, known = len(side.part.table.rows), side.part.every.rows["patient_known"].to_numpy(bool)
+    if known[side.at].all() and len(side.at):
+        of = of & known  # nobody knows whether another is of a patient who is scored
     there = labelled + np.flatnonzero(of[labelled:])
     drawn = np.random.default_rng(config.seed).permutation(there)[: config.unlabelled]
     return replace(side, rest=np.sort(drawn), n_rest=len(there))
@@ -359,6 +367,7 @@ def _each(
 
     @cache
     def features() -> list[NDArray[np.float32]]:
+        home.check_stock(everyone.every)
         found, volumes = [], everyone.volumes(config.crops)
         for encoder in encoders:
             network = encoder.bundle.middle(config.projector_layer).to(training_device(config.device))
@@ -377,13 +386,21 @@ def _each(
 
 def _values(config: AdaptConfig, run: Run, home: Part) -> NDArray[np.object_]:
     """Of each volume, labelled ones first, in which domain it is; "" where that is unknown."""
-    known = known_of(home.every, np.full(len(home.every.rows), home.name))
+    known, every = (known_of(table, np.full(len(table.rows), home.name)) for table in (home.table, home.every))
     if config.column not in known:
         raise no_column(f"--target {config.target}", [home], known)
-    values = known[config.column].to_numpy()
-    if config.column in home.every.groups and any(re.fullmatch(_LETTER, value) for value in values):
-        places = pd.DataFrame({"name": home.every.groups[config.column].to_numpy(), "letter": values})
-        run.write_frame("private/places.csv", places[places["letter"] != ""].drop_duplicates().sort_values("letter"))
+    own, others = known[config.column].to_numpy(), every[config.column].to_numpy()[len(known) :]
+    if config.column not in home.every.groups or not any(re.fullmatch(_LETTER, value) for value in [*own, *others]):
+        return np.concatenate([own, others])
+    # Places with labels have the letters that they have in other reports, and the rest those after them.
+    names = home.every.groups[config.column].to_numpy()
+    letters = dict(zip(names, own, strict=False))
+    more = sorted(set(names) - {*letters, ""})
+    free = (f"site {letter}" for letter in [*ascii_uppercase, *(f"A{one}" for one in ascii_uppercase)])
+    letters |= dict(zip(more, (one for one in free if one not in set(own)), strict=False))
+    values = np.array([letters.get(name, "") for name in names], dtype=object)
+    places = pd.DataFrame({"name": names, "letter": values})
+    run.write_frame("private/places.csv", places[places["letter"] != ""].drop_duplicates().sort_values("letter"))
     return values
 
 
@@ -666,6 +683,8 @@ def _counts(side: _Side, task: Task) -> dict[str, Any]:
     positive = int((side.y == 1).any(axis=1).sum())
     counts: dict[str, Any] = {"name": side.name, "n": len(side.at), "n_patients": side.n_patients}
     counts |= {"n_rest": len(side.rest), "n_rest_there": side.n_rest}
+    if not len(side.at):
+        counts["n_patients"] = side.part.every.rows["patient_key"].iloc[side.rest].nunique()
     known = [column[~np.isnan(column)] for column in side.y.T]
     shares = {name: float(y.mean()) for name, y in zip(task.outputs, known, strict=True) if len(y)}
     return counts | {"n_positive": None if task.kind == "multiclass" else positive, "shares": shares}

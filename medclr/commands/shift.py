@@ -198,6 +198,10 @@ def _sources(
     third = "a third archive is needed: give --data and --labels of one, and its columns with --by"
     fix = "name columns of the label table with --by" + ", or another archive with --data" * (ARCHIVE not in groups)
     asked = config.sources or ({ARCHIVE: HOME} if ARCHIVE in groups else dict.fromkeys(DOMAINS, ""))
+    if config.corruptions and not len(fresh):
+        raise DataError(
+            f"--corruptions: the classifier learned from all labelled volumes{why}; {third if used else fix}"
+        )
     if config.corruptions and not config.sources and ARCHIVE not in groups:
         return {}
     found: dict[str, str] = {}

@@ -259,7 +259,7 @@ def _excluded(context: Mapping[str, Any]) -> Answer:
             f"{copies} of the source {'has' if context['n_copies'] == 1 else 'have'} the very pixels of one of the "
             "target under another patient's name, and were left out wherever that one was scored."
         )
-    if not context["known"]:
+    if not context["known"] and target["n"]:
         more.append("Not every file names its patient: intervals are image-level, and may be too narrow.")
     without = f"{counted(target['n_rest'], 'volume')} without a label"
     if target["n_rest_there"] > target["n_rest"]:
@@ -314,7 +314,9 @@ def methods_of(points: pd.DataFrame, context: Mapping[str, Any], judged: bool = 
         " Scores are in deviations of those that a head gives the half adapted to, so that both halves are ranked "
         "together."
     )
-    said += [halved if judged else "Each method learns from all of the source and adapts to all of the target."]
+    said += [
+        halved if judged else "Each method learns from all of the source and adapts to these volumes of the target."
+    ]
     said += [heads + ranked * judged]
     if context["balance"]:
         said.append(

@@ -237,6 +237,7 @@ def test_its_classifier_can_only_be_judged_on_a_third_archive(within, capsys):
             f"--by modality: there is none of 5 patients whom the classifier did not learn from; {third}",
         ),
         ([], f"kernel and field_strength; {third}"),
+        (["--corruptions", "noise"], f"--corruptions: the classifier learned from all labelled volumes; {third}"),
         (other, f"there is one domain only by each of archive; {used}name columns of the label table with --by"),
     ):
         shutil.rmtree("runs/judged", ignore_errors=True)
@@ -430,22 +431,38 @@ def test_a_column_of_the_label_table_goes_before_that_of_the_manifest(capsys):
 
 def test_a_hospital_has_a_letter_which_private_explains(capsys):
     own = pd.read_csv("phantoms/labels.csv")
-    own.assign(hospital=[("Uster", "Baden")[n % 2] for n in range(len(own))]).to_csv("hospitals.csv", index=False)
+    hospitals = np.array([("Uster", "Baden")[n % 2] for n in range(len(own))], dtype=object)
+    hospitals[-4:] = "Aarau"  # of which no label is known, so that the others keep their letters
+    blank = own.assign(hospital=hospitals, lesion=own["lesion"].astype(str).mask(hospitals == "Aarau", ""))
+    blank.to_csv("hospitals.csv", index=False)
     words = [*BASE, "--label", "lesion", "--labels", "hospitals.csv", "--transductive", "--methods", "coral"]
     shutil.rmtree("runs/hospital", ignore_errors=True)
     found, line = refused(capsys, *words, "--target", "hospital=Uster", "--out", "runs/hospital")
     assert found == 1
     assert line == (
-        "--target hospital=Uster: no volume of it; there are site A and site B, as private/places.csv of the run "
-        "folder names them"
+        "--target hospital=Uster: no volume of it; there are site A, site B and site C, as private/places.csv of the "
+        "run folder names them"
     )
     assert pd.read_csv("runs/hospital/private/places.csv").to_numpy().tolist() == [
         ["Baden", "site A"],
         ["Uster", "site B"],
+        ["Aarau", "site C"],
     ]
     assert main([*words, "--target", "hospital=site B", "--out", "runs/hospital"]) == 0
     told = [path for path in Path("runs/hospital").rglob("*") if path.is_file() and "private" not in path.parts]
     assert not [path for path in told if b"Uster" in path.read_bytes()]
+
+
+def test_a_volume_of_nobody_knows_whom_is_not_adapted_to_beside_scored_patients():
+    """It may be of one of them."""
+    rows = pd.DataFrame({"patient_known": [True, True, True, False]})
+    part = SimpleNamespace(table=SimpleNamespace(rows=rows[:2]), every=SimpleNamespace(rows=rows))
+    config = AdaptConfig(labels=Path("l"), target="view=AP")
+    of = np.array([True, True, True, True])
+    assert module._with_rest(config, module._Side("a", part, np.array([0, 1])), of).rest.tolist() == [2]
+    assert module._with_rest(config, module._Side("a", part, np.arange(0)), of).rest.tolist() == [2, 3]
+    rows.loc[0, "patient_known"] = False  # of whom intervals are image-level, as the report says
+    assert module._with_rest(config, module._Side("a", part, np.array([0, 1])), of).rest.tolist() == [2, 3]
 
 
 def test_labels_of_the_target_are_those_of_the_source_where_its_table_has_more(folder):
@@ -579,8 +596,9 @@ def test_an_encoder_without_batch_norm_has_no_adabn(capsys):
         (["--target", "manufacturer=Coldlight"], 1, "manufacturer=Coldlight: no volume of it; there are Acme and Bor"),
         (["--target", "manufacturer=Acme", "--source", "manufacturer=X"], 1, "X: no labelled volume of it, where 5 pa"),
         (["--target-data", "phantoms/dicom"], 1, "--target-data phantoms/dicom: 52 of its 52 volumes are among tho"),
-        (["--target-data", "others/dicom", "--unlabelled", "0"], 1, "--unlabelled 0: archive new has no labelled vol"),
-        (["--target-data", "others/dicom", "--target-shots", "5"], 2, "--target-shots: archive new has no label to "),
+        (["--target-data", "others/dicom", "--unlabelled", "0"], 1, "archive new: no labelled volume, and 0 others of"),
+        (["--target-data", "others/dicom", "--unlabelled", "1"], 1, "and 1 other of 1 patient (--unlabelled 1 at mo"),
+        (["--target-data", "others/dicom", "--target-shots", "5"], 2, "--target-shots: only with --target-labels"),
         (["--target", "modality=CT"], 1, "--target modality=CT: there is no other modality to learn from"),
         (["--target-data", "phantoms/dicom", "--target-labels", "phantoms/labels.csv"], 1, "are among those of the s"),
         (["--target-data", "others/dicom", "--target-labels", "blank.csv"], 1, "column 'lesion' is blank in all"),
